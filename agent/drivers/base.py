@@ -1,0 +1,94 @@
+"""The hypervisor port: what a driver must do, and what it may be handed.
+
+Changing verbs take an OwnedGuest and nothing else; only agent/ownership.py makes one, from a
+fresh look. A driver checks the mark once more at the moment of the change, since a name or a
+uuid can have a new owner by then, and raises NotOurs rather than act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from common.messages import Capacity, GuestReport, GuestSpec
+from common.ownership import Mark
+from common.runtime import Runtime
+
+
+class OwnedGuest(msgspec.Struct, frozen=True):
+    """Proof that the guest at hand carries our mark. Made by agent/ownership.py alone."""
+
+    hypervisor_uuid: str
+    mark: Mark
+    seen: GuestReport
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """Every guest of the host. `errors` {hypervisor uuid: reason} makes the listing partial."""
+
+    guests: tuple[GuestReport, ...]
+    errors: dict[str, str] = {}
+
+    @property
+    def complete(self) -> bool:
+        return not self.errors
+
+
+class Driver(Protocol):
+    """One hypervisor. Calls block; the agent limits their time and runs them in parallel.
+
+    Every method may raise HypervisorUnavailable (can not be asked) or HypervisorError (it said
+    no). No method may read a failed or partial answer as "no guests".
+    """
+
+    name: str
+
+    def open(self, on_change: Callable[[str | None], None]) -> None:
+        """Connect in the background and stay connected; never raises for a hypervisor that is
+        away. `on_change(hypervisor uuid, or None for "look at everything")` is called, from any
+        thread, within a second of a guest's change of state."""
+
+    def close(self) -> None:
+        """Disconnect."""
+
+    def health(self) -> str:
+        """Empty when the hypervisor answers, else what is wrong, in words."""
+
+    def list_guests(self) -> Listing:
+        """All guests, strangers' included."""
+
+    def look(self, hypervisor_uuid: str) -> GuestReport | None:
+        """One guest as it is now; None only when the hypervisor says that it is not there."""
+
+    def capacity(self) -> Capacity:
+        """Totals of the host and what all its running guests use."""
+
+    def create(self, spec: GuestSpec, mark: Mark) -> GuestReport:
+        """Define a new halted guest under the hypervisor uuid `mark.bearer`, mark included.
+
+        Takes another name when a guest of that name exists. HypervisorError when that uuid
+        exists already. Leaves nothing behind when it fails.
+        """
+
+    def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:
+        """Write a new generation into the mark, before the effect that it stands for."""
+
+    def start(self, guest: OwnedGuest) -> None:
+        """Running afterwards; nothing to do when it is."""
+
+    def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
+        """Shut off afterwards: asked politely for `timeout_s`, then (or with force) pulled."""
+
+    def reboot(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
+        """Soft within `timeout_s`, or hard. Hard gives the guest a new domain id."""
+
+    def destroy(self, guest: OwnedGuest) -> None:
+        """Guest and the disks that `create` made for it are gone afterwards."""
+
+
+class DriverFactory(Protocol):
+    """An entry point of group muster.drivers: makes the driver of one host."""
+
+    def __call__(self, host: str, settings: Any, runtime: Runtime) -> Driver: ...

@@ -1,0 +1,1 @@
+"""The operators' side: an RPC client and the `muster` command."""

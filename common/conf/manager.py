@@ -1,0 +1,103 @@
+"""[manager]: judgement, deadlines and retries."""
+
+import msgspec
+from oslo_config import cfg
+
+GROUP = "manager"
+
+OPTIONS = [
+    cfg.FloatOpt(
+        "service_down_time",
+        default=60.0,
+        min=0.5,
+        max=86400.0,
+        help="Seconds of silence after which a host is DOWN. Must exceed 2.5 x report_interval.",
+    ),
+    cfg.FloatOpt(
+        "silence_budget",
+        default=1 / 3,
+        min=0.0,
+        max=1.0,
+        help="The share of enabled hosts that may fall silent before the managers doubt"
+        " themselves and suspend DB-only deletes (mass silence).",
+    ),
+    cfg.FloatOpt(
+        "resend_after",
+        default=5.0,
+        min=0.1,
+        max=3600.0,
+        help="Seconds without a receipt after which a command is cast again, under the same id.",
+    ),
+    cfg.FloatOpt(
+        "command_timeout",
+        default=120.0,
+        min=1.0,
+        max=86400.0,
+        help="Seconds that a command may take before it is voided.",
+    ),
+    cfg.FloatOpt(
+        "delete_timeout",
+        default=600.0,
+        min=1.0,
+        max=86400.0,
+        help="Seconds that a remote delete is tried before its job fails and the VM is owed a"
+        " deletion, which goes on in the background.",
+    ),
+    cfg.FloatOpt(
+        "retention",
+        default=86400.0,
+        min=0.0,
+        max=31_536_000.0,
+        help="Seconds that a deleted VM is remembered by its name.",
+    ),
+    cfg.FloatOpt(
+        "missing_grace",
+        default=30.0,
+        min=0.0,
+        max=86400.0,
+        help="Seconds that a VM must be absent from complete reports to be flagged missing.",
+    ),
+    cfg.StrOpt(
+        "on_unexpected_running",
+        default="accept",
+        choices=["accept", "stop"],
+        help="What to do with a guest that runs although it was stopped here.",
+    ),
+    cfg.StrOpt(
+        "mac_prefix",
+        default="0a:4d:75",
+        regex=r"^[0-9a-f][26ae]:[0-9a-f]{2}:[0-9a-f]{2}$",
+        help="The first three bytes of the fleet's MAC range; locally administered, unicast.",
+    ),
+    cfg.BoolOpt(
+        "auto_enable_hosts",
+        default=False,
+        help="Enable a host at its first hello (for demos and devstack).",
+    ),
+    cfg.FloatOpt(
+        "tick_interval",
+        default=1.0,
+        min=0.05,
+        max=60.0,
+        help="Seconds between two rounds of liveness, deadlines and retries.",
+    ),
+]
+
+
+class Manager(msgspec.Struct, frozen=True, kw_only=True):
+    """The values of [manager]; times are seconds."""
+
+    service_down_time: float = 60.0
+    silence_budget: float = 1 / 3
+    resend_after: float = 5.0
+    command_timeout: float = 120.0
+    delete_timeout: float = 600.0
+    retention: float = 86400.0
+    missing_grace: float = 30.0
+    on_unexpected_running: str = "accept"
+    mac_prefix: str = "0a:4d:75"
+    auto_enable_hosts: bool = False
+    tick_interval: float = 1.0
+
+
+SETTINGS = Manager

@@ -1,0 +1,357 @@
+"""What travels between managers, agents and operators: typed, validated, versioned.
+
+Every struct here is frozen and validated on arrival by msgspec. A reader ignores fields it does
+not know and refuses a `schema` newer than its own, so that both sides can be upgraded in turn.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import hashlib
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from common.errors import BadMessage
+from common.ownership import Mark
+from common.states import PowerState
+
+SCHEMA = 1
+
+MANAGER_TOPIC = "muster-manager"
+AGENT_TOPIC = "muster-agent"
+CONTROL_EXCHANGE = "muster"
+REPORTS_EXCHANGE = "muster.reports"
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class CommandKind(enum.StrEnum):
+    """The casts to an agent that are commands."""
+
+    START_VM = "start_vm"
+    STOP_VM = "stop_vm"
+    REBOOT_VM = "reboot_vm"
+    TERMINATE_INSTANCE = "terminate_instance"
+
+
+class TrailEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of a reason trail: who, why, when (UTC)."""
+
+    source: str
+    text: str
+    when: dt.datetime
+
+
+class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk of a guest: a new one of `size_gib`, or an existing image at `path` (kept on delete)."""
+
+    size_gib: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None = None
+    path: str | None = None
+
+
+class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A network card: its MAC and the libvirt network or bridge it is plugged into, if any."""
+
+    mac: str
+    network: str | None = None
+
+
+class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest is made from."""
+
+    name: Name
+    vcpus: Annotated[int, msgspec.Meta(ge=1, le=512)]
+    memory_mib: Annotated[int, msgspec.Meta(ge=16, le=16 * 1024 * 1024)]
+    disks: tuple[DiskSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str | None = None
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """One order to one agent; `spec` depends on the kind (start_vm: {"guest": GuestSpec})."""
+
+    schema: int = SCHEMA
+    id: Id
+    kind: CommandKind
+    fleet: Name
+    host: Name
+    session: Count
+    instance: Id
+    generation: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+    spec: dict[str, Any] = {}
+    trail: tuple[TrailEntry, ...] = ()
+
+
+class GuestReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One guest as its hypervisor describes it, ours or not."""
+
+    hypervisor_uuid: Id
+    name: str
+    power_state: PowerState
+    vcpus: Count
+    memory_mib: Count
+    mark: Mark | None = None
+    template: bool = False
+    domain_id: int | None = None
+    macs: tuple[str, ...] = ()
+
+    def fingerprint(self) -> int:
+        """64 bits over what a manager keeps of this guest; the list of fields is part of SCHEMA."""
+        kept = (
+            self.hypervisor_uuid,
+            self.name,
+            int(self.power_state),
+            self.vcpus,
+            self.memory_mib,
+            self.mark,
+            self.template,
+            self.domain_id,
+            self.macs,
+        )
+        body = msgspec.json.encode(kept)
+        return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "big")
+
+
+def digest(fingerprints: Iterable[int]) -> str:
+    """An order-free digest of a host's guests, equal on both sides when their views agree."""
+    total = count = 0
+    for fingerprint in fingerprints:
+        total ^= fingerprint
+        count += 1
+    return f"{count}:{total:016x}"
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hypervisor said of one guest at (session, seq); `guest` None: it is not there.
+
+    `seq` is drawn after the command's effect and before the look.
+    """
+
+    session: Count
+    seq: Count
+    guest: GuestReport | None
+
+
+class Step(enum.StrEnum):
+    """Receipts that an agent gives before a command's result."""
+
+    RECEIVED = "received"
+    STARTED = "started"
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A step a command has taken at the agent, `age_s` seconds before the message was sent."""
+
+    command: Id
+    step: Step
+    age_s: float = 0.0
+
+
+class Outcome(enum.StrEnum):
+    """How a command ended at its agent."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    NOT_RUN = "not_run"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a command, repeated until a manager confirms `id`.
+
+    `error_code` STALE_COMMAND carries the floor that refused it.
+    """
+
+    id: Id
+    command: Id
+    kind: str
+    instance: str
+    generation: int
+    outcome: Outcome
+    error_code: str | None = None
+    error: str | None = None
+    floor: int | None = None
+    look: Look | None = None
+
+
+class VoidOutcome(enum.StrEnum):
+    """What had become of the commands at or below a voided generation."""
+
+    NOT_RUN = "not_run"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class VoidAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent's word on a void: the floor is raised, and this is what it found."""
+
+    id: Id
+    instance: Id
+    generation: Count
+    answer: VoidOutcome
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A cast that could not be a command at all, with its reason and the start of its body."""
+
+    id: Id
+    code: str
+    message: str
+    body: str
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent tells outside its heartbeats, on routing key `result.<host>`."""
+
+    schema: int = SCHEMA
+    fleet: Name
+    host: Name
+    session: Count | None
+    agent_run: Id
+    receipts: tuple[Receipt, ...] = ()
+    results: tuple[Result, ...] = ()
+    voids: tuple[VoidAnswer, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class DriverReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The hypervisor driver's own health."""
+
+    name: Name
+    healthy: bool
+    message: str = ""
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hypervisor has in all, aliens included in what is used."""
+
+    vcpus_total: Count
+    memory_mib_total: Count
+    vcpus_used: Count
+    memory_mib_used: Count
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """The guests of a host: all of them (`full`), or what changed since the last report.
+
+    `complete` False: the listing failed or was partial, and absence means nothing. `gone` lists
+    hypervisor uuids that were there and are not any more. `digest` is over all guests.
+    """
+
+    full: bool
+    complete: bool
+    digest: str
+    guests: tuple[GuestReport, ...] = ()
+    gone: tuple[str, ...] = ()
+    errors: dict[str, str] = {}
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """A host's sign of life, on routing key `heartbeat.<host>`; `seq` is drawn before the look."""
+
+    schema: int = SCHEMA
+    fleet: Name
+    host: Name
+    session: Count | None
+    agent_run: Id
+    seq: Count
+    interval_s: Annotated[float, msgspec.Meta(gt=0, le=86400)]
+    driver: DriverReport
+    sent_at: dt.datetime
+    inventory: Inventory | None = None
+    capacity: Capacity | None = None
+    receipts: tuple[Receipt, ...] = ()
+    results: tuple[Result, ...] = ()
+    voids: tuple[VoidAnswer, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    dropped_casts: Count = 0
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's request for a session (RPC call `hello` to the managers)."""
+
+    schema: int = SCHEMA
+    hello_id: Id
+    fleet: Name
+    host: Name
+    agent_run: Id
+    agent_version: str
+    driver: Name
+    interval_s: Annotated[float, msgspec.Meta(gt=0, le=86400)]
+    host_boot: str
+    journal_id: Id
+    journal_seq: Count
+    store_timeline: str | None
+    store_mark: Count
+    unfinished: tuple[str, ...] = ()
+
+
+class FloorEntry(msgspec.Struct, frozen=True, array_like=True):
+    """(instance, generation): nothing at or below it may run any more."""
+
+    instance: str
+    generation: int
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The managers' answer to a hello.
+
+    `wanted` are the unfinished commands of the hello that may still run; `voids` ask for an
+    answer each; `store_timeline` and `store_mark` are kept by the agent for its next hello.
+    """
+
+    session: Count
+    tombstones: tuple[FloorEntry, ...] = ()
+    floors: tuple[FloorEntry, ...] = ()
+    voids: tuple[FloorEntry, ...] = ()
+    wanted: tuple[str, ...] = ()
+    store_timeline: str
+    store_mark: Count
+
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The JSON body of a message."""
+    return msgspec.json.encode(message)
+
+
+def builtins(message: msgspec.Struct) -> Any:
+    """A message as plain dicts and lists, for an RPC argument."""
+    return msgspec.to_builtins(message)
+
+
+def decode(body: bytes | str, kind: type[M]) -> M:
+    """A message from its JSON body; BadMessage names the field that is wrong."""
+    try:
+        message = msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise BadMessage(f"{kind.__name__}: {exc}", "see the dead-letter queue") from exc
+    return _checked(message)
+
+
+def convert(value: Any, kind: type[M]) -> M:
+    """A message from plain dicts and lists; BadMessage names the field that is wrong."""
+    try:
+        message = msgspec.convert(value, type=kind, strict=True)
+    except msgspec.ValidationError as exc:
+        raise BadMessage(f"{kind.__name__}: {exc}", "see the dead-letter queue") from exc
+    return _checked(message)
+
+
+def _checked(message: M) -> M:
+    schema = getattr(message, "schema", SCHEMA)
+    if not 1 <= schema <= SCHEMA:
+        raise BadMessage(
+            f"{type(message).__name__}: schema {schema} is not one of 1..{SCHEMA}",
+            "upgrade this process first",
+        )
+    return message

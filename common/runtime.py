@@ -1,0 +1,327 @@
+"""The only owner of threads, loops and time.
+
+Services start nothing, sleep nowhere and read no clock but through a Runtime, so that the same
+code runs on threads, on eventlet's green threads and, later, under a simulated scheduler.
+This is the only module that knows of eventlet.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import logging
+import os
+import queue
+import random
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from common.errors import BadConfig, CallTimeout
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+THREADING = "threading"
+EVENTLET = "eventlet"
+
+
+class Stopped(BaseException):
+    """Raised inside a loop of a runtime that has been killed; nothing may catch it but the loop."""
+
+
+def prepare(executor: str) -> None:
+    """Make the process fit for `executor`; must run before any other import touches sockets."""
+    if executor == EVENTLET:
+        late = [name for name in ("oslo_messaging", "kombu", "sqlalchemy") if name in sys.modules]
+        if late:
+            raise BadConfig(
+                f"executor eventlet: {', '.join(late)} came before the patching",
+                "start the process through its own command",
+            )
+        import eventlet
+
+        eventlet.monkey_patch()
+    elif executor != THREADING:
+        raise BadConfig(
+            f"[DEFAULT] executor: {executor!r} is unknown", f"use {THREADING} or {EVENTLET}"
+        )
+
+
+class Task:
+    """A running piece of work; `join` waits for its end."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self._thread = thread
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> bool:
+        """True when the work ended within the limit."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+class Runtime:
+    """Threads and the machine's clocks.
+
+    `stop` asks every loop to end and waits; `kill` makes them end at their next step without
+    any clean-up, as a kill -9 would (for embedded agents, which share a process).
+    """
+
+    def __init__(self, name: str = "main") -> None:
+        self.name = name
+        self.stopping = threading.Event()
+        self.killed = False
+        self._tasks: list[Task] = []
+        self._lock = threading.Lock()
+        self._random = random.Random()
+
+    # time and chance
+
+    def now(self) -> dt.datetime:
+        """This machine's wall clock, UTC."""
+        return dt.datetime.now(dt.UTC)
+
+    def monotonic(self) -> float:
+        """Seconds that only ever rise."""
+        return time.monotonic()
+
+    def new_id(self) -> str:
+        """A fresh UUID."""
+        return str(uuid.uuid4())
+
+    def jitter(self, low: float, high: float) -> float:
+        """A random number, so that many processes do not march in step."""
+        return self._random.uniform(low, high)
+
+    def random_below(self, limit: int) -> int:
+        """A random whole number in [0, limit)."""
+        return self._random.randrange(limit)
+
+    # waiting
+
+    def event(self) -> threading.Event:
+        """A flag that `wait` can wait for."""
+        return threading.Event()
+
+    def lock(self) -> threading.RLock:
+        """A lock that its holder may take again."""
+        return threading.RLock()
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """True when `event` was set within the limit; ends early when the runtime stops."""
+        deadline = self.monotonic() + timeout_s
+        while not event.is_set():
+            self._check()
+            left = deadline - self.monotonic()
+            if left <= 0 or self.stopping.is_set():
+                return event.is_set()
+            event.wait(min(left, 0.5))
+        self._check()
+        return True
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass; ends early when the runtime stops."""
+        self._check()
+        self.stopping.wait(seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if self.killed:
+            raise Stopped
+
+    # work
+
+    def spawn(self, name: str, fn: Callable[..., Any], *args: Any) -> Task:
+        """Run `fn` beside the caller; an error is logged, never lost in silence."""
+
+        def run() -> None:
+            try:
+                fn(*args)
+            except Stopped:
+                pass
+            except Exception:
+                if not self.killed:
+                    LOG.exception("%s: %s ended by an error", self.name, name)
+
+        self._check()
+        thread = threading.Thread(target=run, name=f"{self.name}/{name}", daemon=True)
+        task = Task(thread)
+        with self._lock:
+            self._tasks = [t for t in self._tasks if t.alive]
+            self._tasks.append(task)
+        thread.start()
+        return task
+
+    def every(
+        self,
+        name: str,
+        seconds: float | Callable[[], float],
+        fn: Callable[[], Any],
+        wake: threading.Event | None = None,
+    ) -> Task:
+        """Run `fn` now and again every `seconds`, or at once when `wake` is set.
+
+        An error is logged and the next turn comes after a back-off of at most 10 s.
+        """
+        bell = wake if wake is not None else self.event()
+
+        def loop() -> None:
+            failures = 0
+            while not self.stopping.is_set():
+                self._check()
+                bell.clear()
+                try:
+                    fn()
+                    failures = 0
+                except Exception as exc:
+                    if self.killed:
+                        return
+                    failures += 1
+                    pause = min(10.0, 0.2 * 2**failures)
+                    LOG.warning("%s: %s failed, again in %.1f s: %s", self.name, name, pause, exc)
+                    LOG.debug("%s: %s", self.name, name, exc_info=True)
+                    self.sleep(pause)
+                    continue
+                self.wait(bell, seconds() if callable(seconds) else seconds)
+
+        return self.spawn(name, loop)
+
+    def offload(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call into a C library that may block; under eventlet it leaves the hub free."""
+        return fn(*args)
+
+    def limited(self, seconds: float, name: str, fn: Callable[..., T], *args: Any) -> T:
+        """`fn(*args)` or CallTimeout after `seconds`; the abandoned call keeps its own thread."""
+        box: list[Any] = []
+        done = self.event()
+
+        def run() -> None:
+            try:
+                box.append((True, self.offload(fn, *args)))
+            except Exception as exc:
+                box.append((False, exc))
+            finally:
+                done.set()
+
+        self.spawn(f"call-{name}", run)
+        if not self.wait(done, seconds):
+            raise CallTimeout(f"{name} gave no answer within {seconds:g} s", "look at the host")
+        good, value = box[0]
+        if good:
+            return value  # type: ignore[no-any-return]
+        raise value
+
+    def inbox(self) -> Inbox:
+        """A queue that threads outside this runtime (a C library's) may put into."""
+        return Inbox(self)
+
+    def native_thread(self, name: str, fn: Callable[[], Any]) -> None:
+        """Run `fn` on a real thread for good, such as a C library's event loop."""
+        threading.Thread(target=fn, name=f"{self.name}/{name}", daemon=True).start()
+
+    # lifetime
+
+    def stop(self, timeout_s: float = 8.0) -> list[str]:
+        """Ask all work to end; returns the names of what was still running at the limit."""
+        self.stopping.set()
+        deadline = self.monotonic() + timeout_s
+        with self._lock:
+            tasks = list(self._tasks)
+        late = []
+        for task in tasks:
+            if task._thread is threading.current_thread():
+                continue
+            if not task.join(max(0.0, deadline - self.monotonic())):
+                late.append(task._thread.name)
+        return late
+
+    def kill(self) -> None:
+        """End without clean-up, as if the process had been killed."""
+        self.killed = True
+        self.stopping.set()
+
+
+class Inbox:
+    """Hands items of foreign threads to one of ours."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def put(self, item: Any) -> None:
+        self._queue.put(item)
+
+    def get(self, timeout_s: float) -> Any | None:
+        """The next item, or None when none came within the limit or the runtime stops."""
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            self._runtime._check()
+            return None
+
+
+class EventletRuntime(Runtime):
+    """Green threads: `prepare("eventlet")` has patched the process, so threads are green already.
+
+    Only calls into C libraries differ: they go to eventlet's pool of real threads.
+    """
+
+    def offload(self, fn: Callable[..., T], *args: Any) -> T:
+        from eventlet import tpool
+
+        return tpool.execute(fn, *args)  # type: ignore[no-any-return]
+
+    def inbox(self) -> Inbox:
+        return _PipeInbox(self)
+
+    def native_thread(self, name: str, fn: Callable[[], Any]) -> None:
+        from eventlet import patcher
+
+        native = patcher.original("threading")
+        native.Thread(target=fn, name=f"{self.name}/{name}", daemon=True).start()
+
+
+class _PipeInbox(Inbox):
+    """Wakes the hub through a pipe: a green queue must not be touched from a real thread."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._items: collections.deque[Any] = collections.deque()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def put(self, item: Any) -> None:
+        self._items.append(item)
+        try:
+            os.write(self._write, b"x")
+        except BlockingIOError:
+            pass  # the pipe is full of wake-ups already
+
+    def get(self, timeout_s: float) -> Any | None:
+        from eventlet import Timeout, hubs
+
+        if not self._items:
+            try:
+                with Timeout(timeout_s):
+                    hubs.trampoline(self._read, read=True)
+            except Timeout:
+                self._runtime._check()
+                return None
+            try:
+                os.read(self._read, 65536)
+            except BlockingIOError:
+                pass  # woken by an item that an earlier read has covered
+        return self._items.popleft() if self._items else None
+
+
+def make(executor: str, name: str) -> Runtime:
+    """The runtime for an executor named in the configuration."""
+    return EventletRuntime(name) if executor == EVENTLET else Runtime(name)

@@ -1,0 +1,1 @@
+"""A whole fleet on one machine with the real parts, and the demo."""
