@@ -1,0 +1,230 @@
+"""What all commands share: columns, output, and the life of a job that a verb has started."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cliff.lister import Lister
+
+from client import follow, usage
+from client.output import Formatters, Worded
+from common.errors import MusterError
+
+if TYPE_CHECKING:
+    from client.main import Muster
+
+Answer = dict[str, Any]
+Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
+
+JOB_COLUMNS = ("uuid", "kind", "instance", "host", "state", "waiting_for")
+DECISION_COLUMNS = ("vm", "name", "host", "decision", "row", "reason")
+
+
+class Command(Lister):
+    """A verb: prints rows, or one object when `single` is set; then raises `verdict`, if any."""
+
+    app: Muster
+    words: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
+
+    def __init__(self, app: Muster, app_args: Any, cmd_name: str | None = None) -> None:
+        super().__init__(app, app_args, cmd_name)
+        self.single = False
+        self.verdict: MusterError | None = None
+        self.exit_code = 0
+
+    # The columns that are known before anything is asked; a wrong `-c` must change nothing.
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        """The columns of the output, or none when only the answer tells them."""
+        raise NotImplementedError
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        known = self.columns_of(parsed_args)
+        if known:
+            self._generate_columns_and_selector(parsed_args, known)
+        super().run(parsed_args)
+        if self.verdict is not None:
+            raise self.verdict
+        return self.exit_code
+
+    def rows(self, columns: Sequence[str], objects: Iterable[Answer]) -> Rows:
+        """What cliff prints; a key that a manager does not send is null."""
+        return columns, [[self._cell(c, one.get(c)) for c in columns] for one in objects]
+
+    def one(self, columns: Sequence[str], found: Answer) -> Rows:
+        """As `rows`, for a single object."""
+        self.single = True
+        return self.rows(columns, [found])
+
+    def tell(self, answer: Answer) -> None:
+        """Show what the operator must know before he reads the answer."""
+        for notice in answer.get("notices", ()):
+            self.app.stderr.write(f"notice: {notice}\n")
+
+    def produce_output(
+        self,
+        parsed_args: argparse.Namespace,
+        column_names: Sequence[str],
+        data: Iterable[Sequence[Any]],
+    ) -> int:
+        if not self.single:
+            return super().produce_output(parsed_args, column_names, data)
+        columns, selector = self._generate_columns_and_selector(parsed_args, column_names)
+        (row,) = data
+        if selector:
+            row = list(self._compress_iterable(row, selector))
+        formatter: Any = self.formatter
+        formatter.emit_one(columns, row, self.app.stdout, parsed_args)
+        return 0
+
+    def _cell(self, column: str, value: Any) -> Any:
+        words = self.words.get(column)
+        return value if words is None or value is None else Worded(value, words)
+
+    def _generate_columns_and_selector(
+        self, parsed_args: argparse.Namespace, column_names: Sequence[str]
+    ) -> tuple[list[str], list[bool] | None]:
+        known = {self._normalize_column_name(name) for name in column_names}
+        for name in parsed_args.columns:
+            if self._normalize_column_name(name) not in known:
+                raise usage.Usage(
+                    f"there is no column {name!r}", f"one of {', '.join(column_names)}"
+                )
+        return super()._generate_columns_and_selector(parsed_args, column_names)
+
+    @staticmethod
+    def _normalize_column_name(column_name: str) -> str:
+        # Both the key `power_age_s` and the title `Power age (s)` name a column.
+        return re.sub(r"[^a-z0-9]+", "_", column_name.lower()).strip("_")
+
+    # Cliff would scan all installed packages for each of these three; none of it is used here.
+
+    def _load_formatter_plugins(self) -> Any:
+        return Formatters()
+
+    def _load_hooks(self) -> None:
+        self._hooks = []
+
+    def get_epilog(self) -> str:
+        return self._epilog or ""
+
+
+class ListCommand(Command):
+    """Asks `method` and lists what the answer holds under `key`."""
+
+    columns: ClassVar[tuple[str, ...]]
+    method: ClassVar[str]
+    key: ClassVar[str]
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return self.columns
+
+    def filters(self, args: argparse.Namespace) -> Answer:
+        """The arguments of the question."""
+        return {}
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        answer = self.app.client.ask(self.method, **self.filters(parsed_args))
+        self.tell(answer)
+        return self.rows(self.columns_of(parsed_args), answer.get(self.key, ()))
+
+
+class ShowCommand(Command):
+    """Asks `method` about one object; `columns` come first, then what else the answer holds."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    method: ClassVar[str]
+    noun: ClassVar[str]
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return ()
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(self.noun, metavar=self.noun.upper(), help="its name or UUID")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        asked = {self.noun: getattr(parsed_args, self.noun)}
+        answer = self.app.client.ask(self.method, **asked)
+        self.tell(answer)
+        others = [key for key in answer if key not in self.columns and key != "notices"]
+        return self.one([*self.columns, *others], answer)
+
+
+class JobCommand(Command):
+    """Ends with a job: prints it, and with `--wait` follows it first."""
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return JOB_COLUMNS
+
+    def job(self, job: Answer, wait: bool) -> Rows:
+        """Print the job; one that did not succeed decides the exit code."""
+        if wait:
+            with self._progress() as progress:
+                try:
+                    job = follow.to_the_end(
+                        self.app.client,
+                        job,
+                        progress,
+                        self.app.runtime,
+                        self.app.settings.client.wait_timeout,
+                    )
+                except follow.WaitTimeout as exc:
+                    self.verdict = exc
+        self.verdict = self.verdict or follow.failure(job)
+        return self.one(JOB_COLUMNS, job)
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[follow.Progress]:
+        progress = follow.Progress(self.app.stderr)
+        try:
+            yield progress
+        finally:
+            progress.end()
+
+
+class ActionCommand(JobCommand):
+    """A verb that an accepted job carries out; subclasses say what is asked in `wish`."""
+
+    method: ClassVar[str]
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_reason(parser)
+        parser.add_argument(
+            "--wait", action="store_true", help="follow the job; exit 0 only when it succeeded"
+        )
+        parser.add_argument(
+            "--job",
+            metavar="UUID",
+            type=usage.job_uuid,
+            help="the job's uuid; repeats a request whose answer was lost",
+        )
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        """The arguments of the request, without the job and the operator."""
+        raise NotImplementedError
+
+    def ask(self, args: argparse.Namespace) -> Answer:
+        """The manager's answer to the wish."""
+        job = args.job or self.app.runtime.new_id()
+        return self.app.client.change(self.method, job, reason=args.reason, **self.wish(args))
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        return self.job(self.ask(parsed_args), parsed_args.wait)
+
+
+def add_reason(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """`--reason TEXT`, which goes onto the trail of whatever is done."""
+    parser.add_argument(
+        "--reason",
+        metavar="TEXT",
+        type=usage.said("reason"),
+        required=required,
+        help="why; kept on the trail",
+    )

@@ -1,0 +1,129 @@
+"""`muster host ...`: hypervisor hosts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import ClassVar
+
+from client.base import (
+    DECISION_COLUMNS,
+    Answer,
+    Command,
+    ListCommand,
+    Rows,
+    ShowCommand,
+    add_reason,
+)
+from client.rpc import operator
+
+
+class List(ListCommand):
+    """List the hosts"""
+
+    method = "host_list"
+    key = "hosts"
+    columns = (
+        "name",
+        "driver",
+        "state",
+        "enabled",
+        "last_heard_s",
+        "vms",
+        "aliens",
+        "vcpus_used",
+        "vcpus_total",
+        "memory_mib_used",
+        "memory_mib_total",
+        "agent_version",
+    )
+
+
+class Show(ShowCommand):
+    """Show all that is known of a host"""
+
+    method = "host_show"
+    noun = "host"
+    columns = List.columns
+
+
+class _Switch(Command):
+    """Sets what an operator alone may set of a host; no job: it is done when it is answered."""
+
+    method: ClassVar[str]
+    needs_reason = False
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("host", metavar="HOST", help="its name")
+        add_reason(parser, required=self.needs_reason)
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return List.columns
+
+    def ask(self, args: argparse.Namespace) -> Answer:
+        """The manager's answer: the host, and what becomes of its VMs."""
+        return self.app.client.ask(
+            self.method, host=args.host, reason=args.reason, operator=operator()
+        )
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        answer = self.ask(parsed_args)
+        self.tell(answer)
+        return self.one(List.columns, answer.get("host", {}))
+
+
+class Enable(_Switch):
+    """Let new VMs be placed on a host"""
+
+    method = "host_enable"
+
+
+class Disable(_Switch):
+    """Place no new VMs on a host"""
+
+    method = "host_disable"
+
+
+class _Verdict(_Switch):
+    """Says what silence does not: that a host is down, or is not any more."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be done, and do nothing"
+        )
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return DECISION_COLUMNS if args.dry_run else List.columns
+
+    def ask(self, args: argparse.Namespace) -> Answer:
+        return self.app.client.ask(
+            self.method,
+            host=args.host,
+            reason=args.reason,
+            operator=operator(),
+            dry_run=args.dry_run,
+        )
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        if not parsed_args.dry_run:
+            return super().take_action(parsed_args)
+        answer = self.ask(parsed_args)
+        self.tell(answer)
+        return self.rows(DECISION_COLUMNS, answer.get("decisions", ()))
+
+
+class SetDown(_Verdict):
+    """Declare a host down: its VMs may then be deleted without it"""
+
+    method = "host_set_down"
+    needs_reason = True
+
+
+class UnsetDown(_Verdict):
+    """Believe a host's heartbeats again"""
+
+    method = "host_unset_down"

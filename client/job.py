@@ -1,0 +1,95 @@
+"""`muster job ...`: accepted wishes and what became of them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from client.base import Answer, JobCommand, ListCommand, Rows, ShowCommand
+
+RECEIPTS = ("accepted_at", "published_at", "received_at", "started_at", "ended_at")
+
+
+class List(ListCommand):
+    """List the jobs that have not ended"""
+
+    method = "job_list"
+    key = "jobs"
+    columns = ("uuid", "kind", "instance", "host", "state", "waiting_for", "age_s")
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--all", action="store_true", help="those that have ended, too")
+        return parser
+
+    def filters(self, args: argparse.Namespace) -> Answer:
+        return {"all": args.all}
+
+
+def _steps(steps: list[Answer]) -> str:
+    return "\n".join(
+        " ".join(
+            str(part)
+            for part in (
+                step.get("started_at") or "(not begun)",
+                f"{step['name']}{' on ' + step['host'] if step.get('host') else ''}:",
+                step.get("state"),
+                f"until {step['ended_at']}" if step.get("ended_at") else None,
+                f"- {step['detail']}" if step.get("detail") else None,
+            )
+            if part
+        )
+        for step in steps
+    )
+
+
+def _receipts(receipts: list[Answer]) -> str:
+    lines = []
+    for receipt in receipts:
+        lines.append(
+            f"{receipt['kind']} to {receipt['host']}, generation {receipt['generation']}:"
+            f" {receipt['state']} ({receipt['command']})"
+        )
+        lines += [
+            f"  {receipt[key]} {key.removesuffix('_at')}" for key in RECEIPTS if receipt.get(key)
+        ]
+    return "\n".join(lines)
+
+
+def _trail(trail: list[list[Any]]) -> str:
+    return "\n".join(f"{when} {source}: {text}" for source, text, when in trail)
+
+
+class Show(ShowCommand):
+    """Show the whole life of a job"""
+
+    method = "job_show"
+    noun = "job"
+    columns = (
+        "uuid",
+        "kind",
+        "instance",
+        "host",
+        "state",
+        "unconfirmed",
+        "waiting_for",
+        "steps",
+        "receipts",
+        "reason",
+        "error_code",
+        "error",
+        "age_s",
+    )
+    words = {"steps": _steps, "receipts": _receipts, "reason": _trail}
+
+
+class Wait(JobCommand):
+    """Follow a job to its end; exit 0 only when it succeeded"""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("job", metavar="JOB", help="its UUID")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        return self.job(self.app.client.ask("job_show", job=parsed_args.job), wait=True)

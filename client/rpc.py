@@ -1,0 +1,69 @@
+"""The RPC client: asks any manager, and asks again when an answer was lost."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from common.bus.base import ANY_MANAGER, Bus
+from common.conf import Settings
+from common.errors import BrokerUnavailable, NoManager
+from common.runtime import Runtime
+
+# How the time limit is divided between the tries: the first leaves room for a slow answer, the
+# others find the manager that has taken a dead one's place.
+SHARES = (0.5, 0.25, 0.25)
+PAUSE_S = 1.0
+
+
+class Client:
+    """One operator's door to the managers; `connect` is called when the first question is asked."""
+
+    def __init__(self, connect: Callable[[], Bus], settings: Settings, runtime: Runtime) -> None:
+        self._connect = connect
+        self._runtime = runtime
+        self._limit_s = settings.client.rpc_timeout
+
+    def ask(self, method: str, /, **kwargs: Any) -> dict[str, Any]:
+        """A manager's answer within [client] rpc_timeout; what got none is asked again as it was.
+
+        Only for what may be done twice: reads, and verbs that set a thing to a value. Raises
+        NoManager or BrokerUnavailable, and whatever error a manager answered.
+        """
+        for share in SHARES[:-1]:
+            allowance = share * self._limit_s
+            started = self._runtime.monotonic()
+            try:
+                return self.ask_once(method, allowance, **kwargs)
+            except (NoManager, BrokerUnavailable):
+                left = allowance - (self._runtime.monotonic() - started)
+                self._runtime.sleep(max(0.0, min(PAUSE_S, left)))
+        return self.ask_once(method, SHARES[-1] * self._limit_s, **kwargs)
+
+    def ask_once(self, method: str, timeout_s: float, /, **kwargs: Any) -> dict[str, Any]:
+        """As `ask`, with one try of at most `timeout_s`."""
+        answer = self._connect().call(ANY_MANAGER, method, kwargs, timeout_s)
+        return answer if isinstance(answer, dict) else {}
+
+    def change(self, method: str, job: str, /, **kwargs: Any) -> dict[str, Any]:
+        """The answer to a wish named `job`; a manager that has accepted it before says so again.
+
+        Without an answer it is unknown whether the wish was accepted: the error's remedy is to
+        repeat it under the same uuid.
+        """
+        try:
+            return self.ask(method, job=job, operator=operator(), **kwargs)
+        except (NoManager, BrokerUnavailable) as exc:
+            raise type(exc)(exc.message, f"repeat with --job {job}", job=job) from exc
+
+
+def operator() -> str:
+    """Who is asking, for the reason trail: the unix user at this machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())  # a container's user may have no name
+    return f"{user}@{socket.gethostname()}"

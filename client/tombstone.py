@@ -1,0 +1,40 @@
+"""`muster tombstone ...`: deleted VMs that a host has yet to prove gone."""
+
+from __future__ import annotations
+
+import argparse
+
+from client import usage
+from client.base import Answer, ListCommand
+from common.states import TombstoneState
+
+
+class List(ListCommand):
+    """List the tombstones"""
+
+    method = "tombstone_list"
+    key = "tombstones"
+    columns = (
+        "uuid",
+        "name",
+        "instance",
+        "host",
+        "generation",
+        "state",
+        "reason",
+        "age_s",
+        "holds",
+    )
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--state",
+            metavar="STATE",
+            type=usage.one_of("state", TombstoneState),
+            help="OPEN or CLOSED",
+        )
+        return parser
+
+    def filters(self, args: argparse.Namespace) -> Answer:
+        return {"state": args.state}

@@ -1,0 +1,95 @@
+"""What is wrong with a command line: the error for its form, and the readers of its values."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from common.errors import EXIT_USAGE, BadRequest, MusterError
+
+WHOLE = re.compile(r"[+-]?[0-9]+")
+E = TypeVar("E")
+
+
+class Usage(MusterError, ValueError):
+    """The words do not form a command. A ValueError too: cliff's help expects one."""
+
+    code = "USAGE"
+    exit_code = EXIT_USAGE
+
+
+def bounds(struct: type[msgspec.Struct], field: str) -> tuple[int, int]:
+    """The range that the messages allow a whole-number field, so that both sides agree."""
+    info: Any = next(f for f in msgspec.inspect.type_info(struct).fields if f.name == field).type  # type: ignore[attr-defined]
+    for kind in getattr(info, "types", (info,)):
+        if isinstance(kind, msgspec.inspect.IntType):
+            return int(kind.ge or 0), int(kind.le or 0)
+    raise TypeError(f"{struct.__name__}.{field} is no whole number")
+
+
+def whole(field: str, low: int, high: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if not WHOLE.fullmatch(text) or not low <= int(text) <= high:
+            raise BadRequest(
+                f"{field}: {text!r} is not possible",
+                f"give a whole number from {low} to {high}",
+                field=field,
+            )
+        return int(text)
+
+    return read
+
+
+def said(field: str) -> Callable[[str], str]:
+    """A reader of words that must not be blank."""
+
+    def read(text: str) -> str:
+        if not text.strip():
+            raise BadRequest(f"{field}: is empty", "say it in words", field=field)
+        return text.strip()
+
+    return read
+
+
+def absolute(field: str) -> Callable[[str], str]:
+    """A reader of paths on a hypervisor host, where no working directory could complete them."""
+
+    def read(text: str) -> str:
+        if not text.startswith("/"):
+            raise BadRequest(
+                f"{field}: {text!r} is not an absolute path",
+                "give the path on the host, from /",
+                field=field,
+            )
+        return text
+
+    return read
+
+
+def one_of(field: str, words: type[E]) -> Callable[[str], str]:
+    """A reader of a state's name, in capitals or not."""
+    names = [str(word) for word in words]  # type: ignore[attr-defined]
+
+    def read(text: str) -> str:
+        for name in names:
+            if name.lower() == text.lower():
+                return name
+        raise BadRequest(f"{field}: {text!r} is unknown", f"one of {', '.join(names)}", field=field)
+
+    return read
+
+
+def job_uuid(text: str) -> str:
+    """The uuid of a job, as everyone writes it."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError as exc:
+        raise BadRequest(
+            f"job: {text!r} is not a UUID", "give the one that was printed", field="job"
+        ) from exc

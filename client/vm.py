@@ -1,0 +1,246 @@
+"""`muster vm ...`: virtual machines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from client import usage
+from client.base import (
+    DECISION_COLUMNS,
+    JOB_COLUMNS,
+    ActionCommand,
+    Answer,
+    ListCommand,
+    Rows,
+    ShowCommand,
+)
+from common.errors import AlreadyDeleted, BadRequest, MusterError
+from common.messages import DiskSpec, GuestSpec
+from common.states import JobState, TaskState, VmState
+
+
+def _disk(text: str) -> dict[str, Any]:
+    """`--disk`: a whole number is the size of a new disk, anything else an image's path."""
+    if usage.WHOLE.fullmatch(text):
+        low, high = usage.bounds(DiskSpec, "size_gib")
+        return {"size_gib": usage.whole("size_gib", low, high)(text)}
+    if text.startswith("/"):
+        return {"path": text}
+    raise BadRequest(
+        f"disk: {text!r} is neither a size nor an absolute path",
+        "give whole GiB, or the path of an image on the host",
+        field="disk",
+    )
+
+
+class Create(ActionCommand):
+    """Create a VM and start it"""
+
+    method = "vm_create"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("name", metavar="NAME", type=usage.said("name"))
+        parser.add_argument(
+            "--vcpus",
+            metavar="N",
+            required=True,
+            type=usage.whole("vcpus", *usage.bounds(GuestSpec, "vcpus")),
+            help="virtual CPUs",
+        )
+        parser.add_argument(
+            "--memory",
+            metavar="MIB",
+            required=True,
+            type=usage.whole("memory_mib", *usage.bounds(GuestSpec, "memory_mib")),
+            help="memory in MiB",
+        )
+        parser.add_argument(
+            "--disk",
+            metavar="SIZE_GIB|PATH",
+            action="append",
+            default=[],
+            type=_disk,
+            help="a new disk of so many GiB, or an image on the host, which is kept at the"
+            " VM's deletion; may be repeated",
+        )
+        parser.add_argument(
+            "--kernel", metavar="FILE", type=usage.absolute("kernel"), help="kernel on the host"
+        )
+        parser.add_argument(
+            "--initrd", metavar="FILE", type=usage.absolute("initrd"), help="its initial ramdisk"
+        )
+        parser.add_argument("--cmdline", metavar="TEXT", help="its command line")
+        parser.add_argument(
+            "--host", metavar="HOST", help="where to; else the host with the most free memory"
+        )
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        for field in ("initrd", "cmdline"):
+            if getattr(args, field) is not None and args.kernel is None:
+                raise BadRequest(
+                    f"{field}: has no meaning without a kernel", "give --kernel", field=field
+                )
+        return {
+            "name": args.name,
+            "vcpus": args.vcpus,
+            "memory_mib": args.memory,
+            "disks": args.disk,
+            "kernel": args.kernel,
+            "initrd": args.initrd,
+            "cmdline": args.cmdline,
+            "host": args.host,
+        }
+
+
+class List(ListCommand):
+    """List the VMs"""
+
+    method = "vm_list"
+    key = "vms"
+    columns = (
+        "uuid",
+        "name",
+        "vm_state",
+        "task_state",
+        "power_state",
+        "power_age_s",
+        "host",
+        "host_state",
+        "address",
+    )
+    more = ("vcpus", "memory_mib", "mac", "missing", "stale")
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--host", metavar="HOST", help="only those of a host")
+        parser.add_argument(
+            "--state", metavar="STATE", type=usage.one_of("state", VmState), help="by VM state"
+        )
+        parser.add_argument(
+            "--task-state",
+            metavar="STATE",
+            type=usage.one_of("task_state", TaskState),
+            help="by what is under way",
+        )
+        parser.add_argument(
+            "--stale", action="store_true", help="only those whose power state is old"
+        )
+        parser.add_argument("--long", action="store_true", help="more columns")
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return self.columns + self.more if args.long else self.columns
+
+    def filters(self, args: argparse.Namespace) -> Answer:
+        return {
+            "host": args.host,
+            "state": args.state,
+            "task_state": args.task_state,
+            "stale": args.stale,
+        }
+
+
+class Show(ShowCommand):
+    """Show all that is known of a VM"""
+
+    method = "vm_show"
+    noun = "vm"
+    columns = List.columns
+
+
+class _OnVm(ActionCommand):
+    """A verb about one VM that is there."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("vm", metavar="VM", help="its name or UUID")
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {"vm": args.vm}
+
+
+class Start(_OnVm):
+    """Start a VM"""
+
+    method = "vm_start"
+
+
+class _Forcible(_OnVm):
+    """A verb that first asks the guest, unless it is forced."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--force", action="store_true", help="do not ask the guest first")
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {"vm": args.vm, "force": args.force}
+
+
+class Stop(_Forcible):
+    """Stop a VM"""
+
+    method = "vm_stop"
+
+
+class Reboot(_Forcible):
+    """Reboot a VM"""
+
+    method = "vm_reboot"
+
+
+class Delete(_OnVm):
+    """Delete a VM, also where its host does not answer"""
+
+    method = "vm_delete"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="delete the record although the host may still run the guest; needs --reason",
+        )
+        parser.add_argument(
+            "--idempotent", action="store_true", help="succeed if it has been deleted already"
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be done, and do nothing"
+        )
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return DECISION_COLUMNS if args.dry_run else JOB_COLUMNS
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {
+            "vm": args.vm,
+            "force": args.force,
+            "idempotent": args.idempotent,
+            "dry_run": args.dry_run,
+        }
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        if parsed_args.force and parsed_args.reason is None:
+            raise BadRequest(
+                "--force may leave a guest running that nobody knows of",
+                "say why with --reason",
+                field="reason",
+            )
+        try:
+            answer = self.ask(parsed_args)
+        except MusterError as exc:
+            if exc.code != AlreadyDeleted.code or not parsed_args.idempotent:
+                raise
+            self.app.stderr.write(f"notice: {exc.message}\n")
+            gone = {"instance": parsed_args.vm, "state": str(JobState.SUCCEEDED)}
+            return self.one(JOB_COLUMNS, gone)
+        if parsed_args.dry_run:
+            self.tell(answer)
+            return self.rows(DECISION_COLUMNS, answer.get("decisions", ()))
+        return self.job(answer, parsed_args.wait)
