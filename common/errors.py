@@ -220,6 +220,18 @@ class DatabaseUnavailable(MusterError):
     code = "DATABASE_UNAVAILABLE"
 
 
+class JournalUnavailable(MusterError):
+    """The agent can not write down what it is told; it takes nothing until it can."""
+
+    code = "JOURNAL_UNAVAILABLE"
+
+
+class OutcomeUnknown(MusterError):
+    """A command was cut short and nothing tells what it did."""
+
+    code = "OUTCOME_UNKNOWN"
+
+
 class Conflict(MusterError):
     """A compare-and-swap lost against another manager; the step is run again."""
 

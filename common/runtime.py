@@ -132,6 +132,10 @@ class Runtime:
         self.stopping.wait(seconds)
         self._check()
 
+    def pause(self, seconds: float) -> None:
+        """As `sleep`, for code that runs inside `offload`."""
+        self.sleep(seconds)
+
     def _check(self) -> None:
         if self.killed:
             raise Stopped
@@ -273,10 +277,28 @@ class EventletRuntime(Runtime):
     Only calls into C libraries differ: they go to eventlet's pool of real threads.
     """
 
+    def pause(self, seconds: float) -> None:
+        from eventlet import patcher
+
+        # A real thread of the pool must not wait for a green event: it would wake the wrong hub.
+        native, deadline = patcher.original("time"), self.monotonic() + seconds
+        while not self.stopping.is_set() and (left := deadline - self.monotonic()) > 0:
+            native.sleep(min(left, 0.05))
+        self._check()
+
     def offload(self, fn: Callable[..., T], *args: Any) -> T:
         from eventlet import tpool
 
-        return tpool.execute(fn, *args)  # type: ignore[no-any-return]
+        def run() -> tuple[bool, T | None]:
+            try:
+                return True, fn(*args)
+            except Stopped:
+                return False, None  # it would end the pool's thread
+
+        finished, value = tpool.execute(run)
+        if not finished:
+            raise Stopped
+        return value  # type: ignore[no-any-return]
 
     def inbox(self) -> Inbox:
         return _PipeInbox(self)
