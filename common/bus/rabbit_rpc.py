@@ -1,0 +1,294 @@
+"""RPC on RabbitMQ: oslo.messaging, with an end to its patience and errors that travel as data."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import oslo_messaging
+from oslo_messaging._drivers import common as oslo_common
+from oslo_messaging._drivers import impl_rabbit
+from oslo_messaging.dispatcher import DispatcherBase
+from oslo_messaging.exceptions import MessageUndeliverable
+from oslo_messaging.rpc.server import RPCServer
+
+from common.bus.base import API_VERSION, Address, Endpoint, Handle
+from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Link, Outage, describe
+from common.errors import BrokerUnavailable, MusterError, NoManager, NotSupported, RemoteError
+
+LOG = logging.getLogger(__name__)
+
+VALUE, ERROR = "value", "error"
+STOP_S = 8.0
+RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
+
+
+class _Deadline(threading.local):
+    """When the call or cast of this thread must have left; None outside of one."""
+
+    at: float | None = None
+
+    def left(self) -> float:
+        if self.at is None:
+            return PATIENCE_S
+        return max(0.05, min(PATIENCE_S, self.at - time.monotonic()))
+
+
+_DEADLINE = _Deadline()
+
+
+@contextmanager
+def _within(timeout_s: float) -> Iterator[None]:
+    _DEADLINE.at = time.monotonic() + timeout_s
+    try:
+        yield
+    finally:
+        _DEADLINE.at = None
+
+
+class _Connection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.messaging has no types
+    """oslo.messaging's connection, which by itself tries for ever, also inside a cast.
+
+    Sending, and the first step of listening, get one try, so that the caller learns of an outage;
+    only a connection that has begun to consume goes on trying.
+    """
+
+    def __init__(
+        self, outage: Outage, conf: Any, url: Any, purpose: str, retry: int | None = None
+    ) -> None:
+        self._outage = outage
+        self._consuming = False
+        super().__init__(conf, url, purpose, retry=len(url.hosts) - 1 if retry is None else retry)
+
+    def ensure_connection(self) -> None:
+        self.connection.connect_timeout = _DEADLINE.left()
+        try:
+            super().ensure_connection()
+        except BROKER_ERRORS as exc:
+            self._outage.lost(exc)
+            raise
+
+    def ensure(self, method: Any, retry: int | None = None, **callbacks: Any) -> Any:
+        told = callbacks.pop("recoverable_error_callback", None)
+
+        def on_error(exc: BaseException) -> None:
+            if not isinstance(exc, oslo_common.Timeout):
+                self._outage.lost(exc)
+            if told is not None:
+                told(exc)
+
+        if retry is None and not self._consuming:
+            retry = 0
+        self.connection.connect_timeout = _DEADLINE.left()
+        return super().ensure(method, retry=retry, recoverable_error_callback=on_error, **callbacks)
+
+    def consume(self, timeout: float | None = None) -> None:
+        self._consuming = True
+        super().consume(timeout)
+
+    def set_transport_socket_timeout(self, timeout: float | None = None) -> None:
+        # Bounds the wait for the broker's confirmation, which has no limit of its own.
+        if _DEADLINE.at is not None:
+            timeout = _DEADLINE.left()
+        super().set_transport_socket_timeout(timeout)
+
+    def _set_current_channel(self, new_channel: Any) -> None:
+        fresh = new_channel is not None and new_channel is not self.channel
+        super()._set_current_channel(new_channel)
+        if fresh:
+            self._outage.back()
+
+
+class _OneLine(logging.Filter):
+    """oslo.messaging logs outages with tracebacks; an operator needs the line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.exc_info = None
+        return True
+
+
+def _quieten() -> None:
+    # It tells of each attempt; Outage tells of the outage.
+    logging.getLogger(impl_rabbit.__name__).setLevel(logging.CRITICAL)
+    for name in ("oslo_messaging.rpc.server", "oslo_messaging._drivers.amqpdriver"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _OneLine) for f in logger.filters):
+            logger.addFilter(_OneLine())
+
+
+class Rpc:
+    """Calls, casts and servers over one oslo.messaging transport."""
+
+    def __init__(self, link: Link) -> None:
+        _quieten()
+        self._link = link
+        self._transport = link.transport
+        # The pool makes every connection of the driver, those for replies and servers included.
+        self._transport._driver._connection_pool.connection_cls = functools.partial(
+            _Connection, link.outage
+        )
+        target = oslo_messaging.Target(version=API_VERSION)
+        self._caster = oslo_messaging.get_rpc_client(self._transport, target)
+        # Mandatory: a call to a topic that nobody ever served fails now, not after its time.
+        self._caller = oslo_messaging.get_rpc_client(
+            self._transport,
+            target,
+            transport_options=oslo_messaging.TransportOptions(at_least_once=True),
+        )
+        self._closed = False
+
+    def call(self, to: Address, method: str, kwargs: Mapping[str, Any], timeout_s: float) -> Any:
+        end = time.monotonic() + timeout_s
+
+        def send() -> Any:
+            left = max(0.05, end - time.monotonic())
+            prepared = self._caller.prepare(topic=to.topic, server=to.server, timeout=left)
+            return prepared.call({}, method, **msgspec.to_builtins(kwargs))
+
+        try:
+            answer = self._send(send, min(timeout_s, PATIENCE_S))
+        except MessageUndeliverable:
+            raise NoManager(f"nobody serves {to}", "start a manager") from None
+        except oslo_messaging.MessagingTimeout:
+            if self._link.outage.reason:
+                raise self._link.outage.error(self._link.outage.reason) from None
+            raise NoManager(
+                f"{to} gave no answer to {method} within {timeout_s:g} s", "try again"
+            ) from None
+        if not isinstance(answer, dict) or not (VALUE in answer or ERROR in answer):
+            raise NoManager(f"{to} answered {method} in an unknown form", "upgrade both sides")
+        if ERROR in answer:
+            raise RemoteError(answer[ERROR])
+        return answer[VALUE]
+
+    def cast(self, to: Address, method: str, kwargs: Mapping[str, Any]) -> None:
+        prepared = self._caster.prepare(topic=to.topic, server=to.server)
+        self._send(lambda: prepared.cast({}, method, **msgspec.to_builtins(kwargs)), PATIENCE_S)
+
+    def _send(self, send: Any, patience_s: float) -> Any:
+        """`send()` within the limit; a second try when a pooled connection proves to be dead."""
+        if self._closed:
+            raise BrokerUnavailable("this bus is closed", "start again")
+        end = time.monotonic() + patience_s
+        with _within(patience_s):
+            try:
+                return send()
+            except (oslo_messaging.MessagingTimeout, MessageUndeliverable):
+                raise
+            except BROKER_ERRORS as exc:
+                first = exc
+            if time.monotonic() < end:
+                try:
+                    return send()
+                except (oslo_messaging.MessagingTimeout, MessageUndeliverable):
+                    raise
+                except BROKER_ERRORS as exc:
+                    first = exc
+        raise self._link.outage.error(first) from None
+
+    def serve(self, at: Address, endpoint: Endpoint) -> Handle:
+        if at.server is None:
+            raise ValueError("a server needs a name")
+        return _Server(self._link, at, endpoint)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._transport.cleanup()
+        except BROKER_ERRORS as exc:
+            LOG.debug("closing: %s", describe(exc))
+
+
+class _Dispatcher(DispatcherBase):  # type: ignore[misc] # oslo.messaging has no types
+    """Hands every method to the port's endpoint, and sends errors back as data."""
+
+    def __init__(self, at: Address, endpoint: Endpoint) -> None:
+        self._at = at
+        self._endpoint = endpoint
+
+    def dispatch(self, incoming: Any) -> dict[str, Any]:
+        message = incoming.message
+        method = str(message.get("method"))
+        try:
+            asked = str(message.get("version", API_VERSION))
+            if asked.partition(".")[0] != API_VERSION.partition(".")[0]:
+                raise NotSupported(
+                    f"{method} of version {asked}; this is {API_VERSION}", "upgrade both sides"
+                )
+            value = self._endpoint(method, dict(message.get("args") or {}))
+            return {VALUE: msgspec.to_builtins(value)}
+        except MusterError as exc:
+            return {ERROR: msgspec.to_builtins(exc.to_wire(), enc_hook=str)}
+        except Exception as exc:
+            LOG.exception("rpc %s at %s", method, self._at)
+            failure = MusterError(f"{type(exc).__name__}: {exc}", "see the log")
+            return {ERROR: failure.to_wire()}
+
+
+class _Server:
+    """One RPC server; it keeps trying to begin while the broker is away."""
+
+    def __init__(self, link: Link, at: Address, endpoint: Endpoint) -> None:
+        self._link = link
+        self._at = at
+        self._dispatcher = _Dispatcher(at, endpoint)
+        self._stopped = link.runtime.event()
+        self._lock = link.runtime.lock()
+        self._server: Any = None
+        if not self._begin():
+            link.runtime.spawn(f"serve-{at}", self._keep_trying)
+
+    def _begin(self) -> bool:
+        target = oslo_messaging.Target(
+            topic=self._at.topic, server=self._at.server, version=API_VERSION
+        )
+        with warnings.catch_warnings():
+            # The executor follows the process's patching; under eventlet oslo tells of its end.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            server = RPCServer(self._link.transport, target, self._dispatcher)
+        try:
+            server.start()
+        except BROKER_ERRORS as exc:
+            self._link.outage.lost(exc)
+            server._work_executor.shutdown(wait=False)
+            return False
+        with self._lock:
+            self._server = server
+        if self._stopped.is_set():
+            self._end()
+        return True
+
+    def _keep_trying(self) -> None:
+        pause = RETRY_MIN_S
+        runtime = self._link.runtime
+        while not runtime.wait(self._stopped, runtime.jitter(pause / 2, pause)):
+            if runtime.stopping.is_set() or self._begin():
+                return
+            pause = min(pause * 2, RETRY_MAX_S)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        # Beside the caller: a broker that vanished must not hold up the end of the process.
+        ended = threading.Thread(target=self._end, name=f"stop-{self._at}", daemon=True)
+        ended.start()
+        ended.join(STOP_S)
+
+    def _end(self) -> None:
+        with self._lock:
+            server, self._server = self._server, None
+        if server is None:
+            return
+        try:
+            server.stop()
+            server.wait()
+        except BROKER_ERRORS as exc:
+            LOG.debug("stopping the server of %s: %s", self._at, describe(exc))

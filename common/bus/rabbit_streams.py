@@ -1,0 +1,425 @@
+"""Report streams on RabbitMQ through kombu: publishing and consuming."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from amqp.exceptions import AccessRefused
+from kombu.entity import Exchange, Queue
+from kombu.messaging import Consumer as KombuConsumer
+
+from common.bus.base import RESULTS, Handle, StreamHandler
+from common.bus.rabbit_link import (
+    BROKER_ERRORS,
+    HEARTBEAT_S,
+    PATIENCE_S,
+    Link,
+    describe,
+    drain,
+    tune_socket,
+)
+from common.errors import BadMessage, BrokerUnavailable
+from common.messages import REPORTS_EXCHANGE
+
+LOG = logging.getLogger(__name__)
+
+DEAD = "muster.dead"
+DEAD_LENGTH = 10_000
+STREAM_LENGTH = 20_000
+PREFETCH = 200
+RESULT_PREFIX = "result."
+TRANSIENT, PERSISTENT = 1, 2
+# After a failed attempt, publishers that queue up behind it are refused at once for this long.
+REFUSE_S = 0.5
+RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
+STOP_S = 8.0
+
+
+class Streams:
+    """Both directions of the report streams of one process."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._publisher = Publisher(link)
+
+    def publish(self, key: str, body: bytes, ttl_s: float | None) -> None:
+        result = key.startswith(RESULT_PREFIX)
+        self._publisher.put(
+            REPORTS_EXCHANGE, key, body, ttl_s=ttl_s, confirmed=result, persistent=result
+        )
+
+    def consume(
+        self,
+        streams: Mapping[str, str],
+        handler: StreamHandler,
+        on_gap: Callable[[str], None],
+        stall_s: float,
+    ) -> Handle:
+        return Consumer(self._link, self._publisher, streams, handler, on_gap, stall_s)
+
+    def close(self) -> None:
+        self._publisher.close()
+
+
+class Publisher:
+    """One connection with a plain and a confirming channel, shared by all threads."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._runtime = link.runtime
+        self._lock = link.runtime.lock()
+        self._connection: Any = None
+        self._plain: Any = None
+        self._confirming: Any = None
+        self._refuse_until = 0.0
+        self._closed = link.runtime.event()
+        self._pulse_runs = False
+
+    def put(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        ttl_s: float | None = None,
+        confirmed: bool = False,
+        persistent: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hand a message to the broker; BrokerUnavailable when it did not take it."""
+        properties: dict[str, Any] = {
+            "delivery_mode": PERSISTENT if persistent else TRANSIENT,
+            # The broker refuses a message whose user_id is not its connection's.
+            "user_id": self._link.user,
+        }
+        if ttl_s is not None:
+            properties["expiration"] = str(max(1, int(ttl_s * 1000)))
+        with self._lock:
+            if self._closed.is_set():
+                raise BrokerUnavailable("this bus is closed", "start again")
+            if self._runtime.monotonic() < self._refuse_until:
+                raise self._link.outage.error(self._link.outage.reason or "it was just away")
+            was_open = self._connection is not None
+            try:
+                self._send(exchange, key, body, properties, headers, confirmed)
+                return
+            except BROKER_ERRORS as exc:
+                self._drop()
+                error = exc
+            if was_open:
+                # What was open may have died in its sleep: one try on a fresh connection.
+                try:
+                    self._send(exchange, key, body, properties, headers, confirmed)
+                    return
+                except BROKER_ERRORS as exc:
+                    self._drop()
+                    error = exc
+            self._refuse_until = self._runtime.monotonic() + REFUSE_S
+            self._link.outage.lost(error)
+            raise self._link.outage.error(error) from None
+
+    def _send(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        properties: dict[str, Any],
+        headers: Mapping[str, str] | None,
+        confirmed: bool,
+    ) -> None:
+        if self._connection is None:
+            self._open()
+        channel = self._confirming if confirmed else self._plain
+        message = channel.prepare_message(
+            body, content_type="application/json", headers=headers, properties=properties
+        )
+        if confirmed:
+            channel.basic_publish_confirm(message, exchange, key, confirm_timeout=PATIENCE_S)
+        else:
+            channel.basic_publish(message, exchange, key)
+
+    def _open(self) -> None:
+        self._connection = self._link.open()
+        tune_socket(self._connection.connection)
+        self._plain = self._connection.channel()
+        try:
+            reports_exchange()(self._plain).declare()
+        except AccessRefused:
+            # An agent whose login may only publish: the managers make the exchange.
+            self._plain = self._connection.channel()
+        self._confirming = self._connection.channel()
+        self._link.outage.back()
+        if not self._pulse_runs:
+            self._pulse_runs = True
+            self._runtime.spawn("publisher-pulse", self._pulse)
+
+    def _pulse(self) -> None:
+        """Keep an idle connection alive, and notice when it is not."""
+        while not self._runtime.wait(self._closed, HEARTBEAT_S / 6):
+            if self._runtime.stopping.is_set():
+                return
+            with self._lock:
+                if self._connection is None:
+                    continue
+                try:
+                    self._connection.heartbeat_check()
+                    while drain(self._connection, 0):
+                        pass
+                except BROKER_ERRORS as exc:
+                    self._link.outage.lost(exc)
+                    self._drop()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        self._plain = self._confirming = None
+        discard(connection)
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._lock:
+            connection, self._connection = self._connection, None
+            self._plain = self._confirming = None
+        release(connection)
+
+
+class _Stalled(Exception):
+    """The loop stood still: what was prefetched is too old to be believed."""
+
+
+class _Held:
+    """A report whose handler failed, kept unacknowledged until its next turn."""
+
+    def __init__(self, message: Any, now: float) -> None:
+        self.message = message
+        self.since = now
+        self.tries = 0
+        self.due = now
+
+    def later(self, now: float, limit_s: float) -> None:
+        self.tries += 1
+        self.due = now + min(RETRY_MIN_S * 2 ** (self.tries - 1), RETRY_MAX_S, limit_s)
+
+
+class Consumer:
+    """One connection and one loop for a set of queues."""
+
+    def __init__(
+        self,
+        link: Link,
+        publisher: Publisher,
+        streams: Mapping[str, str],
+        handler: StreamHandler,
+        on_gap: Callable[[str], None],
+        stall_s: float,
+    ) -> None:
+        self._link = link
+        self._runtime = link.runtime
+        self._publisher = publisher
+        self._streams = dict(streams)
+        self._handler = handler
+        self._on_gap = on_gap
+        self._stall_s = stall_s
+        self._step_s = min(1.0, stall_s / 4)
+        self._stopped = link.runtime.event()
+        self._held: list[_Held] = []
+        self._seen = 0.0
+        self._taken = 0.0
+        self._pulse = 0.0
+        self._away_since: float | None = None
+        self._task = link.runtime.spawn(f"consume-{'+'.join(streams)}", self._run)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._task.join(STOP_S)
+
+    # one connection after the other
+
+    def _over(self) -> bool:
+        return self._stopped.is_set() or self._runtime.stopping.is_set()
+
+    def _run(self) -> None:
+        pause = RETRY_MIN_S
+        while not self._over():
+            connection = None
+            try:
+                connection = self._link.open()
+                consuming = self._begin(connection)
+                pause = RETRY_MIN_S
+                while not self._over():
+                    self._step(connection)
+                consuming.cancel()
+                release(connection)
+                return
+            except _Stalled as exc:
+                LOG.warning("reports: %s; what was prefetched is dropped", exc)
+                self._gap(str(exc))
+            except BROKER_ERRORS as exc:
+                self._link.outage.lost(exc)
+                self._gap(f"the broker is away: {describe(exc)}")
+            finally:
+                self._held.clear()
+            discard(connection)
+            self._runtime.wait(self._stopped, self._runtime.jitter(pause / 2, pause))
+            pause = min(pause * 2, RETRY_MAX_S)
+
+    def _begin(self, connection: Any) -> Any:
+        channel = connection.channel()
+        declare_dead(channel)
+        queues = [queue_for(name, pattern) for name, pattern in self._streams.items()]
+        consuming = KombuConsumer(
+            channel, queues, on_message=self._on_message, prefetch_count=PREFETCH
+        )
+        consuming.consume()
+        self._link.outage.back()
+        now = self._runtime.monotonic()
+        self._seen = self._pulse = self._taken = now
+        if self._away_since is not None:
+            lasted, self._away_since = now - self._away_since, None
+            self._gap(f"consuming again after {lasted:.1f} s")
+            self._away_since = None
+        return consuming
+
+    def _gap(self, reason: str) -> None:
+        if self._away_since is None:
+            self._away_since = self._runtime.monotonic()
+        try:
+            self._on_gap(reason)
+        except Exception:
+            LOG.exception("reports: noting a gap (%s)", reason)
+
+    # one message after the other
+
+    def _step(self, connection: Any) -> None:
+        drain(connection, self._step_s if not self._held else min(self._step_s, RETRY_MIN_S))
+        now = self._alive()
+        if now - self._pulse > HEARTBEAT_S / 6:
+            self._pulse = now
+            connection.heartbeat_check()
+        if self._held:
+            self._retry(now)
+
+    def _alive(self) -> float:
+        """The time, if the loop has not stood still since it was last here."""
+        now = self._runtime.monotonic()
+        still = now - self._seen
+        self._seen = now
+        if still > self._stall_s:
+            raise _Stalled(f"the consumer stood still for {still:.1f} s")
+        return now
+
+    def _on_message(self, message: Any) -> None:
+        now = self._alive()
+        if self._over():
+            return
+        if not self._take(message):
+            held = _Held(message, now)
+            held.later(now, self._stall_s / 4)
+            self._held.append(held)
+
+    def _retry(self, now: float) -> None:
+        for held in [h for h in self._held if h.due <= now]:
+            if now - held.since > self._stall_s:
+                # The broker knows how old it is, and drops it if it has outlived its time.
+                self._held.remove(held)
+                held.message.requeue()
+                if self._taken < held.since:
+                    self._gap(f"no report could be taken for {now - held.since:.1f} s")
+            elif self._take(held.message):
+                self._held.remove(held)
+            else:
+                held.later(self._runtime.monotonic(), self._stall_s / 4)
+            if self._over():
+                return
+            now = self._alive()
+
+    def _take(self, message: Any) -> bool:
+        """Handle one report; False when it has to come again."""
+        key = message.delivery_info["routing_key"]
+        sender = message.properties.get("user_id")
+        body = message.body if isinstance(message.body, bytes) else message.body.encode()
+        try:
+            try:
+                self._handler(key, body, sender)
+            except BadMessage as exc:
+                self._bury(key, body, sender, exc)
+        except Exception as exc:
+            if not self._held:
+                LOG.warning("%s: not taken, comes again: %s", key, describe(exc))
+                LOG.debug("%s", key, exc_info=True)
+            return False
+        self._taken = self._runtime.monotonic()
+        message.ack()
+        return True
+
+    def _bury(self, key: str, body: bytes, sender: str | None, reason: BadMessage) -> None:
+        LOG.warning("dead letter from %s: %s", key, reason)
+        self._publisher.put(
+            DEAD,
+            key,
+            body,
+            confirmed=True,
+            persistent=True,
+            headers={
+                "x-muster-reason": str(reason),
+                "x-muster-key": key,
+                "x-muster-user": sender or "",
+            },
+        )
+
+
+def reports_exchange() -> Any:
+    """The exchange that all reports go through."""
+    return Exchange(REPORTS_EXCHANGE, type="topic", durable=True)
+
+
+def queue_for(name: str, pattern: str) -> Any:
+    """The queue of a stream; a name with a '.' is private to its consumer.
+
+    `*` of a pattern stands for the rest of the key: host names contain dots, and each is a word
+    of its own to AMQP.
+    """
+    private = "." in name
+    results = name == RESULTS
+    bounds = {} if results else {"x-max-length": STREAM_LENGTH, "x-overflow": "drop-head"}
+    return Queue(
+        f"muster.{name}",
+        exchange=reports_exchange(),
+        routing_key=pattern.replace("*", "#"),
+        durable=not private,
+        exclusive=private,
+        auto_delete=private,
+        queue_arguments=bounds,
+    )
+
+
+def declare_dead(channel: Any) -> None:
+    """Where reports go that nobody can read."""
+    exchange = Exchange(DEAD, type="fanout", durable=True)
+    Queue(
+        DEAD,
+        exchange=exchange,
+        durable=True,
+        queue_arguments={"x-max-length": DEAD_LENGTH, "x-overflow": "drop-head"},
+    )(channel).declare()
+
+
+def release(connection: Any) -> None:
+    """Close in good order."""
+    if connection is None:
+        return
+    try:
+        connection.release()
+    except BROKER_ERRORS as exc:
+        LOG.debug("closing: %s", describe(exc))
+
+
+def discard(connection: Any) -> None:
+    """Close without a word to the broker, which may not be there to answer."""
+    if connection is None:
+        return
+    try:
+        connection.collect(socket_timeout=0.1)
+    except BROKER_ERRORS as exc:
+        LOG.debug("dropping a connection: %s", describe(exc))
