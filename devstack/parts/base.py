@@ -274,3 +274,11 @@ def give_to(user: str, *folders: pathlib.Path) -> None:
         if is_root():
             shutil.chown(folder, user, user)
         folder.chmod(0o700)
+
+
+def children_of(pid: int) -> set[int]:
+    """The process ids of the direct children of a process."""
+    found: set[int] = set()
+    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        found.update(int(child) for child in task.read_text().split())
+    return found
