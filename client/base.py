@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cliff.lister import Lister
 
 from client import follow, usage
-from client.output import Formatters, Worded
+from client.output import Formatters, Worded, printable
 from common.errors import MusterError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Command(Lister):
     def tell(self, answer: Answer) -> None:
         """Show what the operator must know before he reads the answer."""
         for notice in answer.get("notices", ()):
-            self.app.stderr.write(f"notice: {notice}\n")
+            self.app.stderr.write(f"notice: {printable(notice)}\n")
 
     def produce_output(
         self,

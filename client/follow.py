@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any, TextIO
 
+from client.output import printable
 from client.rpc import Client
 from common.errors import MusterError, RemoteError
 from common.runtime import Runtime
@@ -39,6 +40,7 @@ class Progress:
         if text == self._shown:
             return
         self._shown = text
+        text = printable(text)
         if self._rewrites:
             # A line that wraps could not be rewritten.
             text = text[: shutil.get_terminal_size().columns - 1]

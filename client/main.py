@@ -15,6 +15,7 @@ from cliff.app import App
 from cliff.commandmanager import CommandManager
 
 from client.help import Help
+from client.output import printable
 from client.rpc import Client
 from client.usage import Usage
 from common import __version__, logs
@@ -97,7 +98,8 @@ class Muster(App):
     def settings(self) -> Settings:
         """The configuration, read when it is first needed: help must work without any."""
         if self._settings is None:
-            files = self.options.config_file or os.environ.get("MUSTER_CONFIG", "").split()
+            named = os.environ.get("MUSTER_CONFIG")
+            files = self.options.config_file or ([named] if named else [])
             self._settings = load(self.NAME, [f"--config-file={name}" for name in files])
         return self._settings
 
@@ -171,7 +173,7 @@ class Muster(App):
             return EXIT_BROKEN_PIPE
         except KeyboardInterrupt:
             self.stderr.write(
-                f"\n{self.NAME}: INTERRUPTED: what was accepted goes on (see: muster job list)\n"
+                f"{self.NAME}: INTERRUPTED: what was accepted goes on (see: muster job list)\n"
             )
             return EXIT_INTERRUPTED
         except Exception as exc:  # noqa: BLE001 - an operator gets one line, never a traceback
@@ -197,7 +199,7 @@ class Muster(App):
         if debug:
             traceback.print_exc(file=self.stderr)
         line = " ".join(f"{self.NAME}: {error}{_candidates(error)}".split())
-        self.stderr.write(f"{line}\n")
+        self.stderr.write(f"{printable(line)}\n")
         return error.exit_code or EXIT_FAILED
 
 

@@ -38,10 +38,17 @@ def title(column: str) -> str:
     return " ".join(words)
 
 
+def printable(text: str) -> str:
+    """Text that can do nothing to a terminal: strangers' VMs are named by strangers."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def readable(value: Any) -> Any:
     """A value in a table's cell; numbers stay numbers, so that they are aligned as such."""
     if isinstance(value, FormattableColumn):
-        return value.human_readable()
+        return printable(value.human_readable())
+    if isinstance(value, str):
+        return printable(value)
     if value is None:
         return ""
     if isinstance(value, bool):

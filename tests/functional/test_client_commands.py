@@ -1,0 +1,343 @@
+"""Every noun's verbs: what they ask of a manager, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.functional.fakemanager import DONE, JOB, Fleet
+
+# The columns that scripts rely on: DESIGN section 6.
+LISTINGS = {
+    "vm list": (
+        "vms",
+        "uuid name vm_state task_state power_state power_age_s host host_state address",
+    ),
+    "host list": (
+        "hosts",
+        "name driver state enabled last_heard_s vms aliens vcpus_used vcpus_total"
+        " memory_mib_used memory_mib_total agent_version",
+    ),
+    "job list": ("jobs", "uuid kind instance host state waiting_for age_s"),
+    "alien list": (
+        "aliens",
+        "host hypervisor_uuid name power_state vcpus memory_mib first_seen last_seen",
+    ),
+    "tombstone list": (
+        "tombstones",
+        "uuid name instance host generation state reason age_s holds",
+    ),
+    "doctor": ("findings", "code level object message remedy"),
+}
+VM = {
+    "uuid": "0d1f",
+    "name": "web-1",
+    "vm_state": "ACTIVE",
+    "task_state": "none",
+    "power_state": "RUNNING",
+    "power_age_s": 1.26,
+    "host": "h1",
+    "host_state": "UP",
+    "address": None,
+    "stale": False,
+    "missing": False,
+    "vcpus": 2,
+    "memory_mib": 512,
+    "mac": "0a:4d:75:00:00:01",
+    "disks": [{"size_gib": 1}],
+}
+DECISIONS = [
+    {
+        "vm": "0d1f",
+        "name": "web-1",
+        "host": "h1",
+        "decision": "DB-only",
+        "row": 9,
+        "reason": "h1 is DOWN",
+    }
+]
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    fleet = Fleet()
+    yield fleet
+    fleet.close()
+
+
+@pytest.mark.parametrize("command", LISTINGS)
+def test_a_listing_has_the_keys_of_the_contract_in_every_format(fleet: Fleet, command: str) -> None:
+    key, columns = LISTINGS[command]
+    names = columns.split()
+    row: dict[str, Any] = {name: f"{name}!" for name in names}
+    fleet.answers[command.replace(" ", "_")] = {key: [{**row, "other": 1}, row]}
+
+    def ran(output: str) -> str:
+        done = fleet.muster(*command.split(), "-f", output)
+        assert (done.code, done.err) == (0, "")
+        return done.out
+
+    assert list(fleet.muster(*command.split(), "-f", "json").json[0]) == names
+    assert yaml.safe_load(ran("yaml")) == [row, row]
+    assert ran("csv").splitlines()[0] == ",".join(f'"{name}"' for name in names)
+    assert ran("value").splitlines()[0].split() == list(row.values())
+    assert ran("table").splitlines()[1].count("|") == len(names) + 1
+
+
+@pytest.mark.parametrize("command", LISTINGS)
+def test_an_empty_listing_is_empty_in_every_format(fleet: Fleet, command: str) -> None:
+    fleet.answers[command.replace(" ", "_")] = {LISTINGS[command][0]: []}
+    assert fleet.muster(*command.split(), "-f", "json").json == []
+    done = fleet.muster(*command.split())
+    assert (done.code, done.out) == (0, "")
+    assert done.err == ("nothing found\n" if command == "doctor" else "")
+
+
+def test_tables_have_titles_and_leave_blank_what_is_not_known(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": [VM]}
+    _, headings, _, row, _ = fleet.muster("vm", "list").out.splitlines()
+    assert [h.strip() for h in headings.split("|")[1:-1]] == [
+        "UUID",
+        "Name",
+        "VM state",
+        "Task state",
+        "Power state",
+        "Power age (s)",
+        "Host",
+        "Host state",
+        "Address",
+    ]
+    assert [c.strip() for c in row.split("|")[6:-1]] == ["1.3", "h1", "UP", ""]
+
+
+def test_json_says_null_for_what_is_not_known(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": [VM, {"uuid": "1"}]}
+    first, second = fleet.muster("vm", "list", "-f", "json").json
+    assert first["address"] is None
+    assert first["power_age_s"] == 1.26
+    assert second["name"] is None
+
+
+def test_columns_are_chosen_by_key_or_title_in_every_format(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": [VM]}
+    chosen = ("-c", "power_age_s", "-c", "Host state")
+    assert fleet.muster("vm", "list", "-f", "json", *chosen).json == [
+        {"power_age_s": 1.26, "host_state": "UP"}
+    ]
+    table = fleet.muster("vm", "list", *chosen).out.splitlines()
+    assert table[1].split("|")[1:-1] == [" Power age (s) ", " Host state "]
+
+
+def test_rows_are_sorted_by_a_column(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": [{"name": "b"}, {"name": "a"}, {"name": None}]}
+    done = fleet.muster("vm", "list", "-f", "value", "-c", "name", "--sort-column", "name")
+    assert done.out.split() == ["a", "b", "None"]
+
+
+def test_notices_come_before_a_listing_on_standard_error(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": [VM], "notices": ["mass silence: 3 of 4 hosts"]}
+    done = fleet.muster("vm", "list", "-f", "json")
+    assert done.err == "notice: mass silence: 3 of 4 hosts\n"
+    assert len(done.json) == 1
+
+
+def test_vm_list_asks_with_its_filters(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": []}
+    fleet.muster("vm", "list")
+    fleet.muster(*"vm list --host h1 --state active --task-state DELETING --stale --long".split())
+    assert fleet.asked == [
+        ("vm_list", {"host": None, "state": None, "task_state": None, "stale": False}),
+        ("vm_list", {"host": "h1", "state": "ACTIVE", "task_state": "deleting", "stale": True}),
+    ]
+
+
+def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
+    fleet.answers["vm_list"] = {"vms": [VM]}
+    (row,) = fleet.muster("vm", "list", "--long", "-f", "json").json
+    assert list(row)[9:] == ["vcpus", "memory_mib", "mac", "missing", "stale"]
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "asked"),
+    [
+        ("job list", "job_list", {"all": False}),
+        ("job list --all", "job_list", {"all": True}),
+        ("alien list --host h1", "alien_list", {"host": "h1"}),
+        ("tombstone list", "tombstone_list", {"state": None}),
+        ("tombstone list --state open", "tombstone_list", {"state": "OPEN"}),
+    ],
+)
+def test_listings_ask_with_their_filters(
+    fleet: Fleet, line: str, method: str, asked: dict[str, Any]
+) -> None:
+    fleet.answers[method] = {}
+    assert fleet.muster(*line.split()).code == 0
+    assert fleet.asked == [(method, asked)]
+
+
+def test_show_prints_all_that_the_manager_knows(fleet: Fleet) -> None:
+    fleet.answers["vm_show"] = VM
+    assert fleet.muster("vm", "show", "web-1", "-f", "json").json == VM
+    assert fleet.muster("vm", "show", "web-1", "-f", "value", "-c", "mac").out == f"{VM['mac']}\n"
+    assert '"[{""size_gib"": 1}]"' in fleet.muster("vm", "show", "web-1", "-f", "csv").out
+    assert fleet.asked[0] == ("vm_show", {"vm": "web-1"})
+
+
+def test_host_show_asks_for_the_host(fleet: Fleet) -> None:
+    fleet.answers["host_show"] = {"name": "h1", "reason": "no heartbeat for 61 s"}
+    shown = fleet.muster("host", "show", "h1", "-f", "json").json
+    assert shown["reason"] == "no heartbeat for 61 s"
+    assert fleet.asked == [("host_show", {"host": "h1"})]
+
+
+def test_job_show_tells_the_whole_life(fleet: Fleet) -> None:
+    at = "2026-11-02T10:00:00Z"
+    job = {
+        **DONE,
+        "unconfirmed": False,
+        "steps": [
+            {
+                "name": "terminate",
+                "host": "h1",
+                "state": "SUCCEEDED",
+                "started_at": at,
+                "ended_at": "2026-11-02T10:00:04Z",
+                "detail": "destroyed",
+            },
+            {"name": "release", "host": None, "state": "PENDING"},
+        ],
+        "receipts": [
+            {
+                "command": "c-1",
+                "kind": "terminate_instance",
+                "host": "h1",
+                "generation": 4,
+                "state": "RECEIVED",
+                "accepted_at": at,
+                "published_at": at,
+                "received_at": at,
+                "started_at": None,
+                "ended_at": None,
+            }
+        ],
+        "reason": [["ada@desk", "no longer used", at]],
+        "error_code": None,
+        "error": None,
+        "age_s": 4.0,
+    }
+    fleet.answers["job_show"] = job
+    shown = fleet.muster("job", "show", JOB["uuid"], "-f", "json").json
+    assert shown == job
+    assert (
+        list(shown)
+        == (
+            "uuid kind instance host state unconfirmed waiting_for steps receipts reason"
+            " error_code error age_s"
+        ).split()
+    )
+    table = fleet.muster("job", "show", JOB["uuid"]).out
+    for line in (
+        f"{at} terminate on h1: SUCCEEDED until 2026-11-02T10:00:04Z - destroyed",
+        "(not begun) release: PENDING",
+        "terminate_instance to h1, generation 4: RECEIVED (c-1)",
+        f"  {at} published",
+        f"{at} ada@desk: no longer used",
+    ):
+        assert line in table
+
+
+def test_vm_create_asks_for_what_was_said(fleet: Fleet) -> None:
+    fleet.answers["vm_create"] = JOB
+    done = fleet.muster(
+        *"vm create web-1 --vcpus 2 --memory 512 --disk 10 --disk /i/root.qcow2".split(),
+        *"--kernel /k --initrd /i --host h1 -f json".split(),
+        "--cmdline",
+        "console=ttyS0 quiet",
+    )
+    assert done.code == 0
+    assert done.json == JOB
+    ((method, asked),) = fleet.asked
+    assert method == "vm_create"
+    assert len(asked.pop("job")) == 36
+    assert "@" in asked.pop("operator")
+    assert asked == {
+        "name": "web-1",
+        "vcpus": 2,
+        "memory_mib": 512,
+        "disks": [{"size_gib": 10}, {"path": "/i/root.qcow2"}],
+        "kernel": "/k",
+        "initrd": "/i",
+        "cmdline": "console=ttyS0 quiet",
+        "host": "h1",
+        "reason": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "asked"),
+    [
+        ("vm start web-1", "vm_start", {}),
+        ("vm stop web-1", "vm_stop", {"force": False}),
+        ("vm stop web-1 --force", "vm_stop", {"force": True}),
+        ("vm reboot web-1 --force", "vm_reboot", {"force": True}),
+        (
+            "vm delete web-1 --force --idempotent",
+            "vm_delete",
+            {"force": True, "idempotent": True, "dry_run": False},
+        ),
+    ],
+)
+def test_a_verb_prints_its_job_and_returns(
+    fleet: Fleet, line: str, method: str, asked: dict[str, Any]
+) -> None:
+    fleet.answers[method] = JOB
+    job = "0e8f3f0a-0000-4000-8000-00000000000a"
+    done = fleet.muster(*line.split(), "--reason", "tidying up", "--job", job, "-f", "json")
+    assert (done.code, done.err) == (0, "")
+    assert list(done.json) == ["uuid", "kind", "instance", "host", "state", "waiting_for"]
+    ((called, kwargs),) = fleet.asked
+    assert called == method
+    assert kwargs.pop("operator")
+    assert kwargs == {"job": job, "vm": "web-1", "reason": "tidying up", **asked}
+
+
+def test_a_dry_run_of_delete_lists_the_decisions(fleet: Fleet) -> None:
+    fleet.answers["vm_delete"] = {"decisions": DECISIONS}
+    done = fleet.muster(*"vm delete web-1 --dry-run -f json".split())
+    assert done.json == DECISIONS
+    assert fleet.asked[0][1]["dry_run"] is True
+
+
+@pytest.mark.parametrize("verb", ["set-down", "unset-down"])
+def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -> None:
+    method = f"host_{verb.replace('-', '_')}"
+    fleet.answers[method] = {"host": {"name": "h1"}, "decisions": DECISIONS}
+    done = fleet.muster("host", verb, "h1", "--reason", "burnt", "--dry-run", "-f", "json")
+    assert done.json == DECISIONS
+    assert fleet.asked[0][1]["dry_run"] is True
+
+
+@pytest.mark.parametrize("verb", ["enable", "disable", "set-down", "unset-down"])
+def test_a_host_verb_prints_the_host(fleet: Fleet, verb: str) -> None:
+    method = f"host_{verb.replace('-', '_')}"
+    fleet.answers[method] = {"host": {"name": "h1", "enabled": True}, "decisions": []}
+    done = fleet.muster("host", verb, "h1", "--reason", "rack moved", "-f", "json")
+    assert done.code == 0
+    assert list(done.json) == LISTINGS["host list"][1].split()
+    ((called, kwargs),) = fleet.asked
+    assert called == method
+    assert (kwargs["host"], kwargs["reason"]) == ("h1", "rack moved")
+    assert "@" in kwargs["operator"]
+
+
+def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:
+    warning = {"code": "W", "level": "WARNING", "object": "h1", "message": "m", "remedy": "r"}
+    fleet.answers["doctor"] = {"findings": [warning]}
+    assert fleet.muster("doctor").code == 0
+    fleet.answers["doctor"] = {"findings": [warning, {**warning, "level": "ERROR"}]}
+    done = fleet.muster("doctor", "-f", "json")
+    assert done.code == 1
+    assert [finding["level"] for finding in done.json] == ["WARNING", "ERROR"]
