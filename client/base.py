@@ -174,7 +174,7 @@ class JobCommand(Command):
                         self.app.settings.client.wait_timeout,
                     )
                 except follow.WaitTimeout as exc:
-                    self.verdict = exc
+                    self.verdict, job = exc, exc.job
         self.verdict = self.verdict or follow.failure(job)
         return self.one(JOB_COLUMNS, job)
 

@@ -26,6 +26,13 @@ class WaitTimeout(MusterError):
 
     code = "WAIT_TIMEOUT"
 
+    def __init__(self, job: dict[str, Any], limit_s: float) -> None:
+        super().__init__(
+            f"job {job['uuid']} is still {job['state']} after {limit_s:g} s{_waiting(job)}",
+            f"go on waiting with: muster job wait {job['uuid']}",
+        )
+        self.job = job
+
 
 class Progress:
     """One line that is rewritten on a terminal, and a line for each change elsewhere."""
@@ -84,11 +91,7 @@ def to_the_end(
     while not ended(job):
         left = deadline - runtime.monotonic()
         if left <= 0:
-            raise WaitTimeout(
-                f"job {uuid} is still {job['state']} after {limit_s:g} s{_waiting(job)}",
-                f"go on waiting with: muster job wait {uuid}",
-                job=uuid,
-            )
+            raise WaitTimeout(job, limit_s)
         runtime.sleep(min(pause, left))
         pause = min(LONGEST_PAUSE_S, 1.5 * pause)
         try:

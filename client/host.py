@@ -70,7 +70,11 @@ class _Switch(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
         answer = self.ask(parsed_args)
-        self.tell(answer)
+        becomes = [
+            f"{d.get('name')} on {d.get('host')}: {d.get('decision')}, because {d.get('reason')}"
+            for d in answer.get("decisions", ())
+        ]
+        self.tell({"notices": [*answer.get("notices", ()), *becomes]})
         return self.one(List.columns, answer.get("host", {}))
 
 

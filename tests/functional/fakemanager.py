@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,10 @@ class Fleet:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def typed(self, line: str) -> Ran:
+        """`muster LINE`, as a shell takes it."""
+        return self.muster(*shlex.split(line))
 
     def muster(self, *argv: str, stderr: io.StringIO | None = None) -> Ran:
         """`muster ARGV`, as an operator runs it."""

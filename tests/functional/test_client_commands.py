@@ -147,7 +147,7 @@ def test_notices_come_before_a_listing_on_standard_error(fleet: Fleet) -> None:
 def test_vm_list_asks_with_its_filters(fleet: Fleet) -> None:
     fleet.answers["vm_list"] = {"vms": []}
     fleet.muster("vm", "list")
-    fleet.muster(*"vm list --host h1 --state active --task-state DELETING --stale --long".split())
+    fleet.typed("vm list --host h1 --state active --task-state DELETING --stale --long")
     assert fleet.asked == [
         ("vm_list", {"host": None, "state": None, "task_state": None, "stale": False}),
         ("vm_list", {"host": "h1", "state": "ACTIVE", "task_state": "deleting", "stale": True}),
@@ -231,12 +231,9 @@ def test_job_show_tells_the_whole_life(fleet: Fleet) -> None:
     fleet.answers["job_show"] = job
     shown = fleet.muster("job", "show", JOB["uuid"], "-f", "json").json
     assert shown == job
-    assert (
-        list(shown)
-        == (
-            "uuid kind instance host state unconfirmed waiting_for steps receipts reason"
-            " error_code error age_s"
-        ).split()
+    assert " ".join(shown) == (
+        "uuid kind instance host state unconfirmed waiting_for steps receipts reason"
+        " error_code error age_s"
     )
     table = fleet.muster("job", "show", JOB["uuid"]).out
     for line in (
@@ -251,11 +248,9 @@ def test_job_show_tells_the_whole_life(fleet: Fleet) -> None:
 
 def test_vm_create_asks_for_what_was_said(fleet: Fleet) -> None:
     fleet.answers["vm_create"] = JOB
-    done = fleet.muster(
-        *"vm create web-1 --vcpus 2 --memory 512 --disk 10 --disk /i/root.qcow2".split(),
-        *"--kernel /k --initrd /i --host h1 -f json".split(),
-        "--cmdline",
-        "console=ttyS0 quiet",
+    done = fleet.typed(
+        "vm create web-1 --vcpus 2 --memory 512 --disk 10 --disk /i/root.qcow2 --host h1"
+        " --kernel /k --initrd /i --cmdline 'console=ttyS0 quiet' -f json"
     )
     assert done.code == 0
     assert done.json == JOB
@@ -306,7 +301,7 @@ def test_a_verb_prints_its_job_and_returns(
 
 def test_a_dry_run_of_delete_lists_the_decisions(fleet: Fleet) -> None:
     fleet.answers["vm_delete"] = {"decisions": DECISIONS}
-    done = fleet.muster(*"vm delete web-1 --dry-run -f json".split())
+    done = fleet.typed("vm delete web-1 --dry-run -f json")
     assert done.json == DECISIONS
     assert fleet.asked[0][1]["dry_run"] is True
 
@@ -323,9 +318,10 @@ def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -
 @pytest.mark.parametrize("verb", ["enable", "disable", "set-down", "unset-down"])
 def test_a_host_verb_prints_the_host(fleet: Fleet, verb: str) -> None:
     method = f"host_{verb.replace('-', '_')}"
-    fleet.answers[method] = {"host": {"name": "h1", "enabled": True}, "decisions": []}
+    fleet.answers[method] = {"host": {"name": "h1", "enabled": True}, "decisions": DECISIONS}
     done = fleet.muster("host", verb, "h1", "--reason", "rack moved", "-f", "json")
     assert done.code == 0
+    assert done.err == "notice: web-1 on h1: DB-only, because h1 is DOWN\n"
     assert list(done.json) == LISTINGS["host list"][1].split()
     ((called, kwargs),) = fleet.asked
     assert called == method

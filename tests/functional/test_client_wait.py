@@ -100,6 +100,7 @@ def test_a_job_that_takes_too_long_goes_on_without_us(fleet: Fleet) -> None:
     fleet.answers["job_show"] = RUNNING
     done = fleet.muster(*DELETE)
     assert done.code == 1
+    assert done.json == RUNNING
     assert done.err.splitlines()[-1] == (
         f"muster: WAIT_TIMEOUT: job {JOB['uuid']} is still RUNNING after 60 s, waiting for h1"
         f" to answer (go on waiting with: muster job wait {JOB['uuid']})"
