@@ -113,4 +113,4 @@ def _line(job: dict[str, Any]) -> str:
 def _waiting(job: dict[str, Any]) -> str:
     if ended(job) or not job.get("waiting_for"):
         return ""
-    return f", waiting for {job['waiting_for']}"
+    return f", waiting: {job['waiting_for']}"

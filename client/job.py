@@ -32,7 +32,7 @@ def _steps(steps: list[Answer]) -> str:
             str(part)
             for part in (
                 step.get("started_at") or "(not begun)",
-                f"{step['name']}{' on ' + step['host'] if step.get('host') else ''}:",
+                f"{step['name']}:",
                 step.get("state"),
                 f"until {step['ended_at']}" if step.get("ended_at") else None,
                 f"- {step['detail']}" if step.get("detail") else None,

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -198,8 +199,9 @@ class Muster(App):
     def _fail(self, error: MusterError, debug: bool) -> int:
         if debug:
             traceback.print_exc(file=self.stderr)
-        line = " ".join(f"{self.NAME}: {error}{_candidates(error)}".split())
-        self.stderr.write(f"{printable(line)}\n")
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        line = f"{self.NAME}: {error.code}: {error.message}{_candidates(error)}{remedy}"
+        self.stderr.write(f"{printable(' '.join(line.split()))}\n")
         return error.exit_code or EXIT_FAILED
 
 
@@ -218,7 +220,7 @@ def _candidates(error: MusterError) -> str:
         " ".join(str(part) for part in each.values()) if isinstance(each, dict) else str(each)
         for each in error.data.get("candidates", ())
     ]
-    unsaid = [name for name in names if name not in error.message]
+    unsaid = [name for name in names if not re.search(rf"\b{re.escape(name)}\b", error.message)]
     return f": {', '.join(unsaid)}" if unsaid else ""
 
 

@@ -41,7 +41,11 @@ class Client:
             except (NoManager, BrokerUnavailable):
                 left = allowance - (self._runtime.monotonic() - started)
                 self._runtime.sleep(max(0.0, min(PAUSE_S, left)))
-        return self.ask_once(method, SHARES[-1] * self._limit_s, **kwargs)
+        try:
+            return self.ask_once(method, SHARES[-1] * self._limit_s, **kwargs)
+        except (NoManager, BrokerUnavailable) as exc:
+            tries = f"{len(SHARES)} tries within {self._limit_s:g} s"
+            raise type(exc)(f"{exc.message}; {tries}", exc.remedy) from exc
 
     def ask_once(self, method: str, timeout_s: float, /, **kwargs: Any) -> dict[str, Any]:
         """As `ask`, with one try of at most `timeout_s`."""

@@ -200,7 +200,7 @@ def test_job_show_tells_the_whole_life(fleet: Fleet) -> None:
         "unconfirmed": False,
         "steps": [
             {
-                "name": "terminate",
+                "name": "terminate_instance on h1",
                 "host": "h1",
                 "state": "SUCCEEDED",
                 "started_at": at,
@@ -237,7 +237,7 @@ def test_job_show_tells_the_whole_life(fleet: Fleet) -> None:
     )
     table = fleet.muster("job", "show", JOB["uuid"]).out
     for line in (
-        f"{at} terminate on h1: SUCCEEDED until 2026-11-02T10:00:04Z - destroyed",
+        f"{at} terminate_instance on h1: SUCCEEDED until 2026-11-02T10:00:04Z - destroyed",
         "(not begun) release: PENDING",
         "terminate_instance to h1, generation 4: RECEIVED (c-1)",
         f"  {at} published",

@@ -49,7 +49,7 @@ def refused(done: Ran, code: int, *words: str) -> None:
         ("vm delete web-1 -c colour", "there is no column 'colour'"),
         ("vm list --state ajar", "BAD_REQUEST: state: 'ajar'"),
         ("tombstone list --state ajar", "one of OPEN, CLOSED"),
-        ("vm create web-1 --vcpus 0 --memory 128", "vcpus: '0'"),
+        ("vm create web-1 --vcpus -1 --memory 128", "vcpus: '-1'"),
         ("vm create web-1 --vcpus 1 --memory 12GB", "memory_mib: '12GB'"),
         (f"{CREATE} --disk 0", "size_gib: '0' is not possible (give a whole number from 1 to"),
         (f"{CREATE} --disk 10G", "disk: '10G' is neither"),
@@ -93,9 +93,10 @@ def test_what_a_manager_answers_decides_the_exit_code(
 
 def test_an_ambiguous_name_lists_its_candidates(fleet: Fleet) -> None:
     fleet.answers["vm_show"] = errors.Ambiguous(
-        "2 VMs are named web", "give a UUID", candidates=["0d1f on h1", "77aa on h2"]
+        "2 VMs are named web", "give a UUID", candidates=["0d1f", {"uuid": "77aa", "host": "h2"}]
     )
-    refused(fleet.muster("vm", "show", "web"), 3, "AMBIGUOUS", "0d1f on h1, 77aa on h2")
+    done = fleet.muster("vm", "show", "web")
+    refused(done, 3, "AMBIGUOUS: 2 VMs are named web: 0d1f, 77aa h2 (give a UUID)")
 
 
 def test_candidates_are_not_said_twice(fleet: Fleet) -> None:

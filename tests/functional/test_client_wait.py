@@ -27,8 +27,8 @@ def test_a_job_that_succeeds_is_printed_as_it_ended(fleet: Fleet) -> None:
     assert done.code == 0
     assert done.json == DONE
     assert done.err.splitlines() == [
-        f"{ABOUT}: PENDING, waiting for a manager to publish it",
-        f"{ABOUT}: RUNNING, waiting for h1 to answer",
+        f"{ABOUT}: PENDING, waiting: a manager to publish it",
+        f"{ABOUT}: RUNNING, waiting: h1 to answer",
         f"{ABOUT}: SUCCEEDED",
     ]
 
@@ -38,7 +38,7 @@ def test_on_a_terminal_the_line_is_rewritten(fleet: Fleet, monkeypatch: pytest.M
     fleet.answers["job_show"] = [RUNNING, DONE]
     done = fleet.muster(*DELETE, stderr=Terminal())
     first, *others = done.err.split("\r")[1:]
-    assert first == f"{ABOUT}: PENDING, waiting for a manager to publish it"[:79] + "\x1b[K"
+    assert first == f"{ABOUT}: PENDING, waiting: a manager to publish it"[:79] + "\x1b[K"
     assert others[-1] == f"{ABOUT}: SUCCEEDED\x1b[K\n"
     assert done.err.count("\n") == 1
 
@@ -80,7 +80,7 @@ def test_the_waiting_goes_on_while_the_managers_are_away(fleet: Fleet) -> None:
     done = fleet.muster(*DELETE)
     assert done.code == 0
     assert done.json["state"] == "SUCCEEDED"
-    assert f"{ABOUT}: RUNNING, waiting for h1 to answer - NO_MANAGER, asking again" in done.err
+    assert f"{ABOUT}: RUNNING, waiting: h1 to answer - NO_MANAGER, asking again" in done.err
     assert fleet.clock.slept >= 30.0
 
 
@@ -102,7 +102,7 @@ def test_a_job_that_takes_too_long_goes_on_without_us(fleet: Fleet) -> None:
     assert done.code == 1
     assert done.json == RUNNING
     assert done.err.splitlines()[-1] == (
-        f"muster: WAIT_TIMEOUT: job {JOB['uuid']} is still RUNNING after 60 s, waiting for h1"
+        f"muster: WAIT_TIMEOUT: job {JOB['uuid']} is still RUNNING after 60 s, waiting: h1"
         f" to answer (go on waiting with: muster job wait {JOB['uuid']})"
     )
     assert fleet.clock.slept == pytest.approx(60.0)
