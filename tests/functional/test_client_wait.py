@@ -119,3 +119,17 @@ def test_a_job_can_be_waited_for_later(fleet: Fleet) -> None:
 def test_waiting_for_a_job_that_failed_fails(fleet: Fleet) -> None:
     fleet.answers["job_show"] = {**DONE, "state": "FAILED", "error_code": "X", "error": "broken"}
     assert fleet.muster("job", "wait", JOB["uuid"]).code == 1
+
+
+def test_an_operator_who_stops_waiting_is_told_that_the_job_goes_on(fleet: Fleet) -> None:
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    fleet.answers["job_show"] = RUNNING
+    fleet.clock.at(5.0, ctrl_c)
+    done = fleet.muster(*DELETE)
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[0].startswith(ABOUT)
+    assert done.err.splitlines()[-1] == (
+        "muster: INTERRUPTED: what was accepted goes on (see: muster job list)"
+    )
