@@ -44,8 +44,13 @@ class SimulatedDriver:
         self._seen: dict[str, tuple[int, int, int]] = {}
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
-        self._store.make()
-        self._seen = self._store.signature()
+        def make() -> bool:
+            try:
+                self._store.make()
+            except HypervisorUnavailable:
+                return False  # each call says why
+            self._seen = self._store.signature()
+            return True
 
         def watch() -> None:
             now = self._store.signature()
@@ -53,8 +58,12 @@ class SimulatedDriver:
             for guest in {g for g, _ in now.items() ^ before.items()}:
                 on_change(guest)
 
+        made = make()
+
         def loop() -> None:
+            nonlocal made
             while not self._closed.is_set() and not self._runtime.stopping.is_set():
+                made = made or make()
                 watch()
                 self._runtime.wait(self._closed, self._settings.watch_interval)
 

@@ -1,0 +1,196 @@
+"""Takes each command once, runs it in its turn and keeps its result until a manager has it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from agent.answers import Answers
+from agent.effects import Mode, Work
+from agent.journal import Journal, Reception, State
+from agent.session import Session
+from common import messages as m
+from common.errors import JournalUnavailable
+from common.logs import about
+from common.runtime import Runtime, Stopped
+
+LOG = logging.getLogger(__name__)
+A = TypeVar("A")
+T = TypeVar("T")
+
+JOURNAL_PAUSE_S = 2.0
+
+
+class Commands:
+    """The queue of this host: serial for an instance, by generation; instances in parallel.
+
+    Nothing starts without a session, nor after `drain`.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        journal: Journal,
+        session: Session,
+        answers: Answers,
+        carry_out: Callable[[Work], m.Result],
+        max_parallel: int,
+    ) -> None:
+        self._runtime = runtime
+        self._journal = journal
+        self._session = session
+        self._answers = answers
+        self._carry_out = carry_out
+        self._max_parallel = max_parallel
+        self._lock = runtime.lock()
+        self._idle = runtime.event()
+        self._idle.set()
+        self._draining = False
+        self._queued: dict[str, list[Work]] = {}
+        self._running: set[str] = set()
+        self._steps: dict[str, tuple[m.Step, float]] = {}
+
+    # what managers cast
+
+    def take(self, command: m.Command) -> None:
+        """A command of our fleet, host and session has arrived, perhaps not for the first time."""
+        with self._lock:
+            received = self._journal.receive(command)
+            if received.reception is Reception.NEW:
+                self._forget(received.ended)
+                self._enqueue(Work(command=command))
+            elif received.reception is Reception.KNOWN:
+                step, _ = self._steps.get(command.id, (m.Step.RECEIVED, 0.0))
+                self._answers.receipt(command.id, step)
+        self._answers.wake()
+        self._pump()
+
+    def void(self, instance: str, generation: int) -> None:
+        """Nothing up to `generation` may start any more; says what had become of it."""
+        with self._lock:
+            answer, ended = self._journal.void(instance, generation)
+            self._forget(ended)
+        LOG.info("void of %s up to %d: %s", instance, generation, answer.answer)
+        self._answers.wake()
+
+    # after a hello
+
+    def settle(self, unfinished: Iterable[str], wanted: Iterable[str]) -> None:
+        """Go through what the hello named: the wanted goes on, the rest is dropped or reported.
+
+        What runs at this moment runs on: it can not be recalled, and tells its own result.
+        """
+        named, wanted = set(unfinished), set(wanted)
+        with self._lock:
+            for entry in self._journal.unfinished():
+                command = entry.command
+                if command.id not in named:
+                    continue
+                is_wanted = command.id in wanted
+                if entry.state is State.RECEIVED and not is_wanted:
+                    text = "not wanted any more when the host said hello"
+                    self._journal.drop_unstarted(command.id, "NOT_WANTED", text)
+                    self._forget([command.id])
+                elif command.id not in self._steps:
+                    mode = _mode(entry.state, is_wanted)
+                    self._enqueue(Work(command=command, mode=mode, note=entry.note))
+        self._answers.wake()
+
+    def go(self) -> None:
+        """A session has begun: what waits may start."""
+        self._pump()
+
+    def receipts(self) -> tuple[m.Receipt, ...]:
+        """How far each unfinished command is, for the heartbeats."""
+        now = self._runtime.monotonic()
+        with self._lock:
+            return tuple(
+                m.Receipt(command=c, step=step, age_s=max(0.0, now - at))
+                for c, (step, at) in self._steps.items()
+            )
+
+    def drain(self, timeout_s: float) -> bool:
+        """Start nothing more and wait for what runs; True when all of it ended in time."""
+        with self._lock:
+            self._draining = True
+        return self._runtime.wait(self._idle, timeout_s)
+
+    # inside
+
+    def _enqueue(self, work: Work) -> None:
+        fresh = work.mode is Mode.FRESH
+        self._step(work.command.id, m.Step.RECEIVED if fresh else m.Step.STARTED)
+        waiting = self._queued.setdefault(work.command.instance, [])
+        waiting.append(work)
+        waiting.sort(key=lambda w: w.command.generation)
+
+    def _step(self, command: str, step: m.Step) -> None:
+        self._steps[command] = (step, self._runtime.monotonic())
+        self._answers.receipt(command, step)
+
+    def _forget(self, ids: Iterable[str]) -> None:
+        """These have ended without having started."""
+        gone = set(ids)
+        for command in gone:
+            self._steps.pop(command, None)
+        for instance, waiting in list(self._queued.items()):
+            left = [work for work in waiting if work.command.id not in gone]
+            if left:
+                self._queued[instance] = left
+            else:
+                del self._queued[instance]
+
+    def _pump(self) -> None:
+        """Start what may start."""
+        with self._lock:
+            if self._draining or self._session.current is None:
+                return
+            for instance in list(self._queued):
+                if len(self._running) >= self._max_parallel:
+                    return
+                if instance not in self._running:
+                    waiting = self._queued[instance]
+                    work = waiting.pop(0)
+                    if not waiting:
+                        del self._queued[instance]
+                    self._running.add(instance)
+                    self._idle.clear()
+                    self._runtime.spawn(f"command-{work.command.id}", self._run, work)
+
+    def _run(self, work: Work) -> None:
+        command = work.command
+        try:
+            with about(command=command.id, instance=command.instance):
+                if work.mode is Mode.FRESH and not self._insist(self._journal.start, command.id):
+                    return
+                with self._lock:
+                    self._step(command.id, m.Step.STARTED)
+                result = self._carry_out(work)
+                self._insist(self._journal.finish, result)
+                LOG.info("%s: %s", command.kind, result.outcome)
+        finally:
+            with self._lock:
+                self._steps.pop(command.id, None)
+                self._running.discard(command.instance)
+                if not self._running:
+                    self._idle.set()
+        self._answers.wake()
+        self._pump()
+
+    def _insist(self, write: Callable[[A], T], argument: A) -> T:
+        """What has been begun must be written down, however long the disk takes."""
+        while True:
+            try:
+                return write(argument)
+            except JournalUnavailable as exc:
+                if self._runtime.stopping.is_set():
+                    raise Stopped from None
+                LOG.error("tried again in %g s: %s", JOURNAL_PAUSE_S, exc)
+                self._runtime.sleep(JOURNAL_PAUSE_S)
+
+
+def _mode(state: State, wanted: bool) -> Mode:
+    if state is State.RECEIVED:
+        return Mode.FRESH
+    return Mode.RESUME if wanted else Mode.ABANDON

@@ -1,0 +1,157 @@
+"""The agent's RPC endpoint: every cast is judged here before anything is done for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+
+from agent.answers import Answers, Identity
+from agent.commands import Commands
+from agent.journal import Journal, not_run
+from agent.session import Session
+from common import messages as m
+from common.errors import BadMessage, MusterError, UnknownKind, WrongFleet, WrongHost
+from common.runtime import Runtime
+
+LOG = logging.getLogger(__name__)
+
+BODY_SHOWN = 500
+HELD = 200
+KINDS = frozenset(kind.value for kind in m.CommandKind)
+
+
+class _Void(msgspec.Struct, frozen=True, kw_only=True):
+    session: m.Count
+    instance: m.Id
+    generation: m.Count
+
+
+class _Confirm(msgspec.Struct, frozen=True, kw_only=True):
+    ids: Annotated[tuple[m.Id, ...], msgspec.Meta(max_length=10_000)]
+
+
+class Door:
+    """Decodes, checks fleet, host and session, and hands on.
+
+    A cast of another session is dropped, counted and never answered: its manager does not know
+    our session yet, or we do not know its. One that arrives while a hello is out is held until
+    the welcome, which it may have overtaken.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        identity: Identity,
+        journal: Journal,
+        session: Session,
+        commands: Commands,
+        answers: Answers,
+        report: Callable[[], None],
+        hello: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._journal = journal
+        self._session = session
+        self._commands = commands
+        self._answers = answers
+        self._report = report
+        self._hello = hello
+        self._lock = runtime.lock()
+        self._held: list[tuple[int, Callable[[], None]]] | None = None
+        self.dropped = 0
+
+    def __call__(self, method: str, kwargs: dict[str, Any]) -> Any:
+        """What the bus calls. A call gets its answer, a cast None; refusals are reported."""
+        if method == "ping":
+            return {
+                "host": self._identity.host,
+                "agent_run": self._identity.agent_run,
+                "session": self._session.current,
+            }
+        try:
+            self._cast(method, kwargs)
+        except (BadMessage, UnknownKind, WrongFleet, WrongHost) as exc:
+            self._refuse(exc, method, kwargs)
+        except MusterError as exc:
+            LOG.error("%s is lost, to be cast again: %s", method, exc)
+        return None
+
+    def hold(self) -> None:
+        """A hello goes out: keep casts of sessions that we do not know."""
+        with self._lock:
+            if self._held is None:
+                self._held = []
+
+    def release(self) -> None:
+        """The hello has its answer: judge what was kept once more."""
+        with self._lock:
+            held, self._held = self._held or [], None
+        for session, act in held:
+            self._in_session(session, act)
+
+    def _cast(self, method: str, kwargs: dict[str, Any]) -> None:
+        if method == "hello_wanted":
+            self._hello()
+        elif method == "report_inventory":
+            self._report()
+        elif method == "confirm":
+            self._journal.confirm(m.convert(kwargs, _Confirm).ids)
+        elif method == "void":
+            void = m.convert(kwargs, _Void)
+            self._in_session(
+                void.session, lambda: self._commands.void(void.instance, void.generation)
+            )
+        elif "command" in kwargs:
+            self._command(method, kwargs["command"])
+        else:
+            raise UnknownKind(f"no cast is called {method!r}", "upgrade the older side")
+
+    def _command(self, method: str, raw: Any) -> None:
+        kind = raw.get("kind") if isinstance(raw, dict) else None
+        known = not isinstance(kind, str) or kind in KINDS
+        # A kind of tomorrow is read as one of today, to learn whom to tell that we can't.
+        command = m.convert(raw if known else {**raw, "kind": m.CommandKind.START_VM}, m.Command)
+        if kind != method:
+            raise BadMessage(f"a {kind} came as {method}", "")
+        if command.fleet != self._identity.fleet:
+            raise WrongFleet(f"fleet {command.fleet}, this is {self._identity.fleet}", "")
+        if command.host != self._identity.host:
+            raise WrongHost(f"host {command.host}, this is {self._identity.host}", "")
+
+        def unknown() -> None:
+            result = not_run(command, UnknownKind.code, f"this agent does not know {kind}")
+            self._journal.answer(msgspec.structs.replace(result, kind=str(kind)))
+            self._answers.wake()
+
+        self._in_session(
+            command.session, (lambda: self._commands.take(command)) if known else unknown
+        )
+
+    def _in_session(self, session: int, act: Callable[[], None]) -> None:
+        with self._lock:
+            if session != self._session.current:
+                if self._held is not None and len(self._held) < HELD:
+                    self._held.append((session, act))
+                else:
+                    self.dropped += 1
+                return
+        act()
+
+    def _refuse(self, error: MusterError, method: str, kwargs: dict[str, Any]) -> None:
+        body = json.dumps({method: kwargs}, default=str)
+        LOG.warning("a cast is refused: %s", error)
+        self._journal.refuse(
+            m.Refusal(
+                # The same cast again is the same refusal.
+                id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{error.code}/{body}")),
+                code=error.code,
+                message=error.message,
+                body=body[:BODY_SHOWN],
+            )
+        )
+        self._answers.wake()

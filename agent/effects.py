@@ -1,0 +1,293 @@
+"""What each kind of command does to the hypervisor, and what is made of one that was cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from agent.calls import Calls
+from agent.drivers.base import Driver, OwnedGuest
+from agent.journal import Journal
+from agent.ownership import Finder
+from agent.session import Session
+from common import messages as m
+from common.errors import (
+    BadMessage,
+    CallTimeout,
+    GuestMissing,
+    HypervisorError,
+    MusterError,
+    NotOurs,
+    OutcomeUnknown,
+)
+from common.ownership import Mark
+from common.runtime import Runtime
+from common.states import PowerState
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+POWERED = frozenset({PowerState.RUNNING, PowerState.BLOCKED})
+HALTED = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.FAILED})
+# A polite stop may use this share of the command's time, so that some is left to pull the plug.
+POLITE_SHARE = 0.8
+
+
+class Mode(enum.Enum):
+    """Why a command is carried out."""
+
+    FRESH = "never started before"
+    RESUME = "started by an agent that died, and still wanted"
+    ABANDON = "started by an agent that died, and not wanted any more"
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One command to carry out; `note` is what an earlier try journalled."""
+
+    command: m.Command
+    mode: Mode = Mode.FRESH
+    note: str | None = None
+
+
+class StartSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of start_vm: `guest` is what to make when `create` is set and there is none."""
+
+    guest: m.GuestSpec | None = None
+    create: bool = False
+
+
+class PowerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of stop_vm and reboot_vm; `timeout_s` is how long to ask politely."""
+
+    force: bool = False
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
+
+
+def bearer_of(command: m.Command) -> str:
+    """The hypervisor uuid of the guest that this very command makes, the same at each try."""
+    return str(
+        uuid.uuid5(uuid.NAMESPACE_OID, f"{command.fleet}/{command.instance}/{command.generation}")
+    )
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Carries out one command at a time for an instance; safe for several instances at once."""
+
+    driver: Driver
+    finder: Finder
+    calls: Calls
+    journal: Journal
+    session: Session
+    runtime: Runtime
+
+    def carry_out(self, work: Work) -> m.Result:
+        """The effect, then a fresh look; whatever goes wrong is in the result."""
+        command = work.command
+        attempt = _Attempt(self, work, self.runtime.monotonic() + command.timeout_s)
+        error: MusterError | None = None
+        try:
+            attempt.run()
+        except MusterError as exc:
+            error = exc
+        except Exception as exc:
+            LOG.exception("%s failed", command.kind)
+            error = MusterError(f"{type(exc).__name__}: {exc}")
+        if error is not None:
+            LOG.warning("%s of %s failed: %s", command.kind, command.instance, error)
+        return m.Result(
+            id=command.id,
+            command=command.id,
+            kind=command.kind,
+            instance=command.instance,
+            generation=command.generation,
+            outcome=m.Outcome.SUCCEEDED if error is None else m.Outcome.FAILED,
+            error_code=error.code if error else None,
+            error=error.message if error else None,
+            look=self._look(command, attempt.uuid),
+        )
+
+    def _look(self, command: m.Command, hypervisor_uuid: str | None) -> m.Look | None:
+        """What is there now; None when the hypervisor does not say."""
+        session, seq = self.session.draw_pair()
+        guest: m.GuestReport | None
+        try:
+            if hypervisor_uuid is None:
+                guest = self.finder.find(command.instance).seen
+            else:
+                guest = self.finder.at(hypervisor_uuid, command.instance).seen
+        except (GuestMissing, NotOurs):
+            guest = None
+        except MusterError as exc:
+            LOG.warning("no look after %s of %s: %s", command.kind, command.instance, exc)
+            return None
+        return m.Look(session=session, seq=seq, guest=guest)
+
+
+class _Attempt:
+    """One try of one command; `uuid` is its guest once that is known."""
+
+    def __init__(self, parts: Effects, work: Work, deadline: float) -> None:
+        self._parts = parts
+        self._driver = parts.driver
+        self._finder = parts.finder
+        self._work = work
+        self._command = work.command
+        self._deadline = deadline
+        self.uuid: str | None = None
+
+    def run(self) -> None:
+        kind = self._command.kind
+        if kind is m.CommandKind.TERMINATE_INSTANCE:
+            self._terminate()
+        elif self._work.mode is Mode.ABANDON:
+            self._abandon()
+        elif kind is m.CommandKind.START_VM:
+            self._start()
+        elif kind is m.CommandKind.STOP_VM:
+            self._stop()
+        else:
+            self._reboot()
+
+    # start_vm
+
+    def _start(self) -> None:
+        spec = m.convert(self._command.spec, StartSpec)
+        try:
+            guest = self._remark(self._find())
+        except GuestMissing:
+            if not spec.create:
+                raise
+            if spec.guest is None:
+                raise BadMessage("start_vm: create without a guest", "") from None
+            guest = self._create(spec.guest)
+        if guest.seen.power_state in POWERED:
+            return
+        try:
+            self._effect("start", self._driver.start, guest)
+        except MusterError:
+            if self._runs_after_all(guest):
+                return
+            self._undo()
+            raise
+
+    def _create(self, spec: m.GuestSpec) -> OwnedGuest:
+        command = self._command
+        self.uuid = bearer_of(command)
+        mark = Mark(
+            fleet=command.fleet,
+            instance=command.instance,
+            generation=command.generation,
+            bearer=self.uuid,
+        )
+        try:
+            self._effect("create", self._driver.create, spec, mark)
+            return self._finder.at(self.uuid, command.instance)
+        except MusterError:
+            self._undo()
+            raise
+
+    def _runs_after_all(self, guest: OwnedGuest) -> bool:
+        with contextlib.suppress(MusterError):
+            now = self._finder.at(guest.hypervisor_uuid, self._command.instance)
+            return now.seen.power_state in POWERED
+        return False
+
+    def _undo(self, spare: frozenset[PowerState] = POWERED) -> None:
+        """Remove the guest that this very command made, if it made one and it may go."""
+        made = bearer_of(self._command)
+        try:
+            guest = self._finder.at(made, self._command.instance)
+            if guest.seen.power_state not in spare:
+                calls = self._parts.calls
+                calls.within(calls.look_s, "destroy", self._driver.destroy, guest)
+        except (GuestMissing, NotOurs):
+            return
+        except MusterError as exc:
+            LOG.warning("guest %s of a failed start stays behind: %s", made, exc)
+
+    # the others
+
+    def _stop(self) -> None:
+        spec = m.convert(self._command.spec, PowerSpec)
+        guest = self._remark(self._find())
+        if guest.seen.power_state not in HALTED:
+            self._effect("stop", self._stop_call, guest, spec.force, self._polite(spec))
+
+    def _stop_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
+        self._driver.stop(guest, force=force, timeout_s=timeout_s)
+
+    def _reboot(self) -> None:
+        spec = m.convert(self._command.spec, PowerSpec)
+        guest = self._find()
+        if self._work.note is not None:
+            # The agent died after writing down the domain id, so the effect may have begun.
+            if not spec.force:
+                raise OutcomeUnknown("the agent died in a soft reboot", "look at the guest")
+            if guest.seen.power_state in HALTED and self._work.note != str(None):
+                # Pulled, and not powered on again: the second half is still to be done.
+                self._effect("start", self._driver.start, self._remark(guest))
+                return
+            if self._work.note != str(guest.seen.domain_id):
+                return
+        self._parts.journal.note(self._command.id, str(guest.seen.domain_id))
+        guest = self._remark(guest)
+        self._effect("reboot", self._reboot_call, guest, spec.force, self._polite(spec))
+
+    def _reboot_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
+        self._driver.reboot(guest, force=force, timeout_s=timeout_s)
+
+    def _terminate(self) -> None:
+        try:
+            guests = self._finder.find_all(self._command.instance)
+        except GuestMissing:
+            return
+        except NotOurs as exc:
+            # Somebody's copy of our guest is not our guest, which is gone.
+            if exc.data.get("copies"):
+                return
+            raise
+        for guest in guests:
+            self.uuid = guest.hypervisor_uuid
+            self._effect("destroy", self._driver.destroy, self._remark(guest))
+            with contextlib.suppress(GuestMissing, NotOurs):
+                self._finder.at(guest.hypervisor_uuid, self._command.instance)
+                raise HypervisorError("the guest is still there after its destruction", "")
+
+    def _abandon(self) -> None:
+        """Not wanted and cut short: never carried further, undone where that is safe."""
+        if self._command.kind is m.CommandKind.START_VM:
+            self._undo(spare=frozenset(PowerState) - HALTED)
+        with contextlib.suppress(GuestMissing, NotOurs):
+            self._find()
+        raise OutcomeUnknown(
+            f"the agent died in {self._command.kind}, which is not wanted any more", ""
+        )
+
+    # inside
+
+    def _find(self) -> OwnedGuest:
+        guest = self._finder.find(self._command.instance)
+        self.uuid = guest.hypervisor_uuid
+        return guest
+
+    def _remark(self, guest: OwnedGuest) -> OwnedGuest:
+        """Our generation goes into the mark before the effect that it stands for."""
+        return self._effect("remark", self._driver.remark, guest, self._command.generation)
+
+    def _effect(self, name: str, fn: Callable[..., T], *args: object) -> T:
+        left = self._deadline - self._parts.runtime.monotonic()
+        if left <= 0:
+            raise CallTimeout(f"no time was left for {name}", "look at the host")
+        return self._parts.calls.within(left, name, fn, *args)
+
+    def _polite(self, spec: PowerSpec) -> float:
+        left = self._deadline - self._parts.runtime.monotonic()
+        return max(0.0, min(spec.timeout_s, left * POLITE_SHARE))

@@ -1,0 +1,239 @@
+"""Heartbeats: what is on the hypervisor, all of it or what changed, and whether it answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from agent.answers import Identity
+from agent.drivers.base import Driver, Listing
+from agent.session import Session
+from common import messages as m
+from common.bus.base import Bus
+from common.errors import MusterError
+from common.runtime import Runtime
+
+LOG = logging.getLogger(__name__)
+
+COALESCE_S = 0.05
+# A heartbeat waits this many intervals for its listing, well within the 2.5 of a late host.
+PATIENCE = 1.5
+CHANGE, NOW, FULL = "change", "now", "full"
+
+
+class _Look:
+    """One listing under way; `session` and `seq` were drawn before it began."""
+
+    def __init__(self, session: int | None, seq: int, began: float) -> None:
+        self.session = session
+        self.seq = seq
+        self.began = began
+        self.late = False
+        self.listing: Listing | None = None
+        self.capacity: m.Capacity | None = None
+        self.problem = ""
+
+
+class Inventory:
+    """One loop that looks at the hypervisor and tells what it found.
+
+    `sent` is what the managers were last told of each guest. It changes only when a heartbeat
+    has left, so a delta that was not sent is told by the next one; one that was lost on the way
+    shows in the digest.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        bus: Bus,
+        driver: Driver,
+        session: Session,
+        identity: Identity,
+        *,
+        interval_s: float,
+        full_s: float,
+        call_timeout_s: float,
+        learn: Callable[[Listing], None],
+        receipts: Callable[[], tuple[m.Receipt, ...]],
+        dropped: Callable[[], int],
+    ) -> None:
+        self._runtime = runtime
+        self._bus = bus
+        self._driver = driver
+        self._session = session
+        self._identity = identity
+        self._interval_s = interval_s
+        self._full_s = full_s
+        self._patience_s = min(call_timeout_s, PATIENCE * interval_s)
+        self._learn = learn
+        self._receipts = receipts
+        self._dropped = dropped
+        self._inbox = runtime.inbox()
+        self._done = runtime.event()
+        self._out: _Look | None = None
+        self._sent: dict[str, int] = {}
+        self._told_session: int | None = None
+        self._full_due = True
+        self._full_at = runtime.monotonic()
+        self._took_s = 0.0
+        self._healthy = True
+        self._away = False
+
+    # from anywhere, foreign threads included
+
+    def changed(self, hypervisor_uuid: str | None) -> None:
+        """The hypervisor says that a guest changed (None: perhaps all of them)."""
+        LOG.debug("a change of %s", hypervisor_uuid or "everything")
+        self._inbox.put(CHANGE)
+
+    def want_full(self) -> None:
+        """The next heartbeat, sent at once, tells of every guest."""
+        self._inbox.put(FULL)
+
+    def wake(self) -> None:
+        """Send a heartbeat at once; also ends the wait of a loop that is to stop."""
+        self._inbox.put(NOW)
+
+    # the loop
+
+    def loop(self) -> None:
+        """Runs until the agent stops."""
+        due = self._runtime.monotonic()
+        while not self._runtime.stopping.is_set():
+            left = due - self._runtime.monotonic()
+            asked = {item} if left > 0 and (item := self._inbox.get(left)) is not None else set()
+            if asked:
+                # A change seldom comes alone: one look serves all that came close together, and
+                # looking may not take more than half of the time.
+                self._runtime.sleep(max(COALESCE_S, self._took_s))
+            while (item := self._inbox.get(0.0)) is not None:
+                asked.add(item)
+            if self._runtime.stopping.is_set():
+                return
+            if FULL in asked:
+                self._full_due = True
+            regular = self._runtime.monotonic() >= due
+            self.beat(only_changes=not regular and asked == {CHANGE})
+            if regular:
+                due = max(due + self._interval_s, self._runtime.monotonic())
+
+    def beat(self, *, only_changes: bool = False) -> None:
+        """Look and send one heartbeat; with `only_changes`, none if the look shows no news."""
+        look = self._look()
+        if self._runtime.stopping.is_set():
+            return
+        session, seq = (look.session, look.seq) if look else self._session.draw()
+        if self._told_session != session:
+            self._told_session, self._full_due = session, True
+        problem = look.problem if look else self._hung()
+        healthy = not problem
+        if healthy and not self._healthy:
+            # What happened meanwhile may have been told by nobody.
+            self._full_due = True
+        inventory, view = None, self._sent
+        if look is not None and look.listing is not None:
+            self._learn(look.listing)
+            inventory, view = self._compare(look.listing, bool(problem))
+        if only_changes and healthy == self._healthy and not _has_news(inventory):
+            return
+        heartbeat = m.Heartbeat(
+            fleet=self._identity.fleet,
+            host=self._identity.host,
+            session=session,
+            agent_run=self._identity.agent_run,
+            seq=seq,
+            interval_s=self._interval_s,
+            driver=m.DriverReport(name=self._driver.name, healthy=healthy, message=problem),
+            sent_at=self._runtime.now(),
+            # Without a session nobody may act on it.
+            inventory=inventory if session is not None else None,
+            capacity=look.capacity if look else None,
+            receipts=self._receipts(),
+            dropped_casts=self._dropped(),
+        )
+        if healthy != self._healthy:
+            LOG.warning("the hypervisor %s", "answers again" if healthy else f"is away: {problem}")
+        self._healthy = healthy
+        if self._publish(heartbeat) and heartbeat.inventory is not None:
+            self._sent = view
+            if heartbeat.inventory.full:
+                self._full_due, self._full_at = False, self._runtime.monotonic()
+
+    # inside
+
+    def _look(self) -> _Look | None:
+        """A finished look, or None while one hangs; there is never more than one out."""
+        look = self._out
+        if look is None:
+            session, seq = self._session.draw()
+            look = self._out = _Look(session, seq, self._runtime.monotonic())
+            self._done.clear()
+            self._runtime.spawn("look", self._ask, look)
+        if not self._runtime.wait(self._done, 0.0 if look.late else self._patience_s):
+            look.late = True
+            return None
+        self._out = None
+        self._took_s = min(self._interval_s, self._runtime.monotonic() - look.began)
+        if look.late:
+            # Heartbeats with higher numbers have gone out meanwhile: too old to be told.
+            return self._look()
+        return look
+
+    def _ask(self, look: _Look) -> None:
+        def ask() -> tuple[Listing, m.Capacity, str]:
+            return self._driver.list_guests(), self._driver.capacity(), self._driver.health()
+
+        try:
+            look.listing, look.capacity, look.problem = self._runtime.offload(ask)
+        except MusterError as exc:
+            look.problem = exc.message
+        except Exception as exc:
+            LOG.exception("the look at the hypervisor failed")
+            look.problem = f"{type(exc).__name__}: {exc}"
+        finally:
+            self._done.set()
+
+    def _hung(self) -> str:
+        began = self._out.began if self._out else self._runtime.monotonic()
+        return f"listing has hung for {self._runtime.monotonic() - began:.0f} s"
+
+    def _compare(self, listing: Listing, sick: bool) -> tuple[m.Inventory, dict[str, int]]:
+        """What to tell of a listing, and what the managers know once they have it.
+
+        Absence counts only when the listing is complete: until then the managers still have the
+        guests that it does not name.
+        """
+        complete = listing.complete and not sick
+        seen = {g.hypervisor_uuid: g.fingerprint() for g in listing.guests}
+        view = seen if complete else {**self._sent, **seen}
+        full = complete and (
+            self._full_due or self._runtime.monotonic() - self._full_at >= self._full_s
+        )
+        news = {u for u, f in seen.items() if full or self._full_due or self._sent.get(u) != f}
+        inventory = m.Inventory(
+            full=full,
+            complete=complete,
+            digest=m.digest(view.values()),
+            guests=tuple(g for g in listing.guests if g.hypervisor_uuid in news),
+            gone=() if full else tuple(sorted(self._sent.keys() - view.keys())),
+            errors=listing.errors,
+        )
+        return inventory, view
+
+    def _publish(self, heartbeat: m.Heartbeat) -> bool:
+        key = f"heartbeat.{self._identity.host}"
+        try:
+            self._bus.publish(key, m.encode(heartbeat), ttl_s=self._interval_s)
+        except MusterError as exc:
+            if not self._away:
+                LOG.warning("no heartbeat can be sent: %s", exc)
+            self._away = True
+            return False
+        if self._away:
+            LOG.info("heartbeats are sent again")
+        self._away = False
+        return True
+
+
+def _has_news(inventory: m.Inventory | None) -> bool:
+    return inventory is not None and bool(inventory.guests or inventory.gone)

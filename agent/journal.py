@@ -1,0 +1,523 @@
+"""The agent's durable memory: what it was told, what it has done, what it still has to tell.
+
+One SQLite file. Every write is one transaction, on disk before the call returns, so that a
+kill -9 between any two calls leaves a state that the next agent can go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from common import messages as m
+from common.errors import BadConfig, JournalUnavailable
+from common.ownership import is_stale
+from common.runtime import Runtime, Stopped
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+VERSION = 1
+KEEP_RESULTS = 10_000
+KEEP_REFUSALS = 200
+BUSY_S = 10.0
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE commands (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    instance TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    body BLOB,
+    note TEXT,
+    result BLOB
+);
+CREATE INDEX commands_instance ON commands (instance, generation);
+CREATE INDEX commands_unfinished ON commands (n) WHERE state != 'FINISHED';
+CREATE TABLE floors (instance TEXT PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE answers (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+"""
+
+RAISE_FLOOR = (
+    "INSERT INTO floors VALUES (?, ?) ON CONFLICT (instance)"
+    " DO UPDATE SET generation = max(generation, excluded.generation)"
+)
+
+
+class State(enum.StrEnum):
+    """How far a journalled command has come."""
+
+    RECEIVED = "RECEIVED"
+    STARTED = "STARTED"
+    FINISHED = "FINISHED"
+
+
+class Reception(enum.Enum):
+    """What `receive` made of a command."""
+
+    NEW = "new"
+    KNOWN = "known"
+    FINISHED = "finished"
+    STALE = "stale"
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """`ended`: the ids of commands that this one superseded, their results journalled."""
+
+    reception: Reception
+    ended: tuple[str, ...] = ()
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """An unfinished command as the journal has it; `note` is what its effect left there."""
+
+    command: m.Command
+    state: State
+    note: str | None
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers not confirmed yet; `last` is the number of the newest of them."""
+
+    last: int
+    results: tuple[m.Result, ...] = ()
+    voids: tuple[m.VoidAnswer, ...] = ()
+    refusals: tuple[m.Refusal, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.results or self.voids or self.refusals)
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hello tells of the journal."""
+
+    journal_id: str
+    journal_seq: int
+    store_timeline: str | None
+    store_mark: int
+    session: int | None
+
+
+class Journal:
+    """The file `journal.db` of one state_dir; safe from several threads.
+
+    Raises BadConfig when the folder can not be used or another agent uses it, JournalUnavailable
+    when a write fails. Once closed, or when the runtime has been killed, every call raises
+    Stopped: what a killed agent had not written yet stays unwritten.
+    """
+
+    def __init__(self, state_dir: str, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = runtime.lock()
+        self._folder = Path(state_dir)
+        self._guard = self._claim()
+        self._db: sqlite3.Connection | None = self._open()
+
+    # what arrives
+
+    def receive(self, command: m.Command) -> Received:
+        """Take a command: once by its id, never at or below its instance's floor.
+
+        A terminate ends what it supersedes: older commands that have not started.
+        """
+
+        def act(db: sqlite3.Connection) -> Received:
+            row = db.execute(
+                "SELECT state, result FROM commands WHERE id = ?", (command.id,)
+            ).fetchone()
+            if row is not None:
+                if row[0] != State.FINISHED:
+                    return Received(reception=Reception.KNOWN)
+                self._answer(db, msgspec.json.decode(row[1], type=m.Result))
+                return Received(reception=Reception.FINISHED)
+            floor = self._floor(db, command.instance)
+            if is_stale(command.generation, floor):
+                text = f"generation {command.generation} is not above the floor {floor}"
+                self._answer(db, not_run(command, "STALE_COMMAND", text, floor))
+                return Received(reception=Reception.STALE)
+            db.execute(
+                "INSERT INTO commands (id, instance, generation, state, body)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (
+                    command.id,
+                    command.instance,
+                    command.generation,
+                    State.RECEIVED,
+                    m.encode(command),
+                ),
+            )
+            db.execute(RAISE_FLOOR, (command.instance, command.generation))
+            ended: tuple[str, ...] = ()
+            if command.kind is m.CommandKind.TERMINATE_INSTANCE:
+                text = f"superseded by the terminate {command.id}"
+                below = command.generation - 1
+                ended = self._end_unstarted(db, command.instance, below, "SUPERSEDED", text)
+            return Received(reception=Reception.NEW, ended=ended)
+
+        return self._write(act)
+
+    def void(self, instance: str, generation: int) -> tuple[m.VoidAnswer, tuple[str, ...]]:
+        """Raise the floor, end what has not started; the answer and the ids of what it ended.
+
+        A command that ran to its end is answered again beside it.
+        """
+
+        def act(db: sqlite3.Connection) -> tuple[m.VoidAnswer, tuple[str, ...]]:
+            db.execute(RAISE_FLOOR, (instance, generation))
+            text = f"voided up to generation {generation}"
+            ended = self._end_unstarted(db, instance, generation, "VOIDED", text)
+            outcome = m.VoidOutcome.NOT_RUN
+            for seen, state, body in db.execute(
+                "SELECT generation, state, result FROM commands"
+                " WHERE instance = ? AND generation <= ? ORDER BY generation",
+                (instance, generation),
+            ).fetchall():
+                if state == State.STARTED:
+                    outcome = m.VoidOutcome.RUNNING
+                    break
+                # Older ones that finished long ago say nothing of the one that is asked about.
+                if seen == generation:
+                    result = msgspec.json.decode(body, type=m.Result)
+                    if result.outcome is not m.Outcome.NOT_RUN:
+                        outcome = m.VoidOutcome.DONE
+                    self._answer(db, result)
+            answer = m.VoidAnswer(
+                id=self._runtime.new_id(),
+                instance=instance,
+                generation=generation,
+                answer=outcome,
+            )
+            # Asked again before the last answer was confirmed: one answer, the newest.
+            db.execute(
+                "DELETE FROM answers WHERE kind = 'void' AND body ->> 'instance' = ?"
+                " AND body ->> 'generation' = ?",
+                (instance, generation),
+            )
+            self._answer(db, answer)
+            return answer, ended
+
+        return self._write(act)
+
+    def refuse(self, refusal: m.Refusal) -> None:
+        """Keep a refusal until a manager has it; of a flood only the newest are kept."""
+
+        def act(db: sqlite3.Connection) -> None:
+            self._answer(db, refusal)
+            db.execute(
+                "DELETE FROM answers WHERE kind = 'refusal' AND n <= (SELECT n FROM answers"
+                " WHERE kind = 'refusal' ORDER BY n DESC LIMIT 1 OFFSET ?)",
+                (KEEP_REFUSALS,),
+            )
+
+        self._write(act)
+
+    def answer(self, result: m.Result) -> None:
+        """Keep the result of a command that was never taken."""
+        self._write(lambda db: self._answer(db, result))
+
+    # what is done
+
+    def start(self, command_id: str) -> bool:
+        """Write down that the first effect comes next; False when the command has ended."""
+
+        def act(db: sqlite3.Connection) -> bool:
+            found = db.execute(
+                "UPDATE commands SET state = ? WHERE id = ? AND state = ?",
+                (State.STARTED, command_id, State.RECEIVED),
+            )
+            return found.rowcount == 1
+
+        return self._write(act)
+
+    def note(self, command_id: str, note: str) -> None:
+        """Write down what the next agent must know should this one die in the effect."""
+        self._write(
+            lambda db: db.execute("UPDATE commands SET note = ? WHERE id = ?", (note, command_id))
+        )
+
+    def finish(self, result: m.Result) -> None:
+        """A command has ended; its result is kept for its id and told until confirmed."""
+        self._write(lambda db: self._finish(db, result))
+
+    def drop_unstarted(self, command_id: str, code: str, text: str) -> bool:
+        """End a command that has not started as not run; False when it had."""
+
+        def act(db: sqlite3.Connection) -> bool:
+            row = db.execute(
+                "SELECT body FROM commands WHERE id = ? AND state = ?",
+                (command_id, State.RECEIVED),
+            ).fetchone()
+            if row is None:
+                return False
+            command = msgspec.json.decode(row[0], type=m.Command)
+            self._finish(db, not_run(command, code, text))
+            return True
+
+        return self._write(act)
+
+    def unfinished(self) -> tuple[Entry, ...]:
+        """The commands that have no result yet, oldest first."""
+
+        def act(db: sqlite3.Connection) -> tuple[Entry, ...]:
+            rows = db.execute(
+                "SELECT body, state, note FROM commands WHERE state != 'FINISHED' ORDER BY n"
+            )
+            return tuple(
+                Entry(command=msgspec.json.decode(body, type=m.Command), state=State(s), note=note)
+                for body, s, note in rows
+            )
+
+        return self._read(act)
+
+    # what is told
+
+    def pending(self, after: int, limit: int) -> Pending:
+        """Unconfirmed answers numbered above `after`, oldest first."""
+
+        def act(db: sqlite3.Connection) -> Pending:
+            rows = db.execute(
+                "SELECT n, kind, body FROM answers WHERE n > ? ORDER BY n LIMIT ?", (after, limit)
+            ).fetchall()
+            return Pending(
+                last=rows[-1][0] if rows else after,
+                results=_of(rows, m.Result),
+                voids=_of(rows, m.VoidAnswer),
+                refusals=_of(rows, m.Refusal),
+            )
+
+        return self._read(act)
+
+    def confirm(self, ids: Iterable[str]) -> None:
+        """A manager has these answers: forget them, and the bodies of their commands.
+
+        Floors stay for ever; a command's id stays with its result while it is among the last
+        KEEP_RESULTS, and is refused by its floor after that.
+        """
+        keys = [(i,) for i in ids]
+
+        def act(db: sqlite3.Connection) -> None:
+            db.executemany("DELETE FROM answers WHERE id = ?", keys)
+            db.executemany(
+                "UPDATE commands SET body = NULL, note = NULL WHERE id = ? AND state = 'FINISHED'",
+                keys,
+            )
+            db.execute(
+                "DELETE FROM commands WHERE body IS NULL"
+                " AND n <= (SELECT max(n) FROM commands) - ?",
+                (KEEP_RESULTS,),
+            )
+
+        if keys:
+            self._write(act)
+
+    # who we are
+
+    def meta(self) -> Meta:
+        """The journal's identity and what the last welcome left in it."""
+
+        def act(db: sqlite3.Connection) -> Meta:
+            kept = dict(db.execute("SELECT key, value FROM meta"))
+            return Meta(
+                journal_id=kept["journal_id"],
+                journal_seq=int(kept["journal_seq"]),
+                store_timeline=kept.get("store_timeline"),
+                store_mark=int(kept.get("store_mark", 0)),
+                session=int(kept["session"]) if "session" in kept else None,
+            )
+
+        return self._read(act)
+
+    def welcome(self, welcome: m.Welcome) -> None:
+        """Keep what a manager's welcome says of itself, and raise the floors it gives."""
+
+        def act(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [
+                    ("store_timeline", welcome.store_timeline),
+                    ("store_mark", str(welcome.store_mark)),
+                    ("session", str(welcome.session)),
+                ],
+            )
+            db.executemany(RAISE_FLOOR, [(f.instance, f.generation) for f in welcome.floors])
+
+        self._write(act)
+
+    def floor(self, instance: str) -> int | None:
+        """The highest generation received or voided for an instance."""
+        return self._read(lambda db: self._floor(db, instance))
+
+    def close(self) -> None:
+        """Release the file and the folder; safe to call twice."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+                os.close(self._guard)
+
+    # inside
+
+    def _floor(self, db: sqlite3.Connection, instance: str) -> int | None:
+        row = db.execute("SELECT generation FROM floors WHERE instance = ?", (instance,)).fetchone()
+        return int(row[0]) if row else None
+
+    def _finish(self, db: sqlite3.Connection, result: m.Result) -> None:
+        done = db.execute(
+            "UPDATE commands SET state = ?, result = ? WHERE id = ? AND state != ?",
+            (State.FINISHED, m.encode(result), result.command, State.FINISHED),
+        )
+        if done.rowcount:
+            self._answer(db, result)
+
+    def _end_unstarted(
+        self, db: sqlite3.Connection, instance: str, upto: int, code: str, text: str
+    ) -> tuple[str, ...]:
+        rows = db.execute(
+            "SELECT body FROM commands WHERE instance = ? AND generation <= ? AND state = ?",
+            (instance, upto, State.RECEIVED),
+        ).fetchall()
+        commands = [msgspec.json.decode(body, type=m.Command) for (body,) in rows]
+        for command in commands:
+            self._finish(db, not_run(command, code, text))
+        return tuple(c.id for c in commands)
+
+    def _answer(self, db: sqlite3.Connection, answer: m.Result | m.VoidAnswer | m.Refusal) -> None:
+        # Replacing gives a new number, so that an answer asked for again goes out at once.
+        db.execute(
+            "INSERT OR REPLACE INTO answers (id, kind, body) VALUES (?, ?, ?)",
+            (answer.id, _KINDS[type(answer)], m.encode(answer).decode()),
+        )
+
+    def _write(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        def transaction(db: sqlite3.Connection) -> T:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                value = act(db)
+                db.execute("UPDATE meta SET value = value + 1 WHERE key = 'journal_seq'")
+                db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            return value
+
+        return self._read(transaction)
+
+    def _read(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock:
+            if self._db is None or self._runtime.killed:
+                raise Stopped
+            try:
+                return self._runtime.offload(act, self._db)
+            except sqlite3.Error as exc:
+                raise JournalUnavailable(
+                    f"{self._folder / 'journal.db'}: {exc}", "check the disk of [agent] state_dir"
+                ) from exc
+
+    def _claim(self) -> int:
+        """A lock that goes with the process, so that no two agents share a journal."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            guard = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise BadConfig(
+                f"[agent] state_dir {self._folder}: {exc.strerror}", "name a folder we may write"
+            ) from exc
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(guard)
+            raise BadConfig(
+                f"[agent] state_dir {self._folder} is in use by another agent",
+                "stop it, or give this one a folder of its own",
+            ) from exc
+        return guard
+
+    def _open(self) -> sqlite3.Connection:
+        path = self._folder / "journal.db"
+        try:
+            return self._connect(path)
+        except sqlite3.Error as exc:
+            aside = f"{path.name}.broken-{self._runtime.now():%Y%m%dT%H%M%S}"
+            LOG.warning(
+                "%s can not be read (%s): set aside as %s, a new journal begins; the managers"
+                " give back the floors",
+                path,
+                exc,
+                aside,
+            )
+        try:
+            for tail in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(f"{path}{tail}", self._folder / f"{aside}{tail}")
+            return self._connect(path)
+        except (OSError, sqlite3.Error) as exc:
+            os.close(self._guard)
+            raise BadConfig(
+                f"[agent] state_dir: no journal can be made at {path}: {exc}", "check the disk"
+            ) from exc
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise sqlite3.DatabaseError(f"schema {version}, this agent knows {VERSION}")
+            if version == 0:
+                self._make(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _make(self, db: sqlite3.Connection) -> None:
+        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION};")
+        db.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [("journal_id", self._runtime.new_id()), ("journal_seq", "0")],
+        )
+        db.execute("COMMIT")
+
+
+_KINDS: dict[type[Any], str] = {m.Result: "result", m.VoidAnswer: "void", m.Refusal: "refusal"}
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+def _of(rows: Iterable[tuple[int, str, str]], kind: type[M]) -> tuple[M, ...]:
+    return tuple(msgspec.json.decode(b, type=kind) for _, k, b in rows if k == _KINDS[kind])
+
+
+def not_run(command: m.Command, code: str, text: str, floor: int | None = None) -> m.Result:
+    """The result of a command that had no effect; a result has its command's id."""
+    return m.Result(
+        id=command.id,
+        command=command.id,
+        kind=command.kind,
+        instance=command.instance,
+        generation=command.generation,
+        outcome=m.Outcome.NOT_RUN,
+        error_code=code,
+        error=text,
+        floor=floor,
+    )

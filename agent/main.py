@@ -1,0 +1,87 @@
+"""muster-agent: the process around an Agent."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from common import conf
+from common.errors import BadConfig, MusterError
+from common.logs import setup
+from common.runtime import make, prepare
+
+PROG = "muster-agent"
+STOP_S = 8.0
+POLL_S = 0.25
+
+
+class _Signals:
+    """Flags only: a handler that took a lock could meet its own thread holding it."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.reload = False
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop = True
+
+    def _reload(self, _number: int, _frame: FrameType | None) -> None:
+        self.reload = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except MusterError as exc:
+        sys.stderr.write(f"{PROG}: {exc}\n")
+        return exc.exit_code
+
+
+def _run(args: list[str]) -> int:
+    settings = conf.load(PROG, args)
+    # Before anything below imports sockets.
+    prepare(settings.default.executor)
+    if settings.default.transport_url.startswith("memory:"):
+        raise BadConfig(
+            "[DEFAULT] transport_url memory:// reaches nobody from a process of its own",
+            "give the broker: rabbit://USER:PASSWORD@HOST:5672/",
+        )
+    setup(settings.default.log_level, settings.default.log_json)
+
+    from agent.service import Agent
+    from common.bus import rabbit
+
+    runtime = make(settings.default.executor, PROG)
+    signals = _Signals()
+    bus = rabbit.connect(settings, runtime, "agent")
+    agent = Agent(settings, bus, runtime)
+    agent.start()
+    while not signals.stop:
+        if signals.reload:
+            signals.reload = False
+            _reload(args)
+        runtime.sleep(POLL_S)
+    agent.stop(STOP_S)
+    bus.close()
+    return 0
+
+
+def _reload(args: list[str]) -> None:
+    """What can change without a restart: how much is logged, and how."""
+    try:
+        settings = conf.load(PROG, args)
+    except MusterError as exc:
+        sys.stderr.write(f"{PROG}: the old settings stay: {exc}\n")
+        return
+    setup(settings.default.log_level, settings.default.log_json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

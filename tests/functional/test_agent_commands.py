@@ -1,0 +1,272 @@
+"""A whole agent: commands come in over the bus, guests appear and go, answers go out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.functional.agent_rig import FLEET, Rig, eventually
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def test_a_guest_is_created_reported_and_terminated(rig: Rig) -> None:
+    rig.up()
+    start = rig.create("i-1")
+    result = rig.manager.result(start)
+    assert (result.outcome, result.error_code) == ("succeeded", None)
+    assert result.look is not None
+    assert result.look.guest is not None
+    assert result.look.guest.power_state.name == "RUNNING"
+    assert rig.manager.receipts(start) == {"received", "started"}
+    guest = rig.guest_of("i-1")
+    assert guest is not None
+    assert guest.mark is not None
+    assert (guest.mark.fleet, guest.mark.generation, guest.mark.bearer) == (FLEET, 1, guest.uuid)
+
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 2))
+    assert end.outcome == "succeeded"
+    assert end.look is not None
+    assert end.look.guest is None
+    assert (end.look.session, end.look.seq) > (result.look.session, result.look.seq)
+    assert rig.guests() == []
+
+
+def test_stop_start_and_reboot(rig: Rig) -> None:
+    rig.up()
+    first = rig.running("i-1").domain_id
+    stop = rig.manager.send("stop_vm", "i-1", 2, spec={"force": False, "timeout_s": 1})
+    assert rig.manager.result(stop).outcome == "succeeded"
+    assert rig.state_of("i-1") == "SHUTOFF"
+    assert rig.manager.result(rig.manager.send("start_vm", "i-1", 3)).outcome == "succeeded"
+    hard = rig.manager.send("reboot_vm", "i-1", 4, spec={"force": True})
+    assert rig.manager.result(hard).outcome == "succeeded"
+    guest = rig.guest_of("i-1")
+    assert guest is not None
+    assert guest.domain_id == (first or 0) + 2
+    assert guest.mark is not None
+    assert guest.mark.generation == 4
+
+
+def test_a_start_without_create_does_not_make_a_guest(rig: Rig) -> None:
+    rig.up()
+    result = rig.manager.result(rig.manager.send("start_vm", "i-1", 1))
+    assert (result.outcome, result.error_code) == ("failed", "GUEST_MISSING")
+    assert rig.guests() == []
+
+
+def test_a_failed_start_leaves_nothing_behind(rig: Rig) -> None:
+    rig.up()
+    rig.fault(start="fail")
+    result = rig.manager.result(rig.create("i-1"))
+    assert (result.outcome, result.error_code) == ("failed", "HYPERVISOR_ERROR")
+    assert result.look is not None
+    assert result.look.guest is None
+    assert rig.guests() == []
+
+
+def test_a_failed_start_of_an_older_guest_leaves_it_there(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.manager.result(rig.manager.send("stop_vm", "i-1", 2))
+    rig.fault(start="fail")
+    assert rig.manager.result(rig.manager.send("start_vm", "i-1", 3)).outcome == "failed"
+    assert rig.state_of("i-1") == "SHUTOFF"
+
+
+def test_a_start_that_reports_an_error_but_runs_has_succeeded(rig: Rig) -> None:
+    rig.up()
+    rig.fault(start="fail_after")
+    assert rig.manager.result(rig.create("i-1")).outcome == "succeeded"
+    assert rig.state_of("i-1") == "RUNNING"
+
+
+def test_a_name_that_a_stranger_has_is_left_to_the_stranger(rig: Rig) -> None:
+    stranger = rig.by_hand("vm-i-1")
+    rig.up()
+    guest = rig.running("i-1")
+    assert guest.name == f"vm-i-1-{guest.uuid[:8]}"
+    assert rig.store.read(stranger.uuid) == stranger
+
+
+def test_a_terminate_of_what_is_not_there_succeeds_and_raises_the_floor(rig: Rig) -> None:
+    rig.up()
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 5))
+    assert end.outcome == "succeeded"
+    late = rig.manager.result(rig.create("i-1", 4))
+    assert (late.outcome, late.error_code, late.floor) == ("not_run", "STALE_COMMAND", 5)
+    assert rig.guests() == []
+
+
+def test_a_partial_listing_is_no_proof_of_absence(rig: Rig) -> None:
+    rig.by_hand()
+    rig.fault(list="partial")
+    rig.up()
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 1))
+    assert (end.outcome, end.error_code) == ("failed", "HYPERVISOR_UNAVAILABLE")
+    assert end.look is None
+
+
+def test_a_command_runs_once_however_often_it_comes(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    guest = rig.guest_of("i-1")
+    assert guest is not None
+    reboot = rig.manager.command("reboot_vm", "i-1", 2, spec={"force": True})
+    for _ in range(5):
+        rig.manager.cast("reboot_vm", command=reboot)
+    rig.manager.result(str(reboot["id"]))
+    rig.manager.cast("confirm", ids=[reboot["id"]])
+    told = len(rig.manager.results(str(reboot["id"])))
+    rig.manager.cast("reboot_vm", command=reboot)
+    eventually(lambda: len(rig.manager.results(str(reboot["id"]))) > told, "told again")
+    after = rig.guest_of("i-1")
+    assert after is not None
+    assert after.domain_id == (guest.domain_id or 0) + 1
+
+
+def test_results_are_repeated_until_they_are_confirmed(rig: Rig) -> None:
+    rig.up()
+    command = rig.create("i-1")
+    eventually(lambda: len(rig.manager.results(command)) >= 3, "repeated")
+    rig.manager.cast("confirm", ids=[rig.manager.result(command).id])
+
+    def quiet() -> bool:
+        told, beats = len(rig.manager.results(command)), len(rig.manager.heartbeats)
+        eventually(lambda: len(rig.manager.heartbeats) >= beats + 4, "four intervals")
+        return len(rig.manager.results(command)) == told
+
+    eventually(quiet, "silence after the confirmation")
+
+
+def test_a_terminate_supersedes_what_has_not_started(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(stop="hang")
+    stop = rig.manager.send("stop_vm", "i-1", 2)
+    eventually(lambda: "started" in rig.manager.receipts(stop))
+    start = rig.manager.send("start_vm", "i-1", 3)
+    eventually(lambda: rig.manager.receipts(start))
+    end = rig.manager.send("terminate_instance", "i-1", 4)
+    dropped = rig.manager.result(start)
+    assert (dropped.outcome, dropped.error_code) == ("not_run", "SUPERSEDED")
+    rig.fault()
+    assert rig.manager.result(stop).outcome == "succeeded"
+    assert rig.manager.result(end).outcome == "succeeded"
+    assert rig.guests() == []
+
+
+def test_instances_do_not_wait_for_each_other(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(stop="hang")
+    stop = rig.manager.send("stop_vm", "i-1", 2)
+    eventually(lambda: "started" in rig.manager.receipts(stop))
+    assert rig.manager.result(rig.create("i-2")).outcome == "succeeded"
+    assert rig.manager.results(stop) == []
+
+
+def test_a_hung_effect_ends_with_its_time(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(stop="hang")
+    result = rig.manager.result(rig.manager.send("stop_vm", "i-1", 2, timeout_s=0.3))
+    assert (result.outcome, result.error_code) == ("failed", "CALL_TIMEOUT")
+    assert result.look is not None
+    assert result.look.guest is not None
+    assert result.look.guest.power_state.name == "RUNNING"
+
+
+def test_ping_names_the_run_and_the_session(rig: Rig) -> None:
+    agent = rig.up()
+    assert rig.manager.ping() == {"host": "host-1", "agent_run": agent.agent_run, "session": 1}
+
+
+def test_void_tells_running_then_done(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(stop="hang")
+    stop = rig.manager.send("stop_vm", "i-1", 2)
+    eventually(lambda: "started" in rig.manager.receipts(stop))
+    rig.manager.cast("void", instance="i-1", generation=2, session=1)
+    eventually(lambda: [v.answer for v in rig.manager.void_answers()][-1:] == ["running"])
+    rig.fault()
+    rig.manager.result(stop)
+    rig.manager.cast("void", instance="i-1", generation=2, session=1)
+    eventually(lambda: [v.answer for v in rig.manager.void_answers()][-1:] == ["done"])
+
+
+def test_what_was_voided_before_it_came_never_runs(rig: Rig) -> None:
+    rig.up()
+    rig.manager.cast("void", instance="i-1", generation=3, session=1)
+    eventually(lambda: [v.answer for v in rig.manager.void_answers()][-1:] == ["not_run"])
+    late = rig.manager.result(rig.create("i-1", 3))
+    assert (late.outcome, late.error_code, late.floor) == ("not_run", "STALE_COMMAND", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"fleet": "another"}, "WRONG_FLEET"),
+        ({"host": "host-2"}, "WRONG_HOST"),
+        ({"generation": 0}, "BAD_MESSAGE"),
+        ({"generation": "1"}, "BAD_MESSAGE"),
+        ({"timeout_s": -1}, "BAD_MESSAGE"),
+        ({"schema": 99}, "BAD_MESSAGE"),
+        ({"kind": "stop_vm"}, "BAD_MESSAGE"),
+    ],
+)
+def test_what_can_not_be_our_command_is_refused_with_its_code(
+    rig: Rig, change: dict[str, object], code: str
+) -> None:
+    rig.up()
+    rig.manager.cast("start_vm", command=rig.manager.command("start_vm", "i-1", 1) | change)
+    refusal = eventually(lambda: rig.manager.refusals().get(code), code)
+    assert "i-1" in refusal.body
+    assert rig.guests() == []
+
+
+def test_an_unknown_kind_is_not_run_and_says_so(rig: Rig) -> None:
+    rig.up()
+    result = rig.manager.result(rig.manager.send("levitate_vm", "i-1", 1))
+    assert (result.outcome, result.error_code) == ("not_run", "UNKNOWN_KIND")
+    assert result.kind == "levitate_vm"
+    rig.manager.cast("levitate", height=3)
+    eventually(lambda: "UNKNOWN_KIND" in rig.manager.refusals())
+
+
+def test_a_cast_of_another_session_is_dropped_counted_and_never_answered(rig: Rig) -> None:
+    rig.up()
+    command = rig.create("i-1", session=7)
+    rig.manager.cast("void", instance="i-1", generation=9, session=7)
+    eventually(lambda: rig.manager.heartbeats[-1].dropped_casts == 2, "counted")
+    assert rig.manager.results(command) == []
+    assert rig.manager.void_answers() == []
+    assert rig.guests() == []
+    assert rig.manager.result(rig.create("i-1", 1)).outcome == "succeeded"
+
+
+def test_parallel_commands_are_bounded(rig: Rig) -> None:
+    rig.up(max_parallel=2)
+    rig.fault(create="hang")
+    casts = [rig.create(f"i-{n}") for n in range(4)]
+    eventually(lambda: all(rig.manager.receipts(c) for c in casts), "all received")
+    started = [c for c in casts if "started" in rig.manager.receipts(c)]
+    assert len(started) <= 2
+    rig.fault()
+    assert {rig.manager.result(c).outcome for c in casts} == {"succeeded"}
+
+
+def test_an_id_of_its_own_kind_can_be_any_text(rig: Rig) -> None:
+    rig.up()
+    command = f"job/{uuid.uuid4()}"
+    rig.create("i-1", id=command)
+    assert rig.manager.result(command).outcome == "succeeded"
