@@ -115,8 +115,8 @@ class _OneLine(logging.Filter):
 
 
 def _quieten() -> None:
-    # It tells of each attempt; Outage tells of the outage.
-    logging.getLogger(impl_rabbit.__name__).setLevel(logging.CRITICAL)
+    # It tells of each attempt; Outage tells of the outage. (oslo.log renames loggers: take them.)
+    impl_rabbit.LOG.logger.setLevel(logging.CRITICAL)
     for name in ("oslo_messaging.rpc.server", "oslo_messaging._drivers.amqpdriver"):
         logger = logging.getLogger(name)
         if not any(isinstance(f, _OneLine) for f in logger.filters):

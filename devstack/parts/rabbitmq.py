@@ -45,6 +45,13 @@ class RabbitMQ(Part):
         """The transport_url for another user."""
         return f"rabbit://{user}:{password}@127.0.0.1:{self.port}/"
 
+    def new_vhost(self) -> str:
+        """The transport_url of a fresh virtual host, where one fleet meets no other."""
+        name = f"fleet-{uuid.uuid4().hex[:8]}"
+        self.control("add_vhost", name)
+        self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        return f"{self.url}{name}"
+
     def prepare(self) -> None:
         give_to(USER, self._data, self._home)
         config = self.folder / "rabbitmq.conf"

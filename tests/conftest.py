@@ -1,0 +1,65 @@
+"""Fixtures that start the real parts, once a session, on ports and folders of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from devstack.parts.base import Part, PartMissing
+from devstack.parts.libvirtd import Libvirtd
+from devstack.parts.postgres import Postgres
+from devstack.parts.rabbitmq import RabbitMQ
+
+
+def _required() -> bool:
+    return os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1"
+
+
+def _started(part: type[Part]) -> Iterator[Part]:
+    """The running part; when it is missing, a skip on a laptop and a failure in CI."""
+    try:
+        running = part().__enter__()
+    except PartMissing as exc:
+        if _required():
+            pytest.fail(str(exc), pytrace=False)
+        pytest.skip(str(exc))
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[Part]:
+    """A RabbitMQ of this session; `new_vhost()` gives a test's fleet a place of its own."""
+    yield from _started(RabbitMQ)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Part]:
+    """A PostgreSQL of this session; `new_database()` gives a test an empty database."""
+    yield from _started(Postgres)
+
+
+@pytest.fixture(scope="session")
+def libvirtd() -> Iterator[Part]:
+    """A libvirtd of this session, with its guests."""
+    yield from _started(Libvirtd)
+
+
+@pytest.fixture
+def libvirt_mock(libvirtd: Libvirtd) -> Libvirtd:
+    """libvirt's mock driver through a daemon (`mock_uri`): every client sees the same guests."""
+    return libvirtd
+
+
+@pytest.fixture
+def libvirt_qemu(libvirtd: Libvirtd) -> Iterator[Libvirtd]:
+    """Real QEMU guests through a daemon (`qemu_uri`); what a test leaves behind is ended."""
+    yield libvirtd
+    for name in libvirtd.virsh("list", "--all", "--name").split():
+        if name in libvirtd.virsh("list", "--name").split():
+            libvirtd.virsh("destroy", name)
+        libvirtd.virsh("undefine", name)

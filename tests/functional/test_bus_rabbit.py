@@ -1,0 +1,226 @@
+"""What only RabbitMQ can show: logins, frozen and late brokers, green threads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import amqp
+import pytest
+
+from common.bus import rabbit as rabbit_bus
+from common.bus.base import ANY_MANAGER, HEARTBEATS, RESULTS, Address, agent_at
+from common.errors import BrokerUnavailable, NoManager
+from common.runtime import Runtime
+from devstack.parts.base import free_port
+from devstack.parts.rabbitmq import RabbitMQ
+from tests.functional.busfleet import RabbitFleet, raw, settings, unique
+from tests.wait import wait_until
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def vhost(rabbit: RabbitMQ) -> str:
+    return rabbit.new_vhost()
+
+
+@pytest.fixture
+def fleet(rabbit: RabbitMQ, vhost: str) -> Iterator[RabbitFleet]:
+    made = RabbitFleet(rabbit, vhost)
+    yield made
+    made.close()
+
+
+def test_the_broker_refuses_a_forged_sender(vhost: str) -> None:
+    with raw(vhost) as connection:
+        message = amqp.Message(b"{}", user_id="somebody-else")
+        with pytest.raises(amqp.PreconditionFailed, match="user_id"):
+            connection.default_channel.basic_publish(message, "amq.topic", "heartbeat.h")
+
+
+def test_an_agent_that_may_only_publish_is_vouched_for_by_its_login(
+    rabbit: RabbitMQ, fleet: RabbitFleet, vhost: str
+) -> None:
+    name = unique("agent")
+    rabbit.control("add_user", name, "secret")
+    rabbit.control(
+        "set_permissions", "-p", vhost.rpartition("/")[2], name, "^$", r"^muster\.reports$", "^$"
+    )
+    got: list[tuple[bytes, str | None]] = []
+    word = unique("w")
+    fleet.bus("manager").consume(
+        {unique("stream"): f"heartbeat.{word}.*"},
+        lambda key, body, sender: got.append((body, sender)),
+        lambda reason: None,
+        30.0,
+    )
+    url = vhost.replace("guest:guest", f"{name}:secret")
+    agent = rabbit_bus.connect(settings(url), fleet.runtime, "agent")
+
+    def heard() -> bool:
+        agent.publish(f"heartbeat.{word}.h", b"{}", 5.0)
+        return bool(got)
+
+    wait_until(heard, 15, "the report")
+    assert got[0] == (b"{}", name)
+    agent.close()
+
+
+def test_heartbeats_are_bounded_and_results_are_kept_by_the_broker(
+    rabbit: RabbitMQ, fleet: RabbitFleet, vhost: str
+) -> None:
+    manager, agent = fleet.bus("manager"), fleet.bus("agent")
+    streams = {HEARTBEATS: "heartbeat.*", RESULTS: "result.*"}
+    got: list[bytes] = []
+    handle = manager.consume(
+        streams, lambda key, body, sender: got.append(body), lambda reason: None, 30.0
+    )
+
+    def heard() -> bool:
+        agent.publish("result.h", b"first")
+        return bool(got)
+
+    wait_until(heard, 15, "a first result")
+    handle.stop()
+    wait_until(lambda: _depth(vhost, "muster.results") == 0, 10, "everything is taken")
+    agent.publish("heartbeat.h", b"old", 0.001)
+    agent.publish("result.h", b"kept")
+    rabbit.restart()
+    got.clear()
+    manager.consume(streams, lambda key, body, sender: got.append(body), lambda reason: None, 30.0)
+    wait_until(lambda: b"kept" in got, 30, "the result of before the restart")
+    assert b"old" not in got
+
+
+def _depth(url: str, queue: str) -> int:
+    with raw(url) as connection:
+        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+
+
+def test_a_process_comes_up_before_its_broker(
+    rabbit: RabbitMQ, fleet: RabbitFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, word = unique("topic-"), unique("w")
+    got: list[bytes] = []
+    fleet.down()
+    manager = fleet.bus("manager")
+    with caplog.at_level(logging.INFO):
+        manager.serve(Address(topic, "m1"), lambda method, kwargs: method)
+        manager.consume(
+            {unique("stream"): f"heartbeat.{word}.*"},
+            lambda key, body, sender: got.append(body),
+            lambda reason: None,
+            30.0,
+        )
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable):
+                manager.cast(Address(topic, "h"), "x", {})
+        fleet.up()
+        client = fleet.bus("client")
+
+        def answered() -> bool:
+            try:
+                client.publish(f"heartbeat.{word}.h", b"{}", 5.0)
+                return client.call(Address(topic), "ping", {}, 2.0) == "ping" and bool(got)
+            except (BrokerUnavailable, NoManager):
+                return False
+
+        wait_until(answered, 40, "both work once the broker is there")
+    told = [r for r in caplog.records if "is away" in r.getMessage()]
+    assert len(told) == 1
+    assert all(r.exc_info is None for r in caplog.records)
+
+
+def test_a_frozen_broker_costs_seconds_and_not_for_ever(
+    rabbit: RabbitMQ, fleet: RabbitFleet
+) -> None:
+    topic = unique("topic-")
+    bus = fleet.bus("manager")
+    bus.serve(Address(topic, "m1"), lambda method, kwargs: method)
+    assert bus.call(Address(topic), "ping", {}, 10) == "ping"
+    bus.publish("result.h", b"{}")
+    rabbit.freeze()
+    try:
+        for attempt in (
+            lambda: bus.cast(Address(topic, "m1"), "x", {}),
+            lambda: bus.call(Address(topic), "x", {}, 3.0),
+            lambda: bus.publish("result.h", b"{}"),
+        ):
+            begun = time.monotonic()
+            with pytest.raises((BrokerUnavailable, NoManager)):
+                attempt()
+            assert time.monotonic() - begun < 12
+    finally:
+        rabbit.thaw()
+
+    def answered() -> bool:
+        try:
+            bus.publish("result.h", b"{}")
+            return bool(bus.call(Address(topic), "ping", {}, 2.0))
+        except (BrokerUnavailable, NoManager):
+            return False
+
+    wait_until(answered, 40, "it works again")
+
+
+def test_a_wrong_password_is_said_in_one_line(vhost: str, caplog: pytest.LogCaptureFixture) -> None:
+    url = vhost.replace("guest:guest", "guest:wrong")
+    runtime = Runtime("test")
+    bus = rabbit_bus.connect(settings(url), runtime, "client")
+    with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED"):
+        bus.call(ANY_MANAGER, "vm_list", {}, 5.0)
+    bus.close()
+    runtime.stop()
+
+
+def test_a_port_nobody_listens_on_is_said_within_the_callers_time() -> None:
+    runtime = Runtime("test")
+    bus = rabbit_bus.connect(
+        settings(f"rabbit://guest:guest@127.0.0.1:{free_port()}/"), runtime, "client"
+    )
+    begun = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        bus.call(ANY_MANAGER, "vm_list", {}, 2.0)
+    assert time.monotonic() - begun < 3
+    bus.close()
+    runtime.stop()
+
+
+def test_an_agent_on_green_threads_serves_calls_and_reports(fleet: RabbitFleet, vhost: str) -> None:
+    manager = fleet.bus("manager")
+    got: dict[str, Any] = {}
+    word = unique("w")
+    manager.serve(
+        Address(ANY_MANAGER.topic, "m1"),
+        lambda method, kwargs: {"session": 7, **kwargs},
+    )
+    manager.consume(
+        {unique("stream"): f"heartbeat.{word}.*", unique("stream"): f"result.{word}.*"},
+        lambda key, body, sender: got.__setitem__(key.partition(".")[0], json.loads(body)),
+        lambda reason: None,
+        30.0,
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.functional.green_agent"],
+        env={"URL": vhost, "WORD": word, "HOST": f"{word}.green.example.org", "PYTHONPATH": "."},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: {"heartbeat", "result"} <= set(got), 30, "both kinds of report")
+        assert got["result"] == {"session": 7, "hello_id": "h1"}
+        at = agent_at(f"{word}.green.example.org")
+        assert manager.call(at, "ping", {"n": 1}, 10) == {"method": "ping", "n": 1}
+        manager.cast(at, "quit", {})
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
