@@ -48,7 +48,7 @@ class TrailEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk of a guest: a new one of `size_gib`, or an existing image at `path` (kept on delete)."""
+    """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps."""
 
     size_gib: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None = None
     path: str | None = None

@@ -20,9 +20,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     bearer: str
 
 
-def is_ours(
-    mark: Mark | None, *, fleet: str, hypervisor_uuid: str, template: bool = False
-) -> bool:
+def is_ours(mark: Mark | None, *, fleet: str, hypervisor_uuid: str, template: bool = False) -> bool:
     """True only for a guest that carries this fleet's mark, written to that very guest."""
     return (
         mark is not None

@@ -8,6 +8,7 @@ This is the only module that knows of eventlet.
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime as dt
 import logging
 import os
@@ -80,7 +81,7 @@ class Runtime:
         self.killed = False
         self._tasks: list[Task] = []
         self._lock = threading.Lock()
-        self._random = random.Random()
+        self._random = random.Random()  # noqa: S311 - jitter and MACs keep no secrets
 
     # time and chance
 
@@ -209,7 +210,7 @@ class Runtime:
         def run() -> None:
             try:
                 box.append((True, self.offload(fn, *args)))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - raised again by the caller
                 box.append((False, exc))
             finally:
                 done.set()
@@ -322,10 +323,8 @@ class _PipeInbox(Inbox):
 
     def put(self, item: Any) -> None:
         self._items.append(item)
-        try:
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._write, b"x")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
 
     def get(self, timeout_s: float) -> Any | None:
         from eventlet import Timeout, hubs
@@ -337,10 +336,8 @@ class _PipeInbox(Inbox):
             except Timeout:
                 self._runtime._check()
                 return None
-            try:
+            with contextlib.suppress(BlockingIOError):  # an earlier read covered this item
                 os.read(self._read, 65536)
-            except BlockingIOError:
-                pass  # woken by an item that an earlier read has covered
         return self._items.popleft() if self._items else None
 
 

@@ -121,6 +121,15 @@ class CommandState(enum.StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class GuestKind(enum.StrEnum):
+    """What a guest on a host is, first match (decision tables, section 1)."""
+
+    DOOMED = "DOOMED"
+    MANAGED = "MANAGED"
+    ORPHAN = "ORPHAN"
+    ALIEN = "ALIEN"
+
+
 class TombstoneState(enum.StrEnum):
     """OPEN until the host's agent has answered that the guest is gone."""
 

@@ -140,9 +140,7 @@ class MemoryBus:
         self._broker.require()
         expires = None if ttl_s is None else self._runtime.monotonic() + ttl_s
         with self._broker._lock:
-            targets = [
-                q for p, q in self._broker.streams.values() if fnmatch.fnmatchcase(key, p)
-            ]
+            targets = [q for p, q in self._broker.streams.values() if fnmatch.fnmatchcase(key, p)]
         for target in targets:
             target.put(_Report(key, body, self._user, expires))
 
@@ -240,7 +238,7 @@ class _Consumer:
                 self._broker.dead.append((report.key, report.body, str(exc)))
             except Stopped:
                 raise
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it was, the report comes again
                 LOG.warning("%s: not taken, comes again: %s", report.key, exc)
                 source.items.appendleft(report)
                 self._runtime.sleep(0.2)

@@ -55,7 +55,7 @@ def load(prog: str, argv: Sequence[str] | None = None) -> Settings:
             f"no such configuration file: {', '.join(exc.config_files)}", "check --config-file"
         ) from exc
     except (cfg.Error, ValueError) as exc:
-        raise BadConfig(str(exc), _range_of(conf, str(exc))) from exc
+        raise BadConfig(str(exc), _range_of(str(exc))) from exc
 
 
 def check(settings: Settings) -> Settings:
@@ -69,7 +69,7 @@ def _group(conf: cfg.ConfigOpts, group: Any) -> Any:
     return group.SETTINGS(**values)
 
 
-def _range_of(conf: cfg.ConfigOpts, message: str) -> str:
+def _range_of(message: str) -> str:
     """What the option named in an oslo.config error may be."""
     for group in GROUPS:
         for option in group.OPTIONS:

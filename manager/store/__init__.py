@@ -1,0 +1,1 @@
+"""The managers' database: SQLAlchemy Core, rows as frozen structs, one file a noun."""

@@ -1,0 +1,199 @@
+"""Doctor: what is not as it should be, each finding with a stable code and a remedy."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from common.conf import Settings
+from common.states import GuestKind, HostState, TombstoneState, VmState
+from manager.flows import jobs as job_flow
+from manager.flows import liveness
+from manager.rules.liveness import is_blind
+from manager.store.commands import Void
+from manager.store.engine import Tx
+from manager.store.events import DeadLetter, Event
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+from manager.store.sightings import Sighting
+from manager.store.tombstones import Tombstone
+
+ERROR, WARNING, INFO = "ERROR", "WARNING", "INFO"
+SKEW_S = 5.0
+DAY = dt.timedelta(days=1)
+
+Finding = dict[str, Any]
+
+
+def findings(tx: Tx, cfg: Settings) -> list[Finding]:
+    """Everything worth a look, errors first."""
+    found = [*_cluster(tx, cfg), *_hosts(tx), *_vms(tx), *_tombstones(tx), *_jobs(tx, cfg)]
+    found += [*_guests(tx), *_letters(tx)]
+    order = {ERROR: 0, WARNING: 1, INFO: 2}
+    return sorted(found, key=lambda f: (order[f["level"]], f["code"], f["object"]))
+
+
+def _finding(code: str, level: str, object_: str, message: str, remedy: str) -> Finding:
+    return {
+        "code": code,
+        "level": level,
+        "object": object_,
+        "message": message,
+        "remedy": remedy,
+    }
+
+
+def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
+    found = []
+    heard = liveness.hearing(tx)
+    if is_blind(heard, liveness.limits(cfg)):
+        text = "nothing" if heard.gapless_s is None else f"{heard.gapless_s:.0f} s"
+        found.append(
+            _finding(
+                "MANAGERS_BLIND",
+                WARNING,
+                "managers",
+                f"heard {text} without a gap, {cfg.manager.service_down_time:g} s are needed to"
+                " call a host down",
+                "wait; if it stays, look at the broker and the managers' logs",
+            )
+        )
+    silent = tx.all(Host, Host.__table__.c.mass_silent, Host.__table__.c.enabled)
+    if silent:
+        found.append(
+            _finding(
+                "MASS_SILENCE",
+                ERROR,
+                "fleet",
+                f"{len(silent)} hosts fell silent together; DB-only deletes are suspended",
+                "check the network and the broker, then name what is really down: muster host"
+                " set-down",
+            )
+        )
+    return found
+
+
+def _hosts(tx: Tx) -> list[Finding]:
+    found = []
+    for host in tx.all(Host):
+        if host.state is HostState.DOWN:
+            by_operator = host.forced_down or host.fenced
+            found.append(
+                _finding(
+                    "HOST_DOWN",
+                    INFO if by_operator else ERROR,
+                    host.name,
+                    host.reason,
+                    "muster host unset-down" if by_operator else "look at the machine",
+                )
+            )
+        elif host.state is HostState.SUSPECT:
+            found.append(
+                _finding("HOST_SUSPECT", WARNING, host.name, host.reason, "look at its agent's log")
+            )
+        if not host.enabled:
+            text = "takes no new VMs"
+            found.append(_finding("HOST_DISABLED", INFO, host.name, text, "muster host enable"))
+        if abs(host.clock_skew_s) > SKEW_S:
+            text = f"its clock is {host.clock_skew_s:+.1f} s off the database's"
+            found.append(_finding("CLOCK_SKEW", WARNING, host.name, text, "check its NTP"))
+        if host.clash:
+            text = "two agents report under this name"
+            remedy = "give one of them another [DEFAULT] host"
+            found.append(_finding("HOST_NAME_CLASH", ERROR, host.name, text, remedy))
+    return found
+
+
+def _vms(tx: Tx) -> list[Finding]:
+    found = []
+    columns = Instance.__table__.c
+    for vm in tx.all(Instance, columns.vm_state != VmState.DELETED):
+        what = f"{vm.name} ({vm.uuid})"
+        if vm.deletion_owed:
+            text = "it is to be deleted and no host has answered yet"
+            remedy = "muster tombstone list; or muster vm delete --force --reason"
+            found.append(_finding("DELETION_OWED", ERROR, what, text, remedy))
+        elif vm.vm_state is VmState.ERROR:
+            remedy = "muster vm start, or muster vm delete"
+            found.append(_finding("VM_ERROR", WARNING, what, vm.error or "in ERROR", remedy))
+        if vm.missing:
+            text = f"{vm.host} does not show it any more"
+            remedy = "look for it in the hypervisor; muster vm delete if it is gone for good"
+            found.append(_finding("VM_MISSING", ERROR, what, text, remedy))
+    return found
+
+
+def _tombstones(tx: Tx) -> list[Finding]:
+    columns = Tombstone.__table__.c
+    found = []
+    for stone in tx.all(Tombstone, columns.state == TombstoneState.OPEN):
+        hours = (tx.now - stone.created_at).total_seconds() / 3600
+        found.append(
+            _finding(
+                "TOMBSTONE_OPEN",
+                WARNING,
+                f"{stone.name} on {stone.host}",
+                f"open for {hours:.1f} h, holds {', '.join(stone.holds) or 'nothing'}"
+                + (f"; last answer: {stone.answer}" if stone.answer else ""),
+                "it closes when the host's agent answers",
+            )
+        )
+    return found
+
+
+def _jobs(tx: Tx, cfg: Settings) -> list[Finding]:
+    columns = Job.__table__.c
+    old = tx.now - dt.timedelta(seconds=10 * cfg.manager.command_timeout)
+    found = [
+        _finding(
+            "JOB_OLD",
+            WARNING,
+            job.uuid,
+            f"{job.kind} has been under way since {job.accepted_at:%Y-%m-%dT%H:%M:%SZ}",
+            "muster job show",
+        )
+        for job in tx.all(
+            Job, columns.state.in_(job_flow.OPEN), columns.accepted_at < old, limit=100
+        )
+    ]
+    owed = tx.count(Void, Void.__table__.c.created_at < old)
+    if owed:
+        text = f"{owed} commands whose fate their hosts have not told"
+        found.append(_finding("VOID_OWED", WARNING, "commands", text, "bring the hosts back"))
+    return found
+
+
+def _guests(tx: Tx) -> list[Finding]:
+    columns = Sighting.__table__.c
+    found = [
+        _finding(
+            "ORPHAN",
+            WARNING,
+            f"{guest.name} on {guest.host}",
+            "carries our mark and has no record; left alone",
+            "look whose it was before you remove it",
+        )
+        for guest in tx.all(Sighting, columns.kind == GuestKind.ORPHAN, columns.present, limit=100)
+    ]
+    events = Event.__table__.c
+    for kind, level in (("ADDRESS_CONFLICT", ERROR), ("instance.duplicate", ERROR)):
+        for event in tx.all(Event, events.kind == kind, events.at > tx.now - DAY, limit=20):
+            code = kind.rpartition(".")[2].upper()
+            found.append(_finding(code, level, event.object, event.text, "muster vm show"))
+    return found
+
+
+def _letters(tx: Tx) -> list[Finding]:
+    columns = DeadLetter.__table__.c
+    letters = tx.all(DeadLetter, columns.at > tx.now - DAY, order=[columns.at.desc()], limit=20)
+    return [
+        _finding(
+            "DEAD_LETTER",
+            WARNING,
+            letter.source,
+            f"{letter.code}: {letter.reason}",
+            "find who sends it; its body is kept for a day",
+        )
+        for letter in letters
+    ]

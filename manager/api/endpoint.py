@@ -1,0 +1,199 @@
+"""The RPC methods of the managers: parse, find what it is about, call one flow, show the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from common.conf import Settings
+from common.errors import AlreadyDeleted, BadRequest, NotFound
+from manager.api import doctor, views
+from manager.api import requests as ask
+from manager.flows import delete, deploy, hosts, jobs, power
+from manager.store.engine import Store, Tx
+from manager.store.hosts import Host
+from manager.store.jobs import Job
+
+Method = Callable[[Tx, Settings, Any], Any]
+
+
+def vm_create(tx: Tx, cfg: Settings, r: ask.VmCreate) -> Any:
+    order = deploy.Order(
+        name=r.name,
+        vcpus=r.vcpus,
+        memory_mib=r.memory_mib,
+        disks=r.disks,
+        kernel=r.kernel,
+        initrd=r.initrd,
+        cmdline=r.cmdline,
+        host=r.host,
+    )
+    return views.job(tx, deploy.request(tx, cfg, r.wish("create"), order))
+
+
+def vm_start(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
+    return _power(tx, cfg, "start", r)
+
+
+def vm_stop(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
+    return _power(tx, cfg, "stop", r)
+
+
+def vm_reboot(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
+    return _power(tx, cfg, "reboot", r)
+
+
+def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmPower) -> Any:
+    known = jobs.known(tx, r.wish(verb))
+    if known is not None:
+        return views.job(tx, known)
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=r.force))
+
+
+def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
+    known = jobs.known(tx, r.wish("delete"))
+    if known is not None:
+        return views.job(tx, known)
+    if r.force and not r.reason:
+        raise BadRequest("reason: --force needs one", "say why in --reason TEXT", field="reason")
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    if r.dry_run:
+        foreseen = delete.foresee(tx, vm, force=r.force)
+        return {"decisions": msgspec.to_builtins(foreseen)}
+    try:
+        job = delete.request(tx, cfg, r.wish("delete"), vm, force=r.force)
+    except AlreadyDeleted:
+        if not r.idempotent:
+            raise
+        return views.job(tx, _done_before(tx, r, vm.uuid))
+    return views.job(tx, job)
+
+
+def _done_before(tx: Tx, r: ask.VmDelete, instance: str) -> Job:
+    """The job that deleted it, or one that says so when that is forgotten."""
+    columns = Job.__table__.c
+    done = tx.all(
+        Job,
+        columns.instance == instance,
+        columns.kind == "delete",
+        columns.same_as.is_(None),
+        order=[columns.accepted_at.desc()],
+        limit=1,
+    )
+    if not done:
+        raise AlreadyDeleted(f"{r.vm} was deleted already", "nothing to do")
+    return done[0]
+
+
+def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
+    found = views.vms(tx, host=r.host, state=r.state, task_state=r.task_state, stale=r.stale)
+    return {"vms": found, "notices": views.notices(tx)}
+
+
+def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    host = tx.find(Host, vm.host) if vm.host else None
+    return {**views.vm(tx, vm, host), "spec": vm.spec}
+
+
+def host_list(tx: Tx, _cfg: Settings, _r: ask.Nothing) -> Any:
+    return {"hosts": views.hosts(tx), "notices": views.notices(tx)}
+
+
+def host_show(tx: Tx, _cfg: Settings, r: ask.HostShow) -> Any:
+    return _host(tx, hosts.named(tx, r.host))
+
+
+def _host(tx: Tx, row: Host) -> dict[str, Any]:
+    return views.host(tx, row, hosts.counts(tx).get(row.name, {}))
+
+
+def host_enable(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
+    row = hosts.set_enabled(tx, r.host, True, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": []}
+
+
+def host_disable(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
+    row = hosts.set_enabled(tx, r.host, False, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": []}
+
+
+def host_set_down(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
+    return _set_down(tx, cfg, r, down=True)
+
+
+def host_unset_down(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
+    return _set_down(tx, cfg, r, down=False)
+
+
+def _set_down(tx: Tx, cfg: Settings, r: ask.HostChange, *, down: bool) -> Any:
+    if down and not r.reason:
+        raise BadRequest("reason: set-down needs one", "say why in --reason TEXT", field="reason")
+    foreseen = msgspec.to_builtins(hosts.foresee_down(tx, r.host, down))
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
+    row = hosts.set_down(tx, cfg, r.host, down, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def job_list(tx: Tx, _cfg: Settings, r: ask.JobList) -> Any:
+    return {"jobs": views.jobs(tx, everything=r.all), "notices": views.notices(tx)}
+
+
+def job_show(tx: Tx, _cfg: Settings, r: ask.JobShow) -> Any:
+    job = tx.find(Job, r.job)
+    if job is None:
+        raise NotFound(f"no job {r.job}", "muster job list --all shows all")
+    return views.job_whole(tx, jobs.resolve(tx, job))
+
+
+def alien_list(tx: Tx, _cfg: Settings, r: ask.AlienList) -> Any:
+    return {"aliens": views.aliens(tx, r.host), "notices": views.notices(tx)}
+
+
+def tombstone_list(tx: Tx, _cfg: Settings, r: ask.TombstoneList) -> Any:
+    return {"tombstones": views.tombstones(tx, r.state), "notices": views.notices(tx)}
+
+
+def doctor_(tx: Tx, cfg: Settings, _r: ask.Nothing) -> Any:
+    return {"findings": doctor.findings(tx, cfg)}
+
+
+METHODS: dict[str, tuple[type[ask.Request], Method]] = {
+    "vm_create": (ask.VmCreate, vm_create),
+    "vm_start": (ask.VmPower, vm_start),
+    "vm_stop": (ask.VmPower, vm_stop),
+    "vm_reboot": (ask.VmPower, vm_reboot),
+    "vm_delete": (ask.VmDelete, vm_delete),
+    "vm_list": (ask.VmList, vm_list),
+    "vm_show": (ask.VmShow, vm_show),
+    "host_list": (ask.Nothing, host_list),
+    "host_show": (ask.HostShow, host_show),
+    "host_enable": (ask.HostChange, host_enable),
+    "host_disable": (ask.HostChange, host_disable),
+    "host_set_down": (ask.HostChange, host_set_down),
+    "host_unset_down": (ask.HostChange, host_unset_down),
+    "job_list": (ask.JobList, job_list),
+    "job_show": (ask.JobShow, job_show),
+    "alien_list": (ask.AlienList, alien_list),
+    "tombstone_list": (ask.TombstoneList, tombstone_list),
+    "doctor": (ask.Nothing, doctor_),
+}
+
+
+class Api:
+    """The operators' methods over one store."""
+
+    def __init__(self, store: Store, cfg: Settings) -> None:
+        self._store, self._cfg = store, cfg
+
+    def __call__(self, method: str, kwargs: dict[str, Any]) -> Any:
+        found = METHODS.get(method)
+        if found is None:
+            raise BadRequest(f"this manager has no method {method}", "upgrade the managers first")
+        kind, handler = found
+        request = ask.parse(kind, kwargs)
+        return msgspec.to_builtins(self._store.run(handler, self._cfg, request))

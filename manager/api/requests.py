@@ -1,0 +1,158 @@
+"""What operators may ask, field by field; a wrong one is named in the answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from common.errors import BadRequest
+from common.messages import DiskSpec, GuestSpec
+from manager.flows.jobs import Wish
+
+_UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
+NameOrId = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+VmName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+$", max_length=4096)]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of everything that can be asked."""
+
+
+class Change(Request, frozen=True, kw_only=True):
+    """A request that changes something: who, why, and under which job uuid."""
+
+    job: JobId
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Text | None = None
+
+    def wish(self, verb: str) -> Wish:
+        """The request as it is stored; who repeats it and why does not make it another one."""
+        asked = msgspec.to_builtins(self)
+        for name in ("job", "operator", "reason"):
+            asked.pop(name)
+        return Wish(
+            job=self.job,
+            operator=self.operator,
+            reason=self.reason,
+            request={"verb": verb, **asked},
+        )
+
+
+class VmCreate(Change, frozen=True, kw_only=True):
+    name: VmName
+    vcpus: Annotated[int, msgspec.Meta(ge=1, le=512)]
+    memory_mib: Annotated[int, msgspec.Meta(ge=16, le=16 * 1024 * 1024)]
+    disks: Annotated[tuple[DiskSpec, ...], msgspec.Meta(max_length=16)] = ()
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: Text | None = None
+    host: NameOrId | None = None
+
+
+class VmPower(Change, frozen=True, kw_only=True):
+    vm: NameOrId
+    force: bool = False
+
+
+class VmDelete(Change, frozen=True, kw_only=True):
+    vm: NameOrId
+    force: bool = False
+    idempotent: bool = False
+    dry_run: bool = False
+
+
+class VmList(Request, frozen=True, kw_only=True):
+    host: NameOrId | None = None
+    state: str | None = None
+    task_state: str | None = None
+    stale: bool = False
+
+
+class VmShow(Request, frozen=True, kw_only=True):
+    vm: NameOrId
+
+
+class HostShow(Request, frozen=True, kw_only=True):
+    host: NameOrId
+
+
+class HostChange(Request, frozen=True, kw_only=True):
+    host: NameOrId
+    operator: str = "unknown"
+    reason: Text | None = None
+    dry_run: bool = False
+
+
+class JobList(Request, frozen=True, kw_only=True):
+    all: bool = False
+
+
+class JobShow(Request, frozen=True, kw_only=True):
+    job: JobId
+
+
+class AlienList(Request, frozen=True, kw_only=True):
+    host: NameOrId | None = None
+
+
+class TombstoneList(Request, frozen=True, kw_only=True):
+    state: str | None = None
+
+
+class Nothing(Request, frozen=True, kw_only=True):
+    pass
+
+
+_REMEDIES = {
+    "name": "letters, digits, '.', '_' and '-', at most 63, beginning and ending with a letter"
+    " or digit",
+    "vcpus": "a whole number from 1 to 512",
+    "memory_mib": "MiB, a whole number from 16 to 16777216",
+    "disks": "GiB as a whole number from 1 to 65536, or the absolute path of an image",
+    "kernel": "an absolute path on the host",
+    "initrd": "an absolute path on the host",
+    "job": "a UUID",
+}
+Q = TypeVar("Q", bound=Request)
+
+
+def parse(kind: type[Q], kwargs: dict[str, Any]) -> Q:
+    """The request, or BadRequest with the field that is wrong and what it may be."""
+    try:
+        request = msgspec.convert(kwargs, type=kind)
+    except msgspec.ValidationError as exc:
+        text = str(exc)
+        found = re.search(r"`\$\.?([A-Za-z_]+)|field `([A-Za-z_]+)`", text)
+        field = (found.group(1) or found.group(2)) if found else "request"
+        raise BadRequest(
+            f"{field}: {text}", _REMEDIES.get(field, "correct this field"), field=field
+        ) from exc
+    if isinstance(request, VmCreate):
+        _check_create(request)
+    return request
+
+
+def _check_create(request: VmCreate) -> None:
+    for disk in request.disks:
+        if (disk.size_gib is None) == (disk.path is None):
+            raise BadRequest(
+                "disks: a disk has a size or a path", _REMEDIES["disks"], field="disks"
+            )
+        if disk.path is not None and not disk.path.startswith("/"):
+            raise BadRequest(
+                f"disks: {disk.path!r} is not absolute", _REMEDIES["disks"], field="disks"
+            )
+    if request.initrd is not None and request.kernel is None:
+        raise BadRequest("initrd: it needs a kernel", "add --kernel", field="initrd")
+    if request.cmdline is not None and request.kernel is None:
+        raise BadRequest("cmdline: it needs a kernel", "add --kernel", field="cmdline")
+    # What an agent would refuse is refused here.
+    msgspec.convert(
+        {"name": request.name, "vcpus": request.vcpus, "memory_mib": request.memory_mib},
+        type=GuestSpec,
+    )

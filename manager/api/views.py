@@ -1,0 +1,299 @@
+"""What operators are shown: rows as plain dicts, each with the age of what is known."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from common.errors import Ambiguous, NotFound
+from common.states import CommandState, GuestKind, HostState, TombstoneState, VmState
+from manager.flows import hosts as host_flow
+from manager.flows import jobs as job_flow
+from manager.rules.liveness import LATE
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+from manager.store.sightings import Sighting
+from manager.store.tombstones import Tombstone
+
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as C, S and T elsewhere
+
+
+def find_vm(tx: Tx, name_or_id: str, *, deleted: bool = False) -> Instance:
+    """A live VM by uuid or name; with `deleted` also one that is remembered as deleted."""
+    vm = tx.find(Instance, name_or_id.lower())
+    if vm is not None and (vm.live or deleted):
+        return vm
+    named = tx.all(Instance, I.name == name_or_id, I.vm_state != VmState.DELETED)
+    if not named and deleted:
+        named = tx.all(Instance, I.name == name_or_id, order=[I.deleted_at.desc()], limit=1)
+    if not named:
+        raise NotFound(f"no VM {name_or_id}", "muster vm list shows all")
+    if len(named) > 1:
+        candidates = [f"{vm.uuid} on {vm.host}" for vm in named]
+        raise Ambiguous(
+            f"{len(named)} VMs are called {name_or_id}: {', '.join(candidates)}",
+            "use the uuid",
+            candidates=candidates,
+        )
+    return named[0]
+
+
+def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
+    """One VM, with the age of its power state and whether that is older than it may be."""
+    known_at = row.power_at
+    confirmed_at = host.inventory_at if host is not None and not row.missing else None
+    if known_at is not None and confirmed_at is not None:
+        # An agreed digest says that what we hold of every guest is what is there now.
+        known_at = max(known_at, confirmed_at)
+    age_s = None if known_at is None else round((tx.now - known_at).total_seconds(), 3)
+    late_s = LATE * host.interval_s if host is not None else 0.0
+    return {
+        "uuid": row.uuid,
+        "name": row.name,
+        "vm_state": row.vm_state.value,
+        "task_state": row.task_state.value,
+        "power_state": row.power_state.name,
+        "power_age_s": age_s,
+        "host": row.host,
+        "host_state": host.state.value if host is not None else None,
+        "address": row.address,
+        "stale": row.live and (age_s is None or age_s > late_s),
+        "missing": row.missing,
+        "vcpus": row.vcpus,
+        "memory_mib": row.memory_mib,
+        "mac": row.mac,
+        "generation": row.generation,
+        "job": row.job,
+        "error": row.error or None,
+        "deletion_owed": row.deletion_owed,
+        "created_at": row.created_at,
+        "deleted_at": row.deleted_at,
+        "terminated_at": row.terminated_at,
+        "last_host": row.last_host,
+    }
+
+
+def vms(
+    tx: Tx, *, host: str | None, state: str | None, task_state: str | None, stale: bool
+) -> list[dict[str, Any]]:
+    where = [I.vm_state != VmState.DELETED]
+    if host is not None:
+        where.append(I.host == host)
+    if state is not None:
+        where.append(I.vm_state == state_named(VmState, state))
+    hosts = {row.name: row for row in tx.all(Host)}
+    found = [
+        vm(tx, row, hosts.get(row.host or ""))
+        for row in tx.all(Instance, *where, order=[I.name, I.uuid])
+    ]
+    if task_state is not None:
+        found = [v for v in found if v["task_state"] == task_state.lower()]
+    return [v for v in found if v["stale"]] if stale else found
+
+
+def state_named(kind: Any, name: str) -> Any:
+    """A state by its name in any case, or NotFound with the names there are."""
+    try:
+        return kind(name.upper())
+    except ValueError:
+        names = ", ".join(s.value for s in kind)
+        raise NotFound(f"no state {name!r}", f"one of: {names}") from None
+
+
+def host(tx: Tx, row: Host, counts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "driver": row.driver,
+        "state": row.state.value,
+        "enabled": row.enabled,
+        "last_heard_s": round((tx.now - row.heard_at).total_seconds(), 3),
+        "vms": counts.get("vms", 0),
+        "aliens": counts.get("alien", 0),
+        "vcpus_used": row.vcpus_used,
+        "vcpus_total": row.vcpus_total,
+        "memory_mib_used": row.memory_mib_used,
+        "memory_mib_total": row.memory_mib_total,
+        "agent_version": row.agent_version,
+        "reason": row.reason,
+        "state_since": row.state_since,
+        "blind": row.blind,
+        "mass_silence": row.mass_silent,
+        "forced_down": row.forced_down,
+        "fenced": row.fenced,
+        "maintenance": row.maintenance,
+        "operator_reason": row.operator_reason or None,
+        "session": row.session if row.session_open else None,
+        "orphans": counts.get("orphan", 0),
+        "tombstones": counts.get("tombstones", 0),
+        "driver_healthy": row.driver_healthy,
+        "driver_message": row.driver_message or None,
+        "report_interval_s": row.interval_s,
+        "clock_skew_s": round(row.clock_skew_s, 3),
+        "dropped_casts": row.dropped_casts,
+    }
+
+
+def hosts(tx: Tx) -> list[dict[str, Any]]:
+    counts = host_flow.counts(tx)
+    return [host(tx, row, counts.get(row.name, {})) for row in tx.all(Host)]
+
+
+def job(tx: Tx, row: Job) -> dict[str, Any]:
+    end = row.ended_at or tx.now
+    return {
+        "uuid": row.uuid,
+        "kind": row.kind,
+        "instance": row.instance,
+        "host": row.host,
+        "state": row.state.value,
+        "waiting_for": waiting_for(tx, row),
+        "age_s": round((end - row.accepted_at).total_seconds(), 3),
+        "unconfirmed": row.unconfirmed,
+        "error_code": row.error_code,
+        "error": row.error,
+    }
+
+
+def job_whole(tx: Tx, row: Job) -> dict[str, Any]:
+    columns = CommandRow.__table__.c
+    commands = tx.all(CommandRow, columns.job == row.uuid, order=[columns.accepted_at])
+    return {
+        **job(tx, row),
+        "accepted_at": row.accepted_at,
+        "ended_at": row.ended_at,
+        "steps": [
+            {
+                "name": s.name,
+                "host": s.host,
+                "state": s.state.value,
+                "started_at": s.started_at,
+                "ended_at": s.ended_at,
+                "detail": s.detail,
+            }
+            for s in job_flow.steps(tx, row)
+        ],
+        "receipts": [
+            {
+                "command": c.id,
+                "kind": c.kind,
+                "host": c.host,
+                "generation": c.generation,
+                "state": c.state.value,
+                "publishes": c.publishes,
+                "accepted_at": c.accepted_at,
+                "published_at": c.published_at,
+                "received_at": c.received_at,
+                "started_at": c.started_at,
+                "ended_at": c.ended_at,
+                "error_code": c.error_code,
+                "error": c.error,
+            }
+            for c in commands
+        ],
+        "reason": [[e.source, e.text, e.when] for e in row.trail],
+    }
+
+
+def waiting_for(tx: Tx, row: Job) -> str:
+    """What the job cannot go on without, in words."""
+    if row.state not in job_flow.OPEN:
+        return ""
+    if row.waiting_for:
+        return row.waiting_for
+    columns = CommandRow.__table__.c
+    command = tx.first(CommandRow, columns.job == row.uuid, columns.ended_at.is_(None))
+    if command is None:
+        return "a manager to take it up"
+    host_row = tx.find(Host, command.host)
+    if command.state in (CommandState.RECEIVED, CommandState.STARTED):
+        word = "has received" if command.state is CommandState.RECEIVED else "carries out"
+        text = f"{command.host}, which {word} {command.kind}"
+    elif command.state is CommandState.PUBLISHED:
+        text = f"a receipt of {command.kind} from {command.host}"
+    else:
+        text = f"{command.kind} to be sent to {command.host}"
+    if host_row is not None and host_row.state is not HostState.UP:
+        text += f" ({host_row.state}: {host_row.reason})"
+    return text
+
+
+def jobs(tx: Tx, *, everything: bool) -> list[dict[str, Any]]:
+    columns = Job.__table__.c
+    where = [columns.same_as.is_(None)]
+    if not everything:
+        where.append(columns.state.in_(job_flow.OPEN))
+    return [job(tx, row) for row in tx.all(Job, *where, order=[columns.accepted_at])]
+
+
+def aliens(tx: Tx, host_name: str | None) -> list[dict[str, Any]]:
+    columns = Sighting.__table__.c
+    where = [columns.kind == GuestKind.ALIEN, columns.present]
+    if host_name is not None:
+        where.append(columns.host == host_name)
+    looked = {row.name: row.inventory_at for row in tx.all(Host)}
+    return [
+        {
+            "host": row.host,
+            "hypervisor_uuid": row.hypervisor_uuid,
+            "name": row.name,
+            "power_state": row.power_state.name,
+            "vcpus": row.vcpus,
+            "memory_mib": row.memory_mib,
+            "first_seen": row.first_seen,
+            "last_seen": _later(row.last_seen, looked.get(row.host)),
+        }
+        for row in tx.all(Sighting, *where, order=[columns.host, columns.name])
+    ]
+
+
+def _later(a: dt.datetime, b: dt.datetime | None) -> dt.datetime:
+    return a if b is None else max(a, b)
+
+
+def tombstones(tx: Tx, state: str | None) -> list[dict[str, Any]]:
+    columns = Tombstone.__table__.c
+    where = []
+    if state is not None:
+        where.append(columns.state == state_named(TombstoneState, state))
+    return [
+        {
+            "uuid": row.uuid,
+            "name": row.name,
+            "instance": row.instance,
+            "host": row.host,
+            "generation": row.generation,
+            "state": row.state.value,
+            "reason": row.reason,
+            "age_s": round((tx.now - row.created_at).total_seconds(), 3),
+            "holds": [_held(row, what) for what in row.holds],
+            "closed_at": row.closed_at,
+            "answer": row.answer or None,
+        }
+        for row in tx.all(Tombstone, *where, order=[columns.created_at])
+    ]
+
+
+def _held(row: Tombstone, what: str) -> str:
+    value = {"mac": row.mac, "address": row.address}.get(what)
+    return f"{what} {value}" if value else what
+
+
+def notices(tx: Tx) -> list[str]:
+    """What an operator must know before believing a listing."""
+    found = []
+    columns = Host.__table__.c
+    if tx.first(Host, columns.blind) is not None:
+        found.append(
+            "the managers are blind: they have not heard reports long enough to call hosts down"
+        )
+    silent = tx.all(Host, columns.mass_silent, columns.enabled)
+    if silent:
+        names = ", ".join(row.name for row in silent[:10])
+        found.append(
+            f"mass silence: {len(silent)} hosts ({names}); DB-only deletes are suspended until they"
+            " speak or are named by: muster host set-down"
+        )
+    return found

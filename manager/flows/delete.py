@@ -1,0 +1,382 @@
+"""Delete: to every host where the VM may be, remote or DB-only, until it is gone.
+
+The rules decide row by row (rules/deletion); this story writes what they ask for. A delete of an
+unreachable host's VM leaves a tombstone in the transaction that removes the record.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from common.conf import Settings
+from common.errors import AlreadyDeleted, NotFound, VmProtected
+from common.messages import CommandKind, Outcome, Result
+from common.states import (
+    CommandEvent,
+    CommandState,
+    HostState,
+    JobEvent,
+    JobState,
+    PowerState,
+    TaskState,
+    TombstoneState,
+    VmState,
+)
+from manager.flows import commands, inventory, jobs, reap
+from manager.flows.jobs import Wish
+from manager.rules import deletion as rule
+from manager.rules import quarantine
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.jobs import Job, JobStep
+from manager.store.tombstones import Tombstone
+
+C = CommandRow.__table__.c
+H = Host.__table__.c
+
+
+class Foreseen(msgspec.Struct, frozen=True):
+    """What a delete of this VM would do at one host, for --dry-run."""
+
+    vm: str
+    name: str
+    host: str | None
+    decision: str
+    row: int
+    reason: str
+
+
+def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bool) -> Job:
+    """Accept a delete; raises NotFound, AlreadyDeleted or VmProtected."""
+    known = jobs.known(tx, wish)
+    if known is not None:
+        return known
+    strength = rule.FORCED if force else rule.HARD
+    current = _delete_under_way(tx, vm)
+    places = _places(tx, vm) if vm is not None else []
+    decision = _admit(tx, vm, strength, current, places)
+    if vm is None or decision.outcome is rule.Outcome.NOT_FOUND:
+        raise NotFound("no such VM", "muster vm list shows all")
+    if decision.outcome is rule.Outcome.ALREADY_DELETED:
+        raise AlreadyDeleted(f"{vm.name} ({vm.uuid}) was deleted already", "nothing to do")
+    if decision.outcome is rule.Outcome.PROTECTED:
+        raise VmProtected(f"{vm.name} is protected from deletion", "unset its protection first")
+    if current is not None:
+        if strength > current.strength:
+            current = tx.swap(current, strength=strength, trail=current.trail + wish.trail(tx.now))
+        jobs.accept_same(tx, wish, current)
+        pursue(tx, cfg, current)
+        return tx.get(Job, current.uuid)
+    job = jobs.accept(
+        tx,
+        wish,
+        "delete",
+        instance=vm.uuid,
+        host=vm.host,
+        strength=strength,
+        deadline_at=tx.now + dt.timedelta(seconds=cfg.manager.delete_timeout),
+    )
+    _withdraw_unpublished(tx, vm)
+    tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
+    tx.event("instance.delete.start", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
+    job = jobs.start(tx, job)
+    for n, host in enumerate(places, start=1):
+        jobs.add_step(tx, job, n, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
+    pursue(tx, cfg, job)
+    return tx.get(Job, job.uuid)
+
+
+def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
+    """The decision per host, changing nothing."""
+    strength = rule.FORCED if force else rule.HARD
+    places = _places(tx, vm)
+    decision = _admit(tx, vm, strength, _delete_under_way(tx, vm), places)
+    if decision.outcome not in (rule.Outcome.GO_ON, rule.Outcome.TAKE_OVER):
+        outcome = decision.outcome.value
+        return [Foreseen(vm.uuid, vm.name, vm.host, outcome, decision.row, decision.reason)]
+    return [
+        Foreseen(vm.uuid, vm.name, host, found.outcome.value, found.row, found.reason)
+        for host in places
+        for found in [rule.at_host(_place(tx, host, forced=force))]
+    ]
+
+
+def pursue(tx: Tx, cfg: Settings, job: Job) -> None:
+    """Do what the table asks for at every host that is not settled yet; end the job when all are.
+
+    Run again and again: at acceptance, on every answer, when a host goes DOWN, and by the clock.
+    """
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if job.state not in jobs.OPEN or vm is None:
+        return
+    waiting = []
+    for step in jobs.steps(tx, job):
+        if step.state is not JobState.RUNNING or step.host is None:
+            continue
+        decision = rule.at_host(_place(tx, step.host, forced=job.strength == rule.FORCED))
+        if decision.outcome is rule.Outcome.DB_ONLY:
+            vm = tx.get(Instance, vm.uuid)
+            reap.bury(
+                tx, vm, step.host, state=TombstoneState.OPEN, reason=decision.reason, pair=(0, 0)
+            )
+            jobs.end_step(tx, step, JobEvent.SUCCEED, f"DB-only: {decision.reason}")
+        else:
+            waiting.append(_terminate(tx, cfg, job, step, decision.reason))
+    if not waiting:
+        _finish(tx, job, tx.get(Instance, vm.uuid))
+    elif job.deadline_at is not None and tx.now >= job.deadline_at:
+        _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
+    else:
+        soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
+        tx.swap(tx.get(Job, job.uuid), waiting_for="; ".join(waiting), check_at=soon)
+
+
+def command_ended(
+    tx: Tx, cfg: Settings, command: CommandRow, result: Result, pair: tuple[int, int]
+) -> None:
+    """An agent's answer to a delete's terminate."""
+    job = tx.find(Job, command.job) if command.job else None
+    if job is None or job.state not in jobs.OPEN:
+        return
+    vm = tx.find(Instance, command.instance)
+    step = next((s for s in jobs.steps(tx, job) if s.command == command.id), None)
+    if vm is None or step is None:
+        return
+    if result.outcome is Outcome.SUCCEEDED:
+        reap.bury(
+            tx,
+            vm,
+            command.host,
+            state=TombstoneState.CLOSED,
+            reason=f"deleted by job {job.uuid}",
+            pair=pair,
+        )
+        jobs.end_step(tx, step, JobEvent.SUCCEED, f"{command.host} answered that it is gone")
+    else:
+        wait_s = quarantine.back_off_s(step.tries, reap.BASE_BACK_OFF_S)
+        if result.floor is not None:
+            wait_s = 0.0
+            if result.floor > vm.generation:
+                tx.swap(vm, generation=result.floor)
+        tx.put(
+            step,
+            tries=step.tries + 1,
+            detail=f"{result.error_code}: {result.error}",
+            next_try_at=tx.now + dt.timedelta(seconds=wait_s),
+        )
+    pursue(tx, cfg, job)
+
+
+def pursue_due(tx: Tx, cfg: Settings, limit: int = 20) -> int:
+    """Look again at the deletes whose time has come; returns how many."""
+    j = Job.__table__.c
+    due = tx.due(
+        Job,
+        j.kind == "delete",
+        j.state.in_(jobs.OPEN),
+        j.check_at <= tx.now,
+        order=[j.check_at],
+        limit=limit,
+    )
+    for job in due:
+        pursue(tx, cfg, job)
+    return len(due)
+
+
+def settle_owed(tx: Tx, cfg: Settings) -> None:
+    """Deletions owed after their job gave up: end the record once every host has answered."""
+    i = Instance.__table__.c
+    for vm in tx.all(Instance, i.deletion_owed, i.vm_state == VmState.ERROR, limit=100):
+        open_places = 0
+        for host in _places(tx, vm):
+            stone = reap.at(tx, host, vm.uuid)
+            if stone is not None and stone.state is TombstoneState.CLOSED:
+                continue
+            if stone is None:
+                why = "seen while its deletion was owed"
+                stone = reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=why, pair=(0, 0))
+                reap.issue(tx, cfg, stone, why)
+            decision = rule.at_host(_place(tx, host, forced=False))
+            open_places += decision.outcome is not rule.Outcome.DB_ONLY
+        if not open_places:
+            _forget(tx, tx.get(Instance, vm.uuid), "the deletion that was owed is done")
+
+
+def _admit(
+    tx: Tx, vm: Instance | None, strength: int, current: Job | None, places: list[str]
+) -> rule.Decision:
+    down = any(_place(tx, host, forced=False).state is HostState.DOWN for host in places)
+    return rule.admit(
+        rule.Wish(
+            vm_state=vm.vm_state if vm else None,
+            strength=strength,
+            protected=vm.protected if vm else False,
+            in_flight=current.strength if current else None,
+            any_host_down=down,
+            hosts=len(places),
+        )
+    )
+
+
+def _delete_under_way(tx: Tx, vm: Instance | None) -> Job | None:
+    if vm is None or vm.job is None or vm.task_state is not TaskState.DELETING:
+        return None
+    job = tx.find(Job, vm.job)
+    return job if job is not None and job.state in jobs.OPEN else None
+
+
+def _places(tx: Tx, vm: Instance) -> list[str]:
+    """Every host where the VM may be: its own, those that a start went to, those that show it."""
+    started = tx.rows(
+        sa.select(C.host)
+        .where(
+            C.instance == vm.uuid,
+            C.kind == CommandKind.START_VM.value,
+            C.published_at.is_not(None),
+            C.state != CommandState.NOT_RUN,
+        )
+        .distinct()
+    )
+    places = {row[0] for row in started} | set(inventory.hosts_showing(tx, vm.uuid))
+    if vm.host is not None:
+        places.add(vm.host)
+    return sorted(places)
+
+
+def _place(tx: Tx, name: str, *, forced: bool) -> rule.Place:
+    host = tx.find(Host, name)
+    if host is None:
+        return rule.Place(name, known=False, state=HostState.DOWN, reason="", forced=forced)
+    mass = tx.first(Host, H.mass_silent, H.enabled) is not None
+    return rule.Place(
+        name,
+        known=True,
+        state=host.state,
+        reason=host.reason,
+        blind=host.blind,
+        mass_silence=mass and (host.mass_silent or not host.session_open),
+        forced=forced,
+        operator_down=host.forced_down or host.fenced,
+    )
+
+
+def _terminate(tx: Tx, cfg: Settings, job: Job, step: JobStep, reason: str) -> str:
+    """Make sure a terminate is on its way to the step's host; what is waited for, in words."""
+    if step.host is None or job.instance is None:
+        raise AssertionError("a delete's step has a host and its job an instance")
+    command = tx.find(CommandRow, step.command) if step.command else None
+    if command is not None and command.state in commands.OPEN:
+        return reason
+    if step.next_try_at is not None and step.next_try_at > tx.now:
+        return f"try {step.tries + 1} at {step.host}, after: {step.detail}"
+    vm = tx.get(Instance, job.instance)
+    generation = max(commands.next_generation(tx, vm.uuid), vm.generation + 1)
+    tx.swap(vm, generation=generation)
+    command = commands.issue(
+        tx,
+        cfg,
+        kind=CommandKind.TERMINATE_INSTANCE,
+        instance=vm.uuid,
+        host=step.host,
+        generation=generation,
+        job=job.uuid,
+        trail=job.trail,
+    )
+    tx.put(step, command=command.id, next_try_at=None)
+    return reason
+
+
+def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
+    """Take back what no agent can have seen; what was published the higher generation voids."""
+    for command in tx.all(CommandRow, C.instance == vm.uuid, C.state == CommandState.ACCEPTED):
+        moved, changed = commands.move(
+            tx,
+            command,
+            CommandEvent.NOT_RUN,
+            error_code="SUPERSEDED",
+            error="withdrawn by a delete before it was published",
+        )
+        if changed and moved.job is not None:
+            other = tx.get(Job, moved.job)
+            jobs.end_steps(tx, other, JobEvent.CANCEL, "superseded by a delete")
+            jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM is being deleted")
+
+
+def _finish(tx: Tx, job: Job, vm: Instance) -> None:
+    _forget(tx, vm, "; ".join(s.detail for s in jobs.steps(tx, job)) or "it was on no host")
+    jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
+
+
+def _forget(tx: Tx, vm: Instance, text: str) -> None:
+    """Remove the record: DELETED, off its host, and what nothing holds back is given back."""
+    proven = all(s.state is TombstoneState.CLOSED for s in _stones(tx, vm.uuid))
+    changes: dict[str, Any] = {
+        "vm_state": VmState.DELETED,
+        "task_state": TaskState.NONE,
+        "power_state": PowerState.NOSTATE,
+        "job": None,
+        "host": None,
+        "last_host": vm.host or vm.last_host,
+        "missing": False,
+        "deletion_owed": False,
+        "deleted_at": tx.now,
+        "terminated_at": tx.now if proven else None,
+    }
+    job = vm.job
+    vm = tx.swap(vm, **changes)
+    reap.release(tx, vm.uuid)
+    tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
+    for other in jobs.open_of(tx, vm.uuid):
+        if other.uuid == job:
+            continue
+        for command in commands.open_of_job(tx, other.uuid):
+            event = (
+                CommandEvent.GIVE_UP if command.received_at is not None else CommandEvent.NOT_RUN
+            )
+            commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
+        jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
+        jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")
+
+
+def _stones(tx: Tx, instance: str) -> list[Tombstone]:
+    return tx.all(Tombstone, reap.T.instance == instance)
+
+
+def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) -> None:
+    """After delete_timeout: the job fails, the deletion stays owed, its tombstones go on."""
+    why = "; ".join(waiting)
+    for step in jobs.steps(tx, job):
+        if step.state is JobState.RUNNING and step.host is not None:
+            stone = reap.bury(
+                tx,
+                vm,
+                step.host,
+                state=TombstoneState.OPEN,
+                reason=f"owed since the delete timed out: {why}",
+                pair=(0, 0),
+            )
+            tx.swap(stone, issue_at=tx.now)
+            jobs.end_step(tx, step, JobEvent.FAIL, f"not answered in time: {why}")
+    tx.swap(
+        tx.get(Instance, vm.uuid),
+        vm_state=VmState.ERROR,
+        task_state=TaskState.NONE,
+        job=None,
+        deletion_owed=True,
+        error=f"deletion owed: {why}",
+    )
+    tx.event("instance.delete.error", vm.uuid, "manager", f"{vm.name}: deletion owed: {why}")
+    jobs.end(
+        tx,
+        tx.get(Job, job.uuid),
+        JobEvent.FAIL,
+        code="DELETE_TIMEOUT",
+        error=f"no answer within {cfg.manager.delete_timeout:g} s ({why}); it goes on in the"
+        " background",
+    )

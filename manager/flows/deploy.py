@@ -1,0 +1,154 @@
+"""Deploy: choose a host, reserve an address, write the record and cast its first start."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from common.conf import Settings
+from common.errors import Conflict, NotFound, NoValidHost
+from common.messages import CommandKind, DiskSpec, GuestSpec, NicSpec
+from common.states import PowerState, TaskState, VmState
+from manager.flows import commands, jobs
+from manager.flows.jobs import Wish
+from manager.rules import placement as rule
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance, Mac
+from manager.store.jobs import Job
+from manager.store.sightings import Sighting
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator asked for; checked by the door."""
+
+    name: str
+    vcpus: int
+    memory_mib: int
+    disks: tuple[DiskSpec, ...] = ()
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str | None = None
+    host: str | None = None
+
+
+def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
+    """Accept a create; raises NotFound for an unknown host and NoValidHost with every reason."""
+    known = jobs.known(tx, wish)
+    if known is not None:
+        return known
+    host = _place(tx, order)
+    uuid = tx.new_id()
+    mac = _reserve_mac(tx, cfg, uuid)
+    spec = GuestSpec(
+        name=order.name,
+        vcpus=order.vcpus,
+        memory_mib=order.memory_mib,
+        disks=order.disks,
+        nics=(NicSpec(mac=mac),),
+        kernel=order.kernel,
+        initrd=order.initrd,
+        cmdline=order.cmdline,
+    )
+    job = jobs.accept(tx, wish, "create", instance=uuid, host=host)
+    generation = 1
+    tx.insert(
+        Instance(
+            uuid=uuid,
+            name=order.name,
+            host=host,
+            vm_state=VmState.BUILDING,
+            task_state=TaskState.SPAWNING,
+            spec=msgspec.to_builtins(spec),
+            vcpus=order.vcpus,
+            memory_mib=order.memory_mib,
+            mac=mac,
+            generation=generation,
+            job=job.uuid,
+            created_at=tx.now,
+        )
+    )
+    command = commands.issue(
+        tx,
+        cfg,
+        kind=CommandKind.START_VM,
+        instance=uuid,
+        host=host,
+        generation=generation,
+        job=job.uuid,
+        trail=job.trail,
+        spec={"guest": msgspec.to_builtins(spec), "create": True},
+    )
+    step = jobs.add_step(tx, job, 1, f"{CommandKind.START_VM} on {host}", host)
+    tx.put(step, command=command.id)
+    return jobs.start(tx, job, deadline_at=command.deadline_at)
+
+
+def _place(tx: Tx, order: Order) -> str:
+    if order.host is not None and tx.find(Host, order.host) is None:
+        raise NotFound(f"no host {order.host}", "muster host list shows all")
+    chosen = rule.place(_candidates(tx), memory_mib=order.memory_mib, named=order.host)
+    if chosen.host is None:
+        raise NoValidHost(
+            f"no host can take {order.name} ({order.memory_mib} MiB): {chosen.explain()}",
+            "free or add a host: muster host list",
+        )
+    # Held until the commit: another manager's claim on this host is seen by one of the two.
+    tx.lock(Host, chosen.host)
+    again = rule.place(_candidates(tx), memory_mib=order.memory_mib, named=chosen.host)
+    if again.host is None:
+        raise Conflict(f"host {chosen.host} was filled by another manager")
+    return chosen.host
+
+
+def _candidates(tx: Tx) -> list[rule.Candidate]:
+    """Every host with what its hypervisor runs and what was promised on top of it."""
+    running = _memory_by_host(
+        tx,
+        Sighting.__table__.c.host,
+        Sighting.__table__.c.memory_mib,
+        Sighting.__table__.c.present,
+        Sighting.__table__.c.power_state.not_in(
+            [PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED]
+        ),
+    )
+    i = Instance.__table__.c
+    promised = _memory_by_host(
+        tx,
+        i.host,
+        i.memory_mib,
+        i.vm_state == VmState.BUILDING,
+        i.power_state.in_([PowerState.NOSTATE, PowerState.SHUTOFF]),
+    )
+    return [
+        rule.Candidate(
+            name=host.name,
+            state=host.state,
+            enabled=host.enabled,
+            maintenance=host.maintenance,
+            memory_mib_total=host.memory_mib_total,
+            memory_mib_used=max(host.memory_mib_used, running.get(host.name, 0)),
+            memory_mib_claimed=promised.get(host.name, 0),
+        )
+        for host in tx.all(Host)
+    ]
+
+
+def _memory_by_host(
+    tx: Tx, host: sa.Column[str], memory: sa.Column[int], *where: sa.ColumnElement[bool]
+) -> dict[str, int]:
+    query = sa.select(host, sa.func.sum(memory)).where(*where).group_by(host)
+    return {name: int(total) for name, total in tx.rows(query)}
+
+
+def _reserve_mac(tx: Tx, cfg: Settings, instance: str) -> str:
+    """A MAC of the fleet's range that no VM has and no quarantine holds; the key decides."""
+    for _ in range(100):
+        number = tx.store.runtime.random_below(1 << 24)
+        tail = ":".join(f"{(number >> shift) & 0xFF:02x}" for shift in (16, 8, 0))
+        mac = f"{cfg.manager.mac_prefix}:{tail}"
+        if tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
+            return mac
+    raise NoValidHost(
+        f"no free MAC found in {cfg.manager.mac_prefix}:*", "set another [manager] mac_prefix"
+    )

@@ -1,0 +1,179 @@
+"""Hello: an agent asks for a session; nothing is changed on its host without one."""
+
+from __future__ import annotations
+
+from common.conf import Settings
+from common.errors import BadRequest, MusterError, WrongFleet
+from common.messages import FloorEntry, Hello, Welcome
+from common.states import HostState
+from manager.flows import commands, reap
+from manager.rules.liveness import LATE
+from manager.store import timeline
+from manager.store.commands import CommandRow, Void
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+
+C = CommandRow.__table__.c
+
+
+class HostNameClash(MusterError):
+    """Two agents report under one host name; neither gets a session."""
+
+    code = "HOST_NAME_CLASH"
+
+
+def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
+    """Open the host's next session; the same one again for a repeated hello_id."""
+    if hello.fleet != cfg.default.fleet_id:
+        raise WrongFleet(
+            f"agent {hello.host} belongs to fleet {hello.fleet}, these managers to"
+            f" {cfg.default.fleet_id}",
+            "correct [DEFAULT] fleet_id or transport_url of the agent",
+        )
+    if cfg.manager.service_down_time <= LATE * hello.interval_s:
+        raise BadRequest(
+            f"report_interval {hello.interval_s:g} s of {hello.host} is too long for"
+            f" service_down_time {cfg.manager.service_down_time:g} s",
+            f"set it below {cfg.manager.service_down_time / LATE:g}",
+            field="report_interval",
+        )
+    host = tx.lock(Host, hello.host) or _meet(tx, cfg, hello)
+    host = heard_from(tx, cfg, host, hello.agent_run)
+    if host.clash:
+        raise HostNameClash(
+            f"two agents report as {host.name}", "give one of them another [DEFAULT] host"
+        )
+    repeated = host.session_open and host.hello_id == hello.hello_id
+    session = host.session if repeated else host.session + 1
+    new_journal = host.journal_id != hello.journal_id
+    host = tx.put(
+        host,
+        driver=hello.driver,
+        agent_version=hello.agent_version,
+        interval_s=hello.interval_s,
+        session=session,
+        session_open=True,
+        hello_id=hello.hello_id,
+        agent_run=hello.agent_run,
+        host_boot=hello.host_boot,
+        journal_id=hello.journal_id,
+        inventory_digest=None,
+        seq=0 if not repeated else host.seq,
+    )
+    if not repeated:
+        tx.event("host.session", host.name, f"host {host.name}", f"session {session}")
+    stones = reap.issue_for_host(tx, cfg, host.name, "its host said hello")
+    wanted = _resume(tx, host.name, frozenset(hello.unfinished))
+    voids = tx.all(Void, Void.__table__.c.host == host.name)
+    mark = timeline.advance(tx)
+    return Welcome(
+        session=session,
+        tombstones=tuple(FloorEntry(s.instance, s.generation) for s in stones),
+        floors=_floors(tx, host.name) if new_journal else (),
+        voids=tuple(FloorEntry(v.instance, v.generation) for v in voids),
+        wanted=wanted,
+        store_timeline=mark.timeline,
+        store_mark=mark.mark,
+    )
+
+
+def heard_from(tx: Tx, cfg: Settings, host: Host, run: str) -> Host:
+    """Note a sign of life of one run of the host's agent, and tell two rivals apart.
+
+    A run that ends and one that follows it overlap for a moment in the queues. Two that are both
+    heard over more than 2.5 intervals are two machines under one name.
+    """
+    now, window = tx.now, LATE * host.interval_s
+    if host.agent_run in (None, run) and not host.clash and set(host.runs) <= {run}:
+        return tx.put(host, heard_at=now)
+    forget_s = cfg.manager.service_down_time
+    runs = {
+        name: times
+        for name, times in host.runs.items()
+        if (now - times[1]).total_seconds() <= forget_s
+    }
+    if not runs and host.agent_run is not None and host.agent_run != run:
+        runs[host.agent_run] = (host.heard_at, host.heard_at)
+    first, last = runs.get(run, (now, now))
+    if (now - last).total_seconds() > window and not host.clash:
+        first = now
+    runs[run] = (first, now)
+    fresh = [t for t in runs.values() if (now - t[1]).total_seconds() <= window]
+    rivals = len(fresh) > 1 and all(
+        (t[1] - max(o[0] for o in fresh)).total_seconds() > window for t in fresh
+    )
+    clash = (host.clash and len(runs) > 1) or rivals
+    if clash and not host.clash:
+        tx.event(
+            "HOST_NAME_CLASH",
+            host.name,
+            "manager",
+            f"two agents report as {host.name}",
+            runs=sorted(runs),
+        )
+    if not clash and len(runs) == 1:
+        runs = {}
+    return tx.put(
+        host,
+        heard_at=now,
+        runs=runs,
+        clash=clash,
+        session_open=host.session_open and not clash,
+    )
+
+
+def _meet(tx: Tx, cfg: Settings, hello: Hello) -> Host:
+    """A host that was never seen: known from now on, but not used before an operator says so."""
+    enabled = cfg.manager.auto_enable_hosts
+    host = Host(
+        name=hello.host,
+        fleet=hello.fleet,
+        driver=hello.driver,
+        agent_version=hello.agent_version,
+        interval_s=hello.interval_s,
+        state=HostState.SUSPECT,
+        reason="it has just said hello for the first time",
+        state_since=tx.now,
+        enabled=enabled,
+        heard_at=tx.now,
+    )
+    tx.insert(host)
+    tx.event(
+        "host.new",
+        host.name,
+        f"host {host.name}",
+        "first hello" + ("" if enabled else "; disabled until: muster host enable"),
+    )
+    return host
+
+
+def _resume(tx: Tx, host: str, unfinished: frozenset[str]) -> tuple[str, ...]:
+    """Which of the agent's unfinished commands may still run; the others of ours are cast again."""
+    wanted = []
+    for row in tx.all(CommandRow, C.host == host, C.state.in_(commands.OPEN)):
+        if row.id in unfinished:
+            wanted.append(row.id)
+        else:
+            # Never arrived, or went with a lost journal; an agent that finished it says so again.
+            tx.swap(row, publish_at=tx.now)
+            tx.commands_due = True
+    return tuple(wanted)
+
+
+def _floors(tx: Tx, host: str) -> tuple[FloorEntry, ...]:
+    """For an agent with a new journal: what had ended here before it began."""
+    i = Instance.__table__.c
+    floors = []
+    for vm in tx.all(Instance, i.host == host):
+        under_way = tx.all(
+            CommandRow,
+            C.instance == vm.uuid,
+            C.host == host,
+            C.state.in_(commands.OPEN),
+            order=[C.generation],
+        )
+        floor = under_way[0].generation - 1 if under_way else vm.generation
+        if floor > 0:
+            floors.append(FloorEntry(vm.uuid, floor))
+    return tuple(floors)

@@ -1,0 +1,202 @@
+"""Inventory: what hypervisors show, guest by guest, applied in (session, seq) order.
+
+One path for full reports, deltas and the looks inside results, so that no rule can be forgotten
+on one of them.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from common.conf import Settings
+from common.messages import GuestReport, Inventory, Look, digest
+from common.ownership import is_ours
+from common.states import GuestKind, TombstoneState, VmState
+from manager.flows import power, reap
+from manager.rules import inventory as rule
+from manager.store.engine import LOG, Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.sightings import Sighting
+
+Pair = tuple[int, int]
+S = Sighting.__table__.c
+IN_CHUNKS_OF = 500
+
+
+def take(tx: Tx, cfg: Settings, host: Host, inventory: Inventory, pair: Pair) -> bool:
+    """Apply one report of a host; True when our view of it now agrees with the agent's digest."""
+    wanted = None if inventory.full else [g.hypervisor_uuid for g in inventory.guests]
+    known = _known(tx, host.name, wanted)
+    for guest in inventory.guests:
+        see(tx, cfg, host.name, guest, pair, known.get(guest.hypervisor_uuid))
+    if not inventory.complete:
+        return False
+    if inventory.full:
+        listed = {g.hypervisor_uuid for g in inventory.guests}
+        gone = [s for uuid, s in known.items() if uuid not in listed]
+    else:
+        gone = list(_known(tx, host.name, list(inventory.gone)).values()) if inventory.gone else []
+    for sighting in gone:
+        vanish(tx, sighting, pair)
+    changed = bool(inventory.full or inventory.guests or inventory.gone)
+    ours = host.inventory_digest
+    if changed or ours != inventory.digest:
+        ours = _digest(tx, host.name)
+    agreed = ours == inventory.digest
+    tx.put(
+        host,
+        inventory_digest=ours,
+        inventory_at=tx.now if agreed else host.inventory_at,
+    )
+    if agreed:
+        _look_for_missing(tx, cfg, host.name, pair)
+    return agreed
+
+
+def take_look(tx: Tx, cfg: Settings, host: str, instance: str, look: Look) -> None:
+    """Apply what an agent saw of one guest after a command's effect."""
+    pair = (look.session, look.seq)
+    if look.guest is not None:
+        see(tx, cfg, host, look.guest, pair, tx.find(Sighting, host, look.guest.hypervisor_uuid))
+        return
+    for sighting in tx.all(Sighting, S.host == host, S.instance == instance, S.present):
+        vanish(tx, sighting, pair)
+
+
+def see(
+    tx: Tx, cfg: Settings, host: str, guest: GuestReport, pair: Pair, old: Sighting | None
+) -> None:
+    """One guest that a hypervisor shows."""
+    if old is not None and pair <= (old.session, old.seq):
+        return
+    fleet = cfg.default.fleet_id
+    ours = is_ours(
+        guest.mark, fleet=fleet, hypervisor_uuid=guest.hypervisor_uuid, template=guest.template
+    )
+    instance = guest.mark.instance if ours and guest.mark is not None else None
+    vm = tx.find(Instance, instance) if instance else None
+    stone = reap.at(tx, host, instance) if instance else None
+    live = vm is not None and vm.live
+    if stone is not None and stone.state is TombstoneState.CLOSED and guest.mark is not None:
+        closed = (stone.closed_session, stone.closed_seq)
+        if rule.reopens(
+            guest.mark.generation, tombstone=stone.generation, closed=closed, seen=pair
+        ):
+            reap.reopen(tx, cfg, stone, host)
+            stone = reap.at(tx, host, stone.instance)
+    doom = stone.generation if stone and stone.state is TombstoneState.OPEN else None
+    kind = rule.classify(guest, fleet=fleet, tombstone=doom, live=live)
+    _record(tx, host, guest, pair, kind, instance, old)
+    if kind is GuestKind.DOOMED and stone is not None:
+        reap.issue(tx, cfg, stone, f"seen on {host}")
+    elif kind is GuestKind.ORPHAN and instance is not None:
+        for mac in guest.macs:
+            reap.hold_mac(tx, instance, mac, host)
+    elif kind is GuestKind.MANAGED and vm is not None:
+        power.report(tx, cfg, host, vm, guest, pair)
+
+
+def vanish(tx: Tx, sighting: Sighting, pair: Pair) -> None:
+    """One guest that a complete answer of its hypervisor does not contain."""
+    if pair <= (sighting.session, sighting.seq):
+        return
+    if sighting.present and sighting.kind in (GuestKind.ALIEN, GuestKind.ORPHAN):
+        tx.event(
+            f"{sighting.kind.lower()}.gone",
+            sighting.host,
+            f"host {sighting.host}",
+            f"{sighting.kind.lower()} VM {sighting.name} is gone",
+            hypervisor_uuid=sighting.hypervisor_uuid,
+        )
+    tx.put(sighting, present=False, session=pair[0], seq=pair[1])
+
+
+def _record(
+    tx: Tx,
+    host: str,
+    guest: GuestReport,
+    pair: Pair,
+    kind: GuestKind,
+    instance: str | None,
+    old: Sighting | None,
+) -> None:
+    fields = {
+        "name": guest.name,
+        "kind": kind,
+        "instance": instance,
+        "mark": guest.mark,
+        "template": guest.template,
+        "power_state": guest.power_state,
+        "vcpus": guest.vcpus,
+        "memory_mib": guest.memory_mib,
+        "macs": guest.macs,
+        "fingerprint": f"{guest.fingerprint():016x}",
+        "present": True,
+        "session": pair[0],
+        "seq": pair[1],
+        "last_seen": tx.now,
+    }
+    is_new = old is None or not old.present or old.kind is not kind
+    if old is None:
+        tx.insert(
+            Sighting(
+                host=host,
+                hypervisor_uuid=guest.hypervisor_uuid,
+                first_seen=tx.now,
+                **fields,  # type: ignore[arg-type]
+            )
+        )
+    elif not old.present:
+        tx.put(old, first_seen=tx.now, **fields)
+    else:
+        tx.put(old, **fields)
+    if is_new and kind in (GuestKind.ALIEN, GuestKind.ORPHAN):
+        word = kind.lower()
+        LOG.warning("%s VM %s on %s, left alone", word, guest.name, host)
+        tx.event(
+            f"{word}.seen",
+            host,
+            f"host {host}",
+            f"{word} VM {guest.name} on {host}, left alone",
+            hypervisor_uuid=guest.hypervisor_uuid,
+        )
+
+
+def _known(tx: Tx, host: str, uuids: list[str] | None) -> dict[str, Sighting]:
+    if uuids is None:
+        rows = tx.all(Sighting, S.host == host)
+    else:
+        rows = []
+        for start in range(0, len(uuids), IN_CHUNKS_OF):
+            chunk = uuids[start : start + IN_CHUNKS_OF]
+            rows += tx.all(Sighting, S.host == host, S.hypervisor_uuid.in_(chunk))
+    return {row.hypervisor_uuid: row for row in rows}
+
+
+def _digest(tx: Tx, host: str) -> str:
+    query = sa.select(S.fingerprint).where(S.host == host, S.present)
+    return digest(int(row[0], 16) for row in tx.rows(query))
+
+
+def _look_for_missing(tx: Tx, cfg: Settings, host: str, pair: Pair) -> None:
+    """VMs with a live record on this host that its hypervisor does not show."""
+    table, seen = Instance.__table__, Sighting.__table__
+    shown = sa.exists().where(
+        seen.c.host == table.c.host, seen.c.instance == table.c.uuid, seen.c.present
+    )
+    absent = tx.all(
+        Instance,
+        table.c.host == host,
+        table.c.vm_state.not_in([VmState.DELETED, VmState.SHELVED_OFFLOADED, VmState.BUILDING]),
+        table.c.missing.is_(False),
+        ~shown,
+    )
+    for vm in absent:
+        power.absent(tx, cfg, vm, pair)
+
+
+def hosts_showing(tx: Tx, instance: str) -> list[str]:
+    """Every host whose latest word shows a guest with this instance's own mark."""
+    rows = tx.all(Sighting, S.instance == instance, S.present)
+    return sorted({row.host for row in rows})

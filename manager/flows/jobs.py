@@ -1,0 +1,161 @@
+"""Jobs: accepting a wish once, following its steps, ending it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+
+from common.errors import IdReused
+from common.messages import TrailEntry
+from common.states import JOB, JobEvent, JobState
+from manager.store.engine import Tx
+from manager.store.jobs import Job, JobStep
+
+OPEN = (JobState.PENDING, JobState.RUNNING)
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wants what, and why: the part of a request that every verb shares."""
+
+    job: str
+    operator: str
+    reason: str | None = None
+    request: dict[str, Any]
+
+    def trail(self, now: dt.datetime) -> tuple[TrailEntry, ...]:
+        return (TrailEntry(self.operator, self.reason or "no reason given", now),)
+
+
+def known(tx: Tx, wish: Wish) -> Job | None:
+    """The job of an earlier copy of this very request; IdReused when it asked for another thing."""
+    job = tx.find(Job, wish.job)
+    if job is None:
+        return None
+    if job.request != wish.request:
+        raise IdReused(
+            f"job {wish.job} was accepted for another request ({job.kind})",
+            "choose a new job uuid",
+        )
+    return resolve(tx, job)
+
+
+def resolve(tx: Tx, job: Job) -> Job:
+    """The job that does the work of this one."""
+    return job if job.same_as is None else tx.get(Job, job.same_as)
+
+
+def accept(
+    tx: Tx,
+    wish: Wish,
+    kind: str,
+    *,
+    instance: str | None,
+    host: str | None,
+    **fields: Any,
+) -> Job:
+    """A new job, in the transaction that changes what it is about."""
+    job = Job(
+        uuid=wish.job,
+        kind=kind,
+        instance=instance,
+        host=host,
+        state=JobState.PENDING,
+        request=wish.request,
+        trail=wish.trail(tx.now),
+        accepted_at=tx.now,
+        **fields,
+    )
+    tx.insert(job)
+    return job
+
+
+def accept_same(tx: Tx, wish: Wish, job: Job) -> Job:
+    """Record that this wish is served by a job under way, so that its uuid can be asked for."""
+    tx.insert(
+        Job(
+            uuid=wish.job,
+            kind=job.kind,
+            instance=job.instance,
+            host=job.host,
+            state=job.state,
+            request=wish.request,
+            trail=wish.trail(tx.now),
+            accepted_at=tx.now,
+            same_as=job.uuid,
+        )
+    )
+    return job
+
+
+def start(tx: Tx, job: Job, **changes: Any) -> Job:
+    """RUNNING: its first command or decision is made."""
+    return tx.swap(job, state=JOB.step(job.state, JobEvent.START).state, **changes)
+
+
+def end(
+    tx: Tx,
+    job: Job,
+    event: JobEvent,
+    *,
+    code: str | None = None,
+    error: str | None = None,
+    unconfirmed: bool = False,
+) -> Job:
+    """A final state; a job that has one already keeps it, and its first error."""
+    step = JOB.step(job.state, event)
+    if not step.changed:
+        return job
+    tx.event(
+        f"job.{step.state.lower()}",
+        job.instance or job.uuid,
+        "manager",
+        f"{job.kind} {step.state}" + (f": {code}: {error}" if code else ""),
+        job=job.uuid,
+    )
+    return tx.swap(
+        job,
+        state=step.state,
+        ended_at=tx.now,
+        check_at=None,
+        waiting_for="",
+        error_code=code,
+        error=error,
+        unconfirmed=unconfirmed,
+    )
+
+
+def add_step(tx: Tx, job: Job, n: int, name: str, host: str | None) -> JobStep:
+    """A named step, running from now on."""
+    step = JobStep(
+        job=job.uuid, n=n, name=name, host=host, state=JobState.RUNNING, started_at=tx.now
+    )
+    tx.insert(step)
+    return step
+
+
+def steps(tx: Tx, job: Job) -> list[JobStep]:
+    return tx.all(JobStep, JobStep.__table__.c.job == job.uuid)
+
+
+def end_step(tx: Tx, step: JobStep, event: JobEvent, detail: str) -> JobStep:
+    """The end of one step, with what came of it in words."""
+    after = JOB.step(step.state, event)
+    if not after.changed:
+        return step
+    return tx.put(step, state=after.state, detail=detail, ended_at=tx.now)
+
+
+def end_steps(tx: Tx, job: Job, event: JobEvent, detail: str) -> None:
+    """The end of every step that is still open."""
+    for step in steps(tx, job):
+        end_step(tx, step, event, detail)
+
+
+def open_of(tx: Tx, instance: str) -> list[Job]:
+    """Jobs under way for an instance."""
+    columns = Job.__table__.c
+    return tx.all(
+        Job, columns.instance == instance, columns.state.in_(OPEN), columns.same_as.is_(None)
+    )

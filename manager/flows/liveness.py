@@ -1,0 +1,153 @@
+"""Liveness: judging every host by the clock, and what follows from a change of its state."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import sqlalchemy as sa
+
+from common.conf import Settings
+from common.states import HOST, HostEffect, JobState
+from manager.flows import jobs
+from manager.rules import liveness as rule
+from manager.store.engine import Tx
+from manager.store.hosts import Host, ManagerRow
+from manager.store.jobs import Job, JobStep
+
+BEAT_S = 1.0
+DEAF_AFTER_S = 3.0  # without its own beat for so long, a manager has not been hearing
+
+
+def heard_own_beat(
+    tx: Tx, manager: str, host: str, started_at: dt.datetime, gapless_s: float, gap: str
+) -> None:
+    """Write down for how long this manager has heard without a gap."""
+    since = tx.now - dt.timedelta(seconds=gapless_s)
+    fields = {"heard_since": since, "heard_until": tx.now, "gap": gap}
+    row = tx.find(ManagerRow, manager)
+    if row is None:
+        tx.insert(ManagerRow(id=manager, host=host, started_at=started_at, **fields))  # type: ignore[arg-type]
+    else:
+        tx.put(row, **fields)
+
+
+def hearing(tx: Tx) -> rule.Hearing:
+    """What the best-hearing manager of the cluster has heard without a gap, in seconds."""
+    fresh = tx.now - dt.timedelta(seconds=DEAF_AFTER_S)
+    m = ManagerRow.__table__.c
+    spans = [
+        (tx.now - row.heard_since).total_seconds()
+        for row in tx.all(ManagerRow, m.heard_until >= fresh)
+        if row.heard_since is not None
+    ]
+    return rule.Hearing(max(spans) if spans else None)
+
+
+def limits(cfg: Settings) -> rule.Limits:
+    return rule.Limits(cfg.manager.service_down_time, cfg.manager.silence_budget)
+
+
+def judge_all(tx: Tx, cfg: Settings) -> None:
+    """One round over the fleet: write down each verdict that differs from what is stored."""
+    heard = hearing(tx)
+    hosts = tx.all(Host)
+    facts = {host.name: _facts(tx, host) for host in hosts}
+    mass = frozenset[str]()
+    if not rule.is_blind(heard, limits(cfg)):
+        mass = rule.mass_silence(list(facts.values()), limits(cfg))
+    for host in hosts:
+        verdict = rule.judge(facts[host.name], hearing=heard, mass=mass, limits=limits(cfg))
+        if _differs(host, verdict):
+            _apply(tx, cfg, host.name, heard, mass)
+    _forget_managers(tx, cfg)
+
+
+def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
+    """One host at once, for an operator's command."""
+    heard = hearing(tx)
+    fleet = [_facts(tx, host) for host in tx.all(Host)]
+    blind = rule.is_blind(heard, limits(cfg))
+    mass = frozenset[str]() if blind else rule.mass_silence(fleet, limits(cfg))
+    _apply(tx, cfg, name, heard, mass)
+    return tx.get(Host, name)
+
+
+def _apply(tx: Tx, cfg: Settings, name: str, heard: rule.Hearing, mass: frozenset[str]) -> None:
+    # Judged again with the row held: a heartbeat may have arrived since it was read.
+    host = tx.lock(Host, name)
+    if host is None:
+        return
+    verdict = rule.judge(_facts(tx, host), hearing=heard, mass=mass, limits=limits(cfg))
+    if not _differs(host, verdict):
+        return
+    step = HOST.step(host.state, verdict.state)
+    if verdict.mass_silent and not host.mass_silent:
+        tx.event("host.mass_silence", name, "manager", verdict.reason)
+    if HostEffect.TELL in step.effects:
+        tx.event(
+            "host.state",
+            name,
+            "manager",
+            f"{host.state} -> {step.state}: {verdict.reason}",
+            row=verdict.row,
+        )
+    tx.put(
+        host,
+        state=step.state,
+        reason=verdict.reason,
+        judged_row=verdict.row,
+        state_since=tx.now if step.changed else host.state_since,
+        blind=verdict.blind,
+        mass_silent=verdict.mass_silent,
+        session_open=host.session_open and HostEffect.END_SESSION not in step.effects,
+    )
+    if HostEffect.RELEASE_WAITING in step.effects or host.mass_silent != verdict.mass_silent:
+        _release_waiting(tx, name)
+
+
+def _release_waiting(tx: Tx, host: str) -> None:
+    """Deletes that wait for this host are looked at now."""
+    j, s = Job.__table__.c, JobStep.__table__.c
+    waiting = sa.select(s.job).where(s.host == host, s.state == JobState.RUNNING)
+    tx.conn.execute(
+        sa.update(Job.__table__)
+        .where(j.uuid.in_(waiting), j.state.in_(jobs.OPEN), j.kind == "delete")
+        .values(check_at=tx.now, version=j.version + 1)
+    )
+
+
+def _differs(host: Host, verdict: rule.Verdict) -> bool:
+    """The reason of a steady state is refreshed only when another row gives it: its numbers
+    change with every tick."""
+    return (host.judged_row, host.state, host.blind, host.mass_silent) != (
+        verdict.row,
+        verdict.state,
+        verdict.blind,
+        verdict.mass_silent,
+    )
+
+
+def _facts(tx: Tx, host: Host) -> rule.HostFacts:
+    message = host.driver_message
+    if host.inventory_partial and host.driver_healthy:
+        message = "its listing was partial"
+    return rule.HostFacts(
+        name=host.name,
+        state=host.state,
+        age_s=(tx.now - host.heard_at).total_seconds(),
+        interval_s=host.interval_s,
+        enabled=host.enabled,
+        forced_down=host.forced_down,
+        fenced=host.fenced,
+        driver_healthy=host.driver_healthy and not host.inventory_partial,
+        driver_message=message,
+        session_open=host.session_open,
+        clash=host.clash,
+        mass_silent=host.mass_silent,
+    )
+
+
+def _forget_managers(tx: Tx, cfg: Settings) -> None:
+    """Managers that have been silent for ten service_down_times are no longer listed."""
+    old = tx.now - dt.timedelta(seconds=10 * cfg.manager.service_down_time)
+    tx.delete_where(ManagerRow, ManagerRow.__table__.c.heard_until < old)

@@ -1,0 +1,249 @@
+"""Power: start, stop and reboot by an operator's wish, and what reports do to a VM's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.conf import Settings
+from common.messages import CommandKind, GuestReport, Result
+from common.states import CommandState, JobEvent, PowerState, TaskState, VmState
+from manager.flows import commands, jobs
+from manager.flows.jobs import Wish
+from manager.rules import power as rule
+from manager.rules import verbs
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+
+Pair = tuple[int, int]
+_HELD = {PowerState.PAUSED, PowerState.SUSPENDED}
+
+
+# an operator's wish
+
+
+def request(
+    tx: Tx, cfg: Settings, wish: Wish, verb_name: str, vm: Instance, *, force: bool = False
+) -> Job:
+    """Accept start, stop or reboot; raises what the verb table refuses."""
+    known = jobs.known(tx, wish)
+    if known is not None:
+        return known
+    verb = verbs.VERBS[verb_name]
+    admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
+    job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
+    if admission is verbs.Admission.ALREADY_THERE:
+        step = jobs.add_step(tx, job, 1, f"{vm.name} is {vm.vm_state} already", vm.host)
+        jobs.end_step(tx, step, JobEvent.SUCCEED, "nothing to do")
+        return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+    return _cast(tx, cfg, job, verb, vm, force=force)
+
+
+def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, force: bool) -> Job:
+    if vm.host is None:
+        return jobs.end(
+            tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
+        )
+    generation = commands.next_generation(tx, vm.uuid)
+    spec: dict[str, Any] = {}
+    if verb.command in (CommandKind.STOP_VM, CommandKind.REBOOT_VM):
+        spec = {"force": force, "timeout_s": cfg.libvirt.stop_timeout}
+    command = commands.issue(
+        tx,
+        cfg,
+        kind=verb.command,
+        instance=vm.uuid,
+        host=vm.host,
+        generation=generation,
+        job=job.uuid,
+        trail=job.trail,
+        spec=spec,
+    )
+    tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
+    step = jobs.add_step(tx, job, 1, verb.command.value, vm.host)
+    tx.put(step, command=command.id)
+    return jobs.start(tx, job, deadline_at=command.deadline_at)
+
+
+def command_ended(
+    tx: Tx, cfg: Settings, job: Job, command: CommandRow, result: Result | None
+) -> None:
+    """The end of a verb's command (create included) ends its job and the VM's task."""
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    verb = verbs.VERBS[job.kind]
+    done = command.state is CommandState.SUCCEEDED
+    event = {
+        CommandState.SUCCEEDED: JobEvent.SUCCEED,
+        CommandState.FAILED: JobEvent.FAIL,
+        CommandState.UNKNOWN: JobEvent.FAIL,
+        CommandState.NOT_RUN: JobEvent.EXPIRE
+        if command.error_code in ("VOIDED", "EXPIRED")
+        else JobEvent.FAIL,
+    }[command.state]
+    superseded = vm is not None and vm.job != job.uuid
+    if command.state is CommandState.NOT_RUN and superseded:
+        event = JobEvent.CANCEL
+    code, error = (None, None) if done else (command.error_code, command.error)
+    jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
+    jobs.end(tx, job, event, code=code, error=error)
+    if vm is None or superseded or not vm.live:
+        return
+    looked = result is not None and result.look is not None
+    if done:
+        settle(tx, cfg, vm, verb.success, looked=looked)
+    elif job.kind == "create":
+        reason = f"{code}: {error}"
+        settle(tx, cfg, vm, VmState.ERROR, looked=looked, error=reason)
+    elif command.state is CommandState.UNKNOWN:
+        reason = f"{code}: {error}"
+        settle(tx, cfg, vm, VmState.ERROR, looked=False, error=reason)
+    else:
+        settle(tx, cfg, vm, vm.vm_state, looked=True)
+
+
+def settle(
+    tx: Tx, cfg: Settings, vm: Instance, state: VmState, *, looked: bool, error: str = ""
+) -> Instance:
+    """End the VM's task; then the power table runs once on what the hypervisor last said."""
+    vm = tx.swap(vm, vm_state=state, task_state=TaskState.NONE, job=None, error=error)
+    if not looked or vm.power_at is None:
+        return vm
+    reaction = rule.react(_held(cfg, vm), rule.Seen(power=vm.power_state), _policy(cfg))
+    return _carry_out(tx, cfg, vm, reaction, "manager")
+
+
+# what hypervisors report
+
+
+def report(tx: Tx, cfg: Settings, host: str, vm: Instance, guest: GuestReport, pair: Pair) -> None:
+    """Apply one guest's reported power state, if its pair is newer than what is held."""
+    on_its_host = vm.host == host
+    if on_its_host and pair <= (vm.power_session, vm.power_seq):
+        return
+    held = guest.power_state in _HELD
+    held_since = (vm.paused_since or tx.now) if held else None
+    seen = rule.Seen(
+        power=guest.power_state,
+        on_its_host=on_its_host,
+        held_s=(tx.now - held_since).total_seconds() if held_since else 0.0,
+    )
+    reaction = rule.react(_held(cfg, vm), seen, _policy(cfg))
+    if reaction.keep_power:
+        if vm.power_state is not guest.power_state:
+            tx.event(
+                "power",
+                vm.uuid,
+                f"host {host}",
+                f"{vm.name} is {guest.power_state.name}",
+                session=pair[0],
+                seq=pair[1],
+            )
+        if vm.missing:
+            tx.event("instance.found", vm.uuid, f"host {host}", f"{vm.name} is there again")
+        vm = tx.swap(
+            vm,
+            power_state=guest.power_state,
+            power_session=pair[0],
+            power_seq=pair[1],
+            power_at=tx.now,
+            paused_since=held_since,
+            missing=False,
+            missing_since=None,
+            missing_reports=0,
+        )
+    _carry_out(tx, cfg, vm, reaction, f"host {host}")
+
+
+def held_long_enough(tx: Tx, cfg: Settings, vm: Instance) -> None:
+    """An unchanged PAUSED or SUSPENDED guest, looked at again because time has passed."""
+    if vm.paused_since is None or not vm.live:
+        return
+    seen = rule.Seen(power=vm.power_state, held_s=(tx.now - vm.paused_since).total_seconds())
+    _carry_out(tx, cfg, vm, rule.react(_held(cfg, vm), seen, _policy(cfg)), "manager")
+
+
+def absent(tx: Tx, cfg: Settings, vm: Instance, pair: Pair) -> None:
+    """A complete report of the VM's host does not list it."""
+    if pair <= (vm.power_session, vm.power_seq) or vm.missing:
+        return
+    since = vm.missing_since or tx.now
+    seen = rule.Seen(
+        power=None,
+        absent_reports=vm.missing_reports + 1,
+        absent_s=(tx.now - since).total_seconds(),
+    )
+    reaction = rule.react(_held(cfg, vm), seen, _policy(cfg))
+    if vm.task_state is not TaskState.NONE:
+        return
+    vm = tx.swap(vm, missing_since=since, missing_reports=vm.missing_reports + 1)
+    if reaction.act is rule.Act.FLAG_MISSING:
+        tx.event("instance.missing", vm.uuid, f"host {vm.host}", f"{vm.name}: {reaction.text}")
+        tx.swap(
+            vm,
+            missing=True,
+            power_state=PowerState.NOSTATE,
+            power_session=pair[0],
+            power_seq=pair[1],
+            power_at=tx.now,
+        )
+
+
+def _held(cfg: Settings, vm: Instance) -> rule.Held:
+    return rule.Held(
+        vm_state=vm.vm_state,
+        task_state=vm.task_state,
+        interval_s=cfg.default.report_interval,
+        missing=vm.missing,
+        host_caused_error=not vm.deletion_owed,
+    )
+
+
+def _policy(cfg: Settings) -> rule.Policy:
+    return rule.Policy(cfg.manager.on_unexpected_running, cfg.manager.missing_grace)
+
+
+def _carry_out(
+    tx: Tx, cfg: Settings, vm: Instance, reaction: rule.Reaction, source: str
+) -> Instance:
+    if reaction.act is rule.Act.SET_STATE and reaction.vm_state is not None:
+        tx.event("instance.state", vm.uuid, source, f"{vm.name}: {reaction.text}")
+        return tx.swap(vm, vm_state=reaction.vm_state, error="")
+    if reaction.act is rule.Act.ALARM_DUPLICATE:
+        tx.event(
+            "instance.duplicate",
+            vm.uuid,
+            source,
+            f"DUPLICATE: {vm.name} belongs to {vm.host} and is seen by {source}; nothing changed",
+        )
+    if reaction.act is rule.Act.STOP_AGAIN:
+        tx.event("instance.stop_again", vm.uuid, source, f"{vm.name}: {reaction.text}")
+        _stop_again(tx, cfg, vm, reaction.text)
+        return tx.get(Instance, vm.uuid)
+    return vm
+
+
+def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
+    """A stop of our own making: no operator asked, so the wish carries the rule's reason."""
+    wish = Wish(
+        job=tx.new_id(),
+        operator="manager",
+        reason=why,
+        request={"verb": "stop", "vm": vm.uuid, "by": "on_unexpected_running"},
+    )
+    job = jobs.accept(tx, wish, "stop", instance=vm.uuid, host=vm.host)
+    _cast(tx, cfg, job, verbs.VERBS["stop"], vm, force=False)
+
+
+def expired(tx: Tx, cfg: Settings, job: Job, *, code: str, error: str) -> None:
+    """End a verb whose host is not there to say what became of it: unconfirmed, void owed."""
+    event = JobEvent.FAIL if job.kind == "create" else JobEvent.EXPIRE
+    jobs.end_steps(tx, job, event, f"{code}: {error}")
+    jobs.end(tx, job, event, code=code, error=error, unconfirmed=True)
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is None or vm.job != job.uuid or not vm.live:
+        return
+    if job.kind == "create":
+        settle(tx, cfg, vm, VmState.ERROR, looked=False, error=f"{code}: {error}")
+    else:
+        settle(tx, cfg, vm, vm.vm_state, looked=True)

@@ -1,0 +1,212 @@
+"""Tombstones: what is deleted stays deleted on every host, also on one that was away.
+
+The agent never reaps by itself. After its hello and on any doomed sighting the managers cast a
+terminate for each open tombstone, each at the next generation; only the agent's answer closes one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from common.conf import Settings
+from common.errors import Conflict
+from common.messages import CommandKind, Outcome, Result, TrailEntry
+from common.states import TombstoneState
+from manager.flows import commands
+from manager.rules import quarantine
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance, Mac
+from manager.store.tombstones import Tombstone
+
+T = Tombstone.__table__.c
+BASE_BACK_OFF_S = 1.0
+
+
+def at(tx: Tx, host: str, instance: str) -> Tombstone | None:
+    """The tombstone of this host and instance, open or closed."""
+    return tx.first(Tombstone, T.host == host, T.instance == instance)
+
+
+def bury(
+    tx: Tx, vm: Instance, host: str, *, state: TombstoneState, reason: str, pair: tuple[int, int]
+) -> Tombstone:
+    """Leave a tombstone for a VM on a host, or bring the one that is there up to date."""
+    fenced = _fenced(tx, host)
+    fields = {
+        "generation": vm.generation,
+        "state": state,
+        "reason": reason,
+        "holds": quarantine.held(state, fenced=fenced),
+        "closed_at": tx.now if state is TombstoneState.CLOSED else None,
+        "closed_session": pair[0],
+        "closed_seq": pair[1],
+        "issue_at": None,
+    }
+    old = at(tx, host, vm.uuid)
+    if old is not None:
+        fields["generation"] = max(old.generation, vm.generation)
+        return tx.swap(old, **fields)
+    stone = Tombstone(
+        uuid=tx.new_id(),
+        name=vm.name,
+        instance=vm.uuid,
+        host=host,
+        mac=vm.mac,
+        address=vm.address,
+        created_at=tx.now,
+        **fields,  # type: ignore[arg-type]
+    )
+    tx.insert(stone)
+    if state is TombstoneState.OPEN:
+        tx.event("tombstone.open", vm.uuid, "manager", f"{vm.name} on {host}: {reason}")
+    return stone
+
+
+def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
+    """Cast a terminate for an open tombstone, unless one is on its way already."""
+    if stone.state is not TombstoneState.OPEN:
+        return
+    kind = CommandKind.TERMINATE_INSTANCE
+    if commands.in_flight(tx, stone.instance, stone.host, kind) is not None:
+        return
+    generation = commands.next_generation(tx, stone.instance)
+    tx.swap(stone, generation=generation, issue_at=None)
+    commands.issue(
+        tx,
+        cfg,
+        kind=kind,
+        instance=stone.instance,
+        host=stone.host,
+        generation=generation,
+        job=None,
+        trail=(
+            TrailEntry("manager", stone.reason, stone.created_at),
+            TrailEntry("manager", why, tx.now),
+        ),
+    )
+    tx.event("tombstone.reap", stone.instance, "manager", f"{stone.name} on {stone.host}: {why}")
+
+
+def issue_for_host(tx: Tx, cfg: Settings, host: str, why: str) -> list[Tombstone]:
+    """A terminate for each open tombstone of a host; returns them."""
+    stones = tx.all(Tombstone, T.host == host, T.state == TombstoneState.OPEN)
+    for stone in stones:
+        issue(tx, cfg, stone, why)
+    return stones
+
+
+def retry_due(tx: Tx, cfg: Settings, limit: int = 50) -> int:
+    """Issue again what failed and whose back-off is over; returns how many."""
+    stones = tx.due(
+        Tombstone,
+        T.state == TombstoneState.OPEN,
+        T.issue_at <= tx.now,
+        order=[T.issue_at],
+        limit=limit,
+    )
+    for stone in stones:
+        host = tx.find(Host, stone.host)
+        if host is not None and host.session_open:
+            issue(tx, cfg, stone, f"try {stone.tries + 1}, after: {stone.answer}")
+        else:
+            tx.swap(stone, issue_at=None)  # its next hello issues it
+    return len(stones)
+
+
+def answered(tx: Tx, command: CommandRow, result: Result, pair: tuple[int, int]) -> None:
+    """An agent's answer to a terminate: closes the tombstone, or sets when it is issued again."""
+    stone = at(tx, command.host, command.instance)
+    if stone is None or stone.state is not TombstoneState.OPEN:
+        return
+    if result.outcome is Outcome.SUCCEEDED:
+        close(tx, stone, pair, "destroyed, or absent with the floor raised")
+        return
+    wait_s = quarantine.back_off_s(stone.tries, BASE_BACK_OFF_S)
+    generation = stone.generation
+    if result.floor is not None:
+        # The agent has heard of a newer command than we remember: go above it, without waiting.
+        generation, wait_s = max(generation, result.floor), 0.0
+    tx.swap(
+        stone,
+        generation=generation,
+        tries=stone.tries + 1,
+        answer=f"{result.error_code}: {result.error}",
+        issue_at=tx.now + dt.timedelta(seconds=wait_s),
+    )
+
+
+def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
+    """The guest is proven gone: end the quarantine of what no other tombstone holds."""
+    tx.swap(
+        stone,
+        state=TombstoneState.CLOSED,
+        closed_at=tx.now,
+        closed_session=pair[0],
+        closed_seq=pair[1],
+        answer=answer,
+        holds=(),
+        issue_at=None,
+    )
+    tx.event("tombstone.closed", stone.instance, f"host {stone.host}", f"{stone.name}: {answer}")
+    vm = tx.find(Instance, stone.instance)
+    if vm is not None and not vm.live and vm.terminated_at is None:
+        tx.swap(vm, terminated_at=tx.now)
+    release(tx, stone.instance)
+
+
+def release(tx: Tx, instance: str) -> None:
+    """Give an instance's MAC back once neither a live record nor an open tombstone holds it."""
+    vm = tx.find(Instance, instance)
+    if vm is not None and vm.live:
+        return
+    holding = tx.all(Tombstone, T.instance == instance, T.state == TombstoneState.OPEN)
+    if any("mac" in stone.holds for stone in holding):
+        return
+    tx.delete_where(Mac, Mac.__table__.c.instance == instance)
+
+
+def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
+    """A guest that was answered for as gone is there: quarantine again, and terminate again."""
+    stone = tx.swap(
+        stone,
+        state=TombstoneState.OPEN,
+        closed_at=None,
+        holds=quarantine.held(TombstoneState.OPEN, fenced=_fenced(tx, host)),
+        reason=f"seen again on {host} after it was answered for as gone",
+    )
+    tx.event("tombstone.reopened", stone.instance, f"host {host}", f"{stone.name}: {stone.reason}")
+    hold_mac(tx, stone.instance, stone.mac, host)
+    issue(tx, cfg, stone, "seen again")
+
+
+def hold_mac(tx: Tx, instance: str, mac: str | None, host: str) -> None:
+    """Put a MAC that a guest may be using (back) into quarantine; alarm when it is another's."""
+    if mac is None:
+        return
+    owner = tx.find(Mac, mac)
+    if owner is None:
+        if not tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
+            raise Conflict(f"{mac} was taken by another manager")
+    elif owner.instance != instance:
+        tx.event(
+            "ADDRESS_CONFLICT",
+            instance,
+            f"host {host}",
+            f"{mac} is in use by a guest on {host} and belongs to instance {owner.instance}",
+            mac=mac,
+            owner=owner.instance,
+        )
+
+
+def fence_changed(tx: Tx, host: str, fenced: bool) -> None:
+    """What the open tombstones of a host hold after it was fenced or unfenced."""
+    for stone in tx.all(Tombstone, T.host == host, T.state == TombstoneState.OPEN):
+        tx.swap(stone, holds=quarantine.held(stone.state, fenced=fenced))
+        release(tx, stone.instance)
+
+
+def _fenced(tx: Tx, host: str) -> bool:
+    row = tx.find(Host, host)
+    return row is not None and row.fenced

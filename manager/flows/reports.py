@@ -1,0 +1,232 @@
+"""Reports: a heartbeat is heard, then applied; answers of agents end commands.
+
+What is heard always counts: receipts, results and the sign of life. The inventory counts only
+within the host's open session, and only if it is newer than what is held.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from common.conf import Settings
+from common.errors import WrongFleet
+from common.messages import (
+    Answers,
+    Heartbeat,
+    Outcome,
+    Receipt,
+    Refusal,
+    Result,
+    VoidAnswer,
+    VoidOutcome,
+)
+from common.states import CommandEvent, CommandState
+from manager.flows import commands, delete, inventory, power, reap
+from manager.flows.hello import heard_from
+from manager.store.commands import CommandRow, Void
+from manager.store.engine import Tx
+from manager.store.events import DeadLetter
+from manager.store.hosts import Host
+from manager.store.jobs import Job
+
+_EVENTS = {
+    Outcome.SUCCEEDED: CommandEvent.SUCCEED,
+    Outcome.FAILED: CommandEvent.FAIL,
+    Outcome.NOT_RUN: CommandEvent.NOT_RUN,
+}
+BODY_KEPT = 4000
+
+
+def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
+    """One heartbeat of one host."""
+    host = _heard(tx, cfg, message.fleet, message.host, message.agent_run)
+    if host is None:
+        return
+    _answers(tx, cfg, host, message)
+    host = tx.put(
+        tx.get(Host, host.name),
+        driver_healthy=message.driver.healthy,
+        driver_message=message.driver.message,
+        interval_s=message.interval_s,
+        clock_skew_s=(message.sent_at - tx.now).total_seconds(),
+        dropped_casts=message.dropped_casts,
+    )
+    if not _in_session(host, message.session, message.agent_run):
+        if not host.clash:
+            tx.hint(host.name, "hello_wanted")
+        return
+    if message.capacity is not None and message.seq > host.seq:
+        host = tx.put(
+            host,
+            vcpus_total=message.capacity.vcpus_total,
+            memory_mib_total=message.capacity.memory_mib_total,
+            vcpus_used=message.capacity.vcpus_used,
+            memory_mib_used=message.capacity.memory_mib_used,
+        )
+    if message.inventory is None:
+        tx.put(host, seq=max(host.seq, message.seq))
+        return
+    agreed = inventory.take(tx, cfg, host, message.inventory, (message.session or 0, message.seq))
+    partial = not message.inventory.complete
+    tx.put(host, seq=max(host.seq, message.seq), inventory_partial=partial)
+    if not agreed and not partial:
+        tx.hint(host.name, "report_inventory")
+
+
+def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
+    """What an agent tells between its heartbeats."""
+    host = _heard(tx, cfg, message.fleet, message.host, message.agent_run)
+    if host is not None:
+        _answers(tx, cfg, host, message)
+        if not host.clash and not _in_session(host, message.session, message.agent_run):
+            tx.hint(host.name, "hello_wanted")
+
+
+def _heard(tx: Tx, cfg: Settings, fleet: str, name: str, run: str) -> Host | None:
+    if fleet != cfg.default.fleet_id:
+        raise WrongFleet(
+            f"a report of {name} belongs to fleet {fleet}, not {cfg.default.fleet_id}",
+            "give each fleet a broker or virtual host of its own",
+        )
+    host = tx.lock(Host, name)
+    if host is None:
+        tx.hint(name, "hello_wanted")
+        return None
+    return heard_from(tx, cfg, host, run)
+
+
+def _in_session(host: Host, session: int | None, run: str) -> bool:
+    return host.session_open and session == host.session and run == host.agent_run
+
+
+def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) -> None:
+    for receipt in message.receipts:
+        _receipt(tx, host, receipt)
+    for result in message.results:
+        take_result(tx, cfg, host, result)
+    for answer in message.voids:
+        _void_answer(tx, cfg, host, answer)
+    for refusal in message.refusals:
+        refused(tx, host.name, refusal)
+    done = [a.id for a in message.results]
+    done += [a.id for a in message.voids]
+    done += [a.id for a in message.refusals]
+    if done:
+        tx.hint(host.name, "confirm", ids=done)
+
+
+def _receipt(tx: Tx, host: Host, receipt: Receipt) -> None:
+    row = tx.find(CommandRow, receipt.command)
+    if row is not None and row.host == host.name:
+        commands.receipt(tx, receipt)
+
+
+def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
+    """The end of a command; a repeat changes nothing and is confirmed again."""
+    row = tx.lock(CommandRow, result.command)
+    if row is None or row.host != host.name:
+        _dead_letter(
+            tx,
+            f"host {host.name}",
+            "UNKNOWN_COMMAND",
+            f"a result for command {result.command}, which was not given to {host.name}",
+            result.error or "",
+        )
+        return
+    pair = (host.session, host.seq)
+    if result.look is not None:
+        pair = (result.look.session, result.look.seq)
+        if row.state in commands.OPEN:
+            inventory.take_look(tx, cfg, host.name, row.instance, result.look)
+    row = tx.get(CommandRow, row.id)
+    code = result.error_code if result.outcome is not Outcome.SUCCEEDED else None
+    moved, changed = commands.move(
+        tx, row, _EVENTS[result.outcome], error_code=code, error=result.error if code else None
+    )
+    if not changed:
+        if row.state is CommandState.UNKNOWN:
+            tx.event(
+                "command.late_result",
+                row.instance,
+                f"host {host.name}",
+                f"{row.kind} had been given up and {result.outcome} after all",
+                command=row.id,
+            )
+        return
+    if row.kind == "terminate_instance":
+        reap.answered(tx, moved, result, pair)
+        delete.command_ended(tx, cfg, moved, result, pair)
+    elif moved.job is not None:
+        job = tx.get(Job, moved.job)
+        power.command_ended(tx, cfg, job, moved, result)
+    tx.delete_where(
+        Void,
+        Void.__table__.c.host == host.name,
+        Void.__table__.c.command == row.id,
+    )
+
+
+def _void_answer(tx: Tx, cfg: Settings, host: Host, answer: VoidAnswer) -> None:
+    """The agent's word on a void. NOT_RUN ends the command; DONE brings its result by itself."""
+    owed = tx.find(Void, host.name, answer.instance)
+    if owed is None or answer.generation < owed.generation:
+        return
+    row = tx.lock(CommandRow, owed.command)
+    if answer.answer is VoidOutcome.RUNNING:
+        return  # asked again by the watchdog, which also knows when to stop
+    tx.delete(owed)
+    if row is None or answer.answer is not VoidOutcome.NOT_RUN:
+        return
+    moved, changed = commands.move(
+        tx,
+        row,
+        CommandEvent.NOT_RUN,
+        error_code="VOIDED",
+        error=f"not carried out within {row.timeout_s:g} s; {host.name} has confirmed that it"
+        " did not run and never will",
+    )
+    if changed and moved.job is not None:
+        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+
+
+def refused(tx: Tx, host: str, refusal: Refusal) -> None:
+    """A cast that an agent could not take at all."""
+    _dead_letter(tx, f"host {host}", refusal.code, refusal.message, refusal.body, key=refusal.id)
+
+
+def _dead_letter(
+    tx: Tx, source: str, code: str, reason: str, body: str, key: str | None = None
+) -> None:
+    tx.insert_if_new(
+        DeadLetter(
+            id=key or tx.new_id(),
+            at=tx.now,
+            source=source,
+            sender=None,
+            code=code,
+            reason=reason,
+            body=body[:BODY_KEPT],
+        )
+    )
+
+
+def dead_letter(tx: Tx, key: str, sender: str | None, code: str, reason: str, body: bytes) -> None:
+    """A report that no manager could read, kept for `muster doctor`."""
+    tx.insert(
+        DeadLetter(
+            id=tx.new_id(),
+            at=tx.now,
+            source=key,
+            sender=sender,
+            code=code,
+            reason=reason,
+            body=body[:BODY_KEPT].decode("utf-8", "replace"),
+        )
+    )
+
+
+def prune_dead_letters(tx: Tx, keep_s: float) -> int:
+    """Forget dead letters older than `keep_s` seconds."""
+    return tx.delete_where(
+        DeadLetter, DeadLetter.__table__.c.at < tx.now - dt.timedelta(seconds=keep_s)
+    )

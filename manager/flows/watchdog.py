@@ -1,0 +1,100 @@
+"""Watchdog: no command is waited for without end (decision tables, section 6)."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from common.conf import Settings
+from common.states import CommandEvent, CommandState, HostState, TaskState, VmState
+from manager.flows import commands, power
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+
+C = CommandRow.__table__.c
+PATIENCE = 10  # times timeout_s for a command that its agent calls running
+
+
+def deadlines(tx: Tx, cfg: Settings, limit: int = 50) -> int:
+    """Look at every command whose deadline has passed; returns how many."""
+    rows = tx.due(CommandRow, C.deadline_at <= tx.now, order=[C.deadline_at], limit=limit)
+    for row in rows:
+        host = tx.find(Host, row.host)
+        if row.state is CommandState.ACCEPTED:
+            _never_sent(tx, cfg, row, host)
+        elif host is None or host.state is not HostState.UP:
+            _unreachable(tx, cfg, row, host)
+        elif _patience_is_over(tx, row):
+            _give_up(tx, cfg, row)
+        else:
+            _ask(tx, cfg, row)
+    return len(rows)
+
+
+def held_guests(tx: Tx, cfg: Settings) -> None:
+    """ACTIVE guests that have been paused for longer than one interval."""
+    i = Instance.__table__.c
+    for vm in tx.all(
+        Instance,
+        i.paused_since.is_not(None),
+        i.vm_state == VmState.ACTIVE,
+        i.task_state == TaskState.NONE,
+    ):
+        power.held_long_enough(tx, cfg, vm)
+
+
+def _never_sent(tx: Tx, cfg: Settings, row: CommandRow, host: Host | None) -> None:
+    """No agent can have seen it: that it did not run is certain."""
+    state = "unknown" if host is None else f"{host.state}: {host.reason}"
+    moved, _ = commands.move(
+        tx,
+        row,
+        CommandEvent.NOT_RUN,
+        error_code="EXPIRED",
+        error=f"never sent within {row.timeout_s:g} s, {row.host} is {state}",
+    )
+    if moved.job is not None:
+        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+
+
+def _unreachable(tx: Tx, cfg: Settings, row: CommandRow, host: Host | None) -> None:
+    """Sent, and nobody there to ask: the job ends unconfirmed, the void stays owed."""
+    state = "gone" if host is None else f"{host.state} ({host.reason})"
+    code = "OUTCOME_UNKNOWN"
+    error = f"no answer within {row.timeout_s:g} s and {row.host} is {state}"
+    commands.owe_void(tx, row)
+    commands.move(tx, row, CommandEvent.GIVE_UP, error_code=code, error=error)
+    if row.job is not None:
+        power.expired(tx, cfg, tx.get(Job, row.job), code=code, error=error)
+
+
+def _patience_is_over(tx: Tx, row: CommandRow) -> bool:
+    age_s = (tx.now - row.accepted_at).total_seconds()
+    return age_s > PATIENCE * row.timeout_s
+
+
+def _give_up(tx: Tx, cfg: Settings, row: CommandRow) -> None:
+    """Its agent has called it running for ten times its limit."""
+    moved, _ = commands.move(
+        tx,
+        row,
+        CommandEvent.GIVE_UP,
+        error_code="OUTCOME_UNKNOWN",
+        error=f"{row.host} has not finished it within {PATIENCE} x {row.timeout_s:g} s",
+    )
+    if moved.job is not None:
+        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+
+
+def _ask(tx: Tx, cfg: Settings, row: CommandRow) -> None:
+    """Only the agent can say that a command did not run."""
+    commands.owe_void(tx, row)
+    again = max(cfg.manager.resend_after, row.timeout_s / 4)
+    tx.swap(
+        row,
+        asked_at=row.asked_at or tx.now,
+        deadline_at=tx.now + dt.timedelta(seconds=again),
+    )
+    tx.commands_due = True

@@ -1,0 +1,82 @@
+"""Which verb is possible when, and what it makes of a VM (decision tables, section 6)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from common.errors import TaskUnderWay, WrongState
+from common.messages import CommandKind
+from common.states import TaskState, VmState
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A row of the table. `already` are the states in which there is nothing to do."""
+
+    name: str
+    sources: frozenset[VmState]
+    task: TaskState
+    success: VmState
+    command: CommandKind
+    already: frozenset[VmState] = frozenset()
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "create",
+            frozenset({VmState.BUILDING}),
+            TaskState.SPAWNING,
+            VmState.ACTIVE,
+            CommandKind.START_VM,
+        ),
+        Verb(
+            "start",
+            frozenset({VmState.SHUTOFF, VmState.ERROR}),
+            TaskState.POWERING_ON,
+            VmState.ACTIVE,
+            CommandKind.START_VM,
+            already=frozenset({VmState.ACTIVE}),
+        ),
+        Verb(
+            "stop",
+            frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.ERROR}),
+            TaskState.POWERING_OFF,
+            VmState.SHUTOFF,
+            CommandKind.STOP_VM,
+            already=frozenset({VmState.SHUTOFF}),
+        ),
+        Verb(
+            "reboot",
+            frozenset({VmState.ACTIVE}),
+            TaskState.REBOOTING,
+            VmState.ACTIVE,
+            CommandKind.REBOOT_VM,
+        ),
+    )
+}
+
+
+class Admission(enum.Enum):
+    """What becomes of a verb that is not refused."""
+
+    CAST = "cast"
+    ALREADY_THERE = "already there"
+
+
+def admit(verb: Verb, vm: str, state: VmState, task: TaskState, job: str | None) -> Admission:
+    """Cast it or find it done; raises TaskUnderWay naming the job, or WrongState."""
+    if task is not TaskState.NONE:
+        raise TaskUnderWay(
+            f"{vm} is {task}, by job {job}", f"wait for it: muster job wait {job}", job=job
+        )
+    if state in verb.already:
+        return Admission.ALREADY_THERE
+    if state not in verb.sources:
+        would_do = ", ".join(sorted(verb.sources))
+        raise WrongState(
+            f"{verb.name} is not possible while {vm} is {state}", f"possible in: {would_do}"
+        )
+    return Admission.CAST

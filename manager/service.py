@@ -1,0 +1,168 @@
+"""A manager: wiring and lifetime only. Any number run side by side, all alike."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from common.bus.base import HEARTBEATS, RESULTS, Address, Bus, Handle
+from common.conf import Settings
+from common.errors import Conflict, DatabaseUnavailable, MusterError
+from common.messages import MANAGER_TOPIC
+from common.runtime import Runtime
+from manager import ticks
+from manager.api.endpoint import Api
+from manager.flows import liveness, publish
+from manager.intake.hello import hello
+from manager.intake.reports import Intake
+from manager.store import migrate
+from manager.store.engine import Store, Tx, wait_ready
+
+LOG = logging.getLogger(__name__)
+TIDY_S = 300.0
+
+
+class Manager:
+    """One manager process: three doors on one store."""
+
+    def __init__(self, settings: Settings, bus: Bus, runtime: Runtime) -> None:
+        self.settings, self.bus, self.runtime = settings, bus, runtime
+        self.id = runtime.new_id()
+        self.store = Store(settings.database, runtime)
+        self.store.after_commit = self._after_commit
+        self._hearing = _Hearing(self)
+        self._api = Api(self.store, settings)
+        self._publish_now = runtime.event()
+        self._handles: list[Handle] = []
+        self.ready = runtime.event()
+
+    def start(self) -> None:
+        """Wait for the database, then open the doors; returns when they are open."""
+        if not wait_ready(self.store, self.runtime.stopping.is_set):
+            return
+        migrate.at_start(self.store, self.settings.database)
+        intake = Intake(self.store, self.settings)
+        stall_s = max(2.0, self.settings.default.report_interval)
+        beats = f"beats.{self.id}"
+        self._handles = [
+            self.bus.consume(
+                {HEARTBEATS: "heartbeat.*", beats: f"beat.{self.id}"},
+                self._hearing.listening(intake),
+                self._hearing.gap,
+                stall_s,
+            ),
+            self.bus.consume({RESULTS: "result.*"}, intake, self._hearing.gap, stall_s),
+            self.bus.serve(Address(MANAGER_TOPIC, self.id), self._rpc),
+        ]
+        self.runtime.every("beat", liveness.BEAT_S / 2, self._hearing.beat)
+        self.runtime.every(
+            "publish",
+            min(0.5, self.settings.manager.resend_after / 2),
+            self._publish,
+            wake=self._publish_now,
+        )
+        self.runtime.every(
+            "tick",
+            self.settings.manager.tick_interval,
+            lambda: ticks.tick(self.store, self.settings),
+        )
+        self.runtime.every("tidy", TIDY_S, lambda: ticks.tidy(self.store, self.settings))
+        self.ready.set()
+        LOG.info("manager %s of fleet %s is up", self.id, self.settings.default.fleet_id)
+
+    def stop(self, timeout_s: float = 8.0) -> None:
+        """Take nothing new, finish what is in hand, give back the rest by leaving it in place."""
+        for handle in self._handles:
+            handle.stop()
+        late = self.runtime.stop(timeout_s)
+        if late:
+            LOG.warning("left behind at stop: %s", ", ".join(late))
+        self.bus.close()
+        self.store.close()
+        LOG.info("manager %s has stopped", self.id)
+
+    def _rpc(self, method: str, kwargs: dict[str, Any]) -> Any:
+        try:
+            if method == "hello":
+                return hello(self.store, self.settings, kwargs)
+            return self._api(method, kwargs)
+        except Conflict as exc:
+            raise MusterError("too many managers changed this at once", "try again") from exc
+
+    def _publish(self) -> None:
+        while publish.publish_due(self.store, self.settings, self.bus) >= publish.BATCH:
+            pass
+
+    def _after_commit(self, tx: Tx) -> None:
+        if tx.commands_due:
+            self._publish_now.set()
+        if tx.hints:
+            publish.say(self.bus, tx.hints)
+
+
+class _Hearing:
+    """Does this manager hear? It sends itself a beat through the same exchange and queue path.
+
+    A gap in what it hears - a lost connection, a loop that stood still, a database clock that
+    jumped - starts its record anew: what it did not hear proves nothing about anyone else.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._runtime = manager.runtime
+        self._since: float | None = None
+        self._last: float | None = None
+        self._clock_offset_s: float | None = None
+        self._gap = "it has just started"
+        self._started_at = self._runtime.now()
+
+    def listening(self, intake: Intake) -> Any:
+        """The intake's handler, with our own beat taken out."""
+
+        def handle(key: str, body: bytes, sender: str | None) -> None:
+            if key.startswith("beat."):
+                self._heard()
+            else:
+                intake(key, body, sender)
+
+        return handle
+
+    def gap(self, reason: str) -> None:
+        """Reports may have been missed."""
+        if self._since is not None:
+            LOG.warning("not hearing: %s", reason)
+        self._since, self._last, self._gap = None, None, reason
+
+    def beat(self) -> None:
+        """Send our beat; without an echo for too long, we are deaf."""
+        now = self._runtime.monotonic()
+        if self._last is not None and now - self._last > liveness.DEAF_AFTER_S:
+            self.gap(f"no echo of its own beat for {now - self._last:.1f} s")
+        self._manager.bus.publish(f"beat.{self._manager.id}", b"{}", ttl_s=liveness.DEAF_AFTER_S)
+
+    def _heard(self) -> None:
+        now = self._runtime.monotonic()
+        if self._last is not None and now - self._last > liveness.DEAF_AFTER_S:
+            self.gap(f"its own beat came {now - self._last:.1f} s after the one before")
+        self._since = now if self._since is None else self._since
+        self._last = now
+        try:
+            self._manager.store.run(self._write, now)
+        except DatabaseUnavailable as exc:
+            self.gap(f"{exc}")
+
+    def _write(self, tx: Tx, now: float) -> None:
+        offset_s = tx.now.timestamp() - self._runtime.monotonic()
+        if self._clock_offset_s is not None and abs(offset_s - self._clock_offset_s) > 2.0:
+            self.gap(f"the database's clock jumped by {offset_s - self._clock_offset_s:+.1f} s")
+            self._since = self._last = now
+        self._clock_offset_s = offset_s
+        since = self._since if self._since is not None else now
+        liveness.heard_own_beat(
+            tx,
+            self._manager.id,
+            self._manager.settings.default.host,
+            self._started_at,
+            now - since,
+            self._gap,
+        )

@@ -1,0 +1,306 @@
+"""Transactions: one handler, one transaction, and what is to be said after its commit."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from common.conf.database import Database
+from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
+from common.runtime import Runtime
+from manager.store import commands, events, hosts, instances, jobs, sightings, tombstones
+from manager.store.mapping import Row, metadata
+
+LOG = logging.getLogger(__name__)
+R = TypeVar("R", bound=Row)
+T = TypeVar("T")
+
+NOUNS = (hosts, instances, jobs, commands, tombstones, sightings, events)
+RETRIES = 20
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """A cast to an agent that may be lost without harm: its cause is stored and will repeat it."""
+
+    host: str
+    method: str
+    kwargs: dict[str, Any]
+
+
+class Tx:
+    """An open transaction. Everything read or written by a handler goes through here."""
+
+    def __init__(self, store: Store, conn: Connection) -> None:
+        self.store = store
+        self.conn = conn
+        self.hints: list[Hint] = []
+        self.commands_due = False
+        self._now: dt.datetime | None = None
+
+    @property
+    def now(self) -> dt.datetime:
+        """The database's clock, read once a transaction: the only one that decides anything."""
+        if self._now is None:
+            if self.store.dialect == "postgresql":
+                self._now = self.conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+            else:
+                self._now = self.store.runtime.now()
+        return self._now
+
+    def new_id(self) -> str:
+        return self.store.runtime.new_id()
+
+    # reading
+
+    def find(self, kind: type[R], *key: Any) -> R | None:
+        """The row with this primary key, or None."""
+        return self.first(kind, *self._at(kind, key))
+
+    def get(self, kind: type[R], *key: Any) -> R:
+        """The row with this primary key, or NotFound."""
+        row = self.find(kind, *key)
+        if row is None:
+            raise NotFound(f"no {kind.__name__.lower()} {'/'.join(map(str, key))}", "look it up")
+        return row
+
+    def lock(self, kind: type[R], *key: Any) -> R | None:
+        """The row, held until the end of the transaction (SQLite holds the whole database)."""
+        return self._one(kind, sa.select(kind.__table__).where(*self._at(kind, key)), lock=True)
+
+    def first(self, kind: type[R], *where: Any) -> R | None:
+        return self._one(kind, sa.select(kind.__table__).where(*where))
+
+    def all(
+        self, kind: type[R], *where: Any, order: Sequence[Any] = (), limit: int | None = None
+    ) -> list[R]:
+        """Every row that matches, in order of the primary key unless told otherwise."""
+        query = sa.select(kind.__table__).where(*where)
+        query = query.order_by(*(order or [kind.__table__.c[k] for k in kind.__key__]))
+        if limit is not None:
+            query = query.limit(limit)
+        return [kind(**row._mapping) for row in self.conn.execute(query)]
+
+    def due(self, kind: type[R], *where: Any, order: Sequence[Any], limit: int) -> list[R]:
+        """Rows to work on, held; those that another manager holds right now are passed over."""
+        query = sa.select(kind.__table__).where(*where).order_by(*order).limit(limit)
+        if self.store.dialect == "postgresql":
+            query = query.with_for_update(skip_locked=True)
+        return [kind(**row._mapping) for row in self.conn.execute(query)]
+
+    def count(self, kind: type[R], *where: Any) -> int:
+        query = sa.select(sa.func.count()).select_from(kind.__table__).where(*where)
+        return int(self.conn.execute(query).scalar_one())
+
+    def rows(self, query: Any) -> Sequence[Any]:
+        """The rows of a query that is more than one table."""
+        return self.conn.execute(query).all()
+
+    def _one(self, kind: type[R], query: Any, lock: bool = False) -> R | None:
+        if lock and self.store.dialect == "postgresql":
+            query = query.with_for_update()
+        row = self.conn.execute(query).first()
+        return None if row is None else kind(**row._mapping)
+
+    @staticmethod
+    def _at(kind: type[Row], key: Sequence[Any]) -> list[Any]:
+        return [kind.__table__.c[k] == v for k, v in zip(kind.__key__, key, strict=True)]
+
+    # writing
+
+    def insert(self, row: Row) -> None:
+        """A new row; Conflict when its key is taken, and the handler runs again."""
+        try:
+            self.conn.execute(sa.insert(row.__table__).values(**_values(row)))
+        except sa.exc.IntegrityError as exc:
+            raise Conflict(f"{type(row).__name__} is there already: {exc.orig}") from exc
+
+    def insert_if_new(self, row: Row) -> bool:
+        """True when the row was not there yet."""
+        make = postgresql.insert if self.store.dialect == "postgresql" else sqlite.insert
+        done = self.conn.execute(
+            make(row.__table__).values(**_values(row)).on_conflict_do_nothing()
+        )
+        return done.rowcount == 1
+
+    def swap(self, row: R, **changes: Any) -> R:
+        """Change a versioned row if nobody else has since it was read, else Conflict."""
+        version = row.version  # type: ignore[attr-defined]
+        changes["version"] = version + 1
+        where = [*self._key_of(row), row.__table__.c.version == version]
+        done = self.conn.execute(sa.update(row.__table__).where(*where).values(**changes))
+        if done.rowcount != 1:
+            raise Conflict(f"{type(row).__name__} was changed by another manager")
+        return msgspec.structs.replace(row, **changes)
+
+    def put(self, row: R, **changes: Any) -> R:
+        """Change an unversioned or held row."""
+        self.conn.execute(sa.update(row.__table__).where(*self._key_of(row)).values(**changes))
+        return msgspec.structs.replace(row, **changes)
+
+    def delete(self, row: Row) -> None:
+        self.conn.execute(sa.delete(row.__table__).where(*self._key_of(row)))
+
+    def delete_where(self, kind: type[Row], *where: Any) -> int:
+        return int(self.conn.execute(sa.delete(kind.__table__).where(*where)).rowcount)
+
+    @staticmethod
+    def _key_of(row: Row) -> list[Any]:
+        return [row.__table__.c[k] == getattr(row, k) for k in row.__key__]
+
+    # saying
+
+    def hint(self, host: str, method: str, **kwargs: Any) -> None:
+        """Cast to an agent after the commit."""
+        self.hints.append(Hint(host, method, kwargs))
+
+    def event(self, kind: str, object_: str, source: str, text: str, **data: Any) -> None:
+        """Record what happened, for `history`, `doctor` and the log."""
+        LOG.info("%s %s: %s (%s)", kind, object_, text, source)
+        self.insert(
+            events.Event(
+                id=self.new_id(),
+                at=self.now,
+                kind=kind,
+                object=object_,
+                source=source,
+                text=text,
+                data=data,
+            )
+        )
+
+
+def _values(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__struct_fields__}
+
+
+class Store:
+    """A database, and the rule that a handler is exactly one transaction on it."""
+
+    def __init__(self, settings: Database, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.engine = _engine(settings)
+        self.dialect = self.engine.dialect.name
+        self.after_commit: Callable[[Tx], None] = lambda _tx: None
+        # One connection of SQLite serves one writer; waiting here beats polling its lock.
+        self._gate: Any = runtime.lock() if self.dialect == "sqlite" else contextlib.nullcontext()
+
+    def run(self, handler: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """`handler(tx, ...)` in one transaction; a lost compare-and-swap runs it again."""
+        for attempt in range(RETRIES):
+            try:
+                with self._gate, self._begin() as tx:
+                    result = handler(tx, *args, **kwargs)
+            except Conflict:
+                if attempt == RETRIES - 1:
+                    raise
+                self.runtime.sleep(self.runtime.jitter(0.0, 0.01 * (attempt + 1)))
+                continue
+            self.after_commit(tx)
+            return result
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _begin(self) -> Iterator[Tx]:
+        try:
+            with self.engine.begin() as conn:
+                yield Tx(self, conn)
+        except sa.exc.OperationalError as exc:
+            text = str(exc.orig)
+            if "deadlock" in text or "could not serialize" in text:
+                raise Conflict("the database broke a deadlock") from exc
+            raise DatabaseUnavailable(
+                f"the database does not answer: {text.strip().splitlines()[0]}",
+                "check [database] connection and the server",
+            ) from exc
+        except (sa.exc.InterfaceError, sa.exc.InternalError) as exc:
+            raise DatabaseUnavailable(
+                f"the database connection broke: {exc.orig}", "check the server"
+            ) from exc
+        except sa.exc.ProgrammingError as exc:
+            if "does not exist" not in str(exc.orig):
+                raise
+            raise DatabaseUnavailable(
+                "the database has no schema yet", "run: muster db upgrade"
+            ) from exc
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(settings: Database) -> Engine:
+    try:
+        url = sa.make_url(settings.connection)
+    except sa.exc.ArgumentError as exc:
+        raise BadConfig(f"[database] connection: {exc}", "sqlite:///PATH or postgresql://") from exc
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite":
+        in_memory = url.database in (None, "", ":memory:")
+        engine = sa.create_engine(
+            url,
+            poolclass=sa.pool.StaticPool if in_memory else sa.pool.QueuePool,
+            connect_args={"check_same_thread": False, "timeout": 30},
+        )
+        sa.event.listen(engine, "connect", _sqlite_connect)
+        sa.event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    if url.get_backend_name() != "postgresql":
+        raise BadConfig(
+            f"[database] connection: {url.get_backend_name()} is not supported",
+            "use sqlite:///PATH or postgresql+psycopg://",
+        )
+    return sa.create_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=settings.pool_size,
+        pool_pre_ping=False,
+        pool_recycle=300,
+        connect_args={"connect_timeout": 5},
+    )
+
+
+def _sqlite_connect(raw: Any, _record: Any) -> None:
+    # The driver must not open transactions by itself: we say BEGIN IMMEDIATE.
+    raw.isolation_level = None
+    cursor = raw.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()
+
+
+def _sqlite_begin(conn: Connection) -> None:
+    conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def wait_ready(store: Store, stopping: Callable[[], bool]) -> bool:
+    """Wait for the database to answer, saying so with a growing pause; False when stopped."""
+    pause = 0.2
+    while not stopping():
+        try:
+            with store.engine.connect() as conn:
+                conn.execute(sa.select(1))
+            return True
+        except sa.exc.SQLAlchemyError as exc:
+            reason = str(getattr(exc, "orig", exc)).strip().splitlines()[0]
+            LOG.warning(
+                "DATABASE_UNAVAILABLE: %s (check [database] connection; again in %.1f s)",
+                reason,
+                pause,
+            )
+        store.runtime.sleep(pause)
+        pause = min(10.0, pause * 2)
+    return False
+
+
+def create_all(store: Store) -> None:
+    """The schema without its history, for tests that start from nothing."""
+    metadata.create_all(store.engine)

@@ -1,0 +1,55 @@
+"""jobs and their steps: operators' wishes and how far they have come."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from common.messages import TrailEntry
+from common.states import JobState
+from manager.store.mapping import Row, table
+
+
+@table("jobs", "uuid", index=(("state", "check_at"), ("instance",)))
+class Job(Row, frozen=True, kw_only=True):
+    """One accepted wish; `uuid` was chosen by the client, `request` tells a repeat from a reuse.
+
+    `same_as`: the job that does this one's work; an equal wish was under way already.
+    `check_at` is when a manager looks at it again without being asked.
+    """
+
+    uuid: str
+    kind: str
+    instance: str | None
+    host: str | None
+    state: JobState
+    request: dict[str, Any]
+    trail: tuple[TrailEntry, ...]
+    waiting_for: str = ""
+    strength: int = 0
+    unconfirmed: bool = False
+    same_as: str | None = None
+    error_code: str | None = None
+    error: str | None = None
+    accepted_at: dt.datetime
+    ended_at: dt.datetime | None = None
+    deadline_at: dt.datetime | None = None
+    check_at: dt.datetime | None = None
+    version: int = 0
+
+
+@table("job_steps", "job", "n")
+class JobStep(Row, frozen=True, kw_only=True):
+    """One step of a job, at one host; `command` is the latest that was cast for it."""
+
+    job: str
+    n: int
+    name: str
+    host: str | None
+    command: str | None = None
+    state: JobState
+    detail: str = ""
+    tries: int = 0
+    next_try_at: dt.datetime | None = None
+    started_at: dt.datetime | None = None
+    ended_at: dt.datetime | None = None

@@ -1,0 +1,41 @@
+"""tombstones: what must be gone from a host, kept longer than the VM's own record."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from common.states import TombstoneState
+from manager.store.mapping import Row, table
+
+
+@table(
+    "tombstones",
+    "uuid",
+    index=(("state", "issue_at"), ("instance",)),
+    unique=("host", "instance"),
+)
+class Tombstone(Row, frozen=True, kw_only=True):
+    """(host, instance, highest generation). Deliberately no foreign key to the host.
+
+    `issue_at` is when a terminate may be issued again; None: wait for a hello or a sighting.
+    The pair (closed_session, closed_seq) is that of the answer that closed it.
+    """
+
+    uuid: str
+    name: str
+    instance: str
+    host: str
+    generation: int
+    state: TombstoneState
+    reason: str
+    mac: str | None
+    address: str | None = None
+    holds: tuple[str, ...] = ()
+    issue_at: dt.datetime | None = None
+    tries: int = 0
+    created_at: dt.datetime
+    closed_at: dt.datetime | None = None
+    closed_session: int = 0
+    closed_seq: int = 0
+    answer: str = ""
+    version: int = 0
