@@ -268,7 +268,7 @@ def tombstones(tx: Tx, state: str | None) -> list[dict[str, Any]]:
             "state": row.state.value,
             "reason": row.reason,
             "age_s": round((tx.now - row.created_at).total_seconds(), 3),
-            "holds": [_held(row, what) for what in row.holds],
+            "holds": [held for what in row.holds if (held := _held(row, what))],
             "closed_at": row.closed_at,
             "answer": row.answer or None,
         }
@@ -277,8 +277,11 @@ def tombstones(tx: Tx, state: str | None) -> list[dict[str, Any]]:
 
 
 def _held(row: Tombstone, what: str) -> str:
-    value = {"mac": row.mac, "address": row.address}.get(what)
-    return f"{what} {value}" if value else what
+    """What is held back, with its value; nothing for an address that the VM never had."""
+    values = {"mac": row.mac, "address": row.address}
+    if what not in values:
+        return what
+    return f"{what} {values[what]}" if values[what] else ""
 
 
 def notices(tx: Tx) -> list[str]:
