@@ -31,6 +31,12 @@ class _Void(msgspec.Struct, frozen=True, kw_only=True):
     generation: m.Count
 
 
+class _HelloWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """`session` is that of the report which the manager did not know, if it says so."""
+
+    session: m.Count | None | msgspec.UnsetType = msgspec.UNSET
+
+
 class _Confirm(msgspec.Struct, frozen=True, kw_only=True):
     ids: Annotated[tuple[m.Id, ...], msgspec.Meta(max_length=10_000)]
 
@@ -96,7 +102,9 @@ class Door:
 
     def _cast(self, method: str, kwargs: dict[str, Any]) -> None:
         if method == "hello_wanted":
-            self._hello()
+            session = m.convert(kwargs, _HelloWanted).session
+            if session is msgspec.UNSET or session == self._session.current:
+                self._hello()
         elif method == "report_inventory":
             self._report()
         elif method == "confirm":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from common.conf.simulated import Simulated
 from common.errors import MusterError
 from common.ownership import Mark
 from common.runtime import Runtime
+from tests.wait import wait_until
 
 FLEET, HOST = "fleet-1", "host-1"
 INTERVAL_S = 0.2
@@ -30,12 +30,7 @@ T = TypeVar("T")
 
 def eventually(ask: Callable[[], T], what: str = "", seconds: float = DEADLINE_S) -> T:
     """The first true answer of `ask`, or a failure naming what was waited for."""
-    pulse, runtime = threading.Event(), Runtime("clock")
-    deadline = runtime.monotonic() + seconds
-    while not (value := ask()):
-        assert runtime.monotonic() < deadline, f"in vain: {what or ask}"
-        pulse.wait(0.01)
-    return value
+    return wait_until(ask, seconds, what)
 
 
 class FakeManager:
@@ -138,10 +133,11 @@ class Rig:
         self.store = Store(str(folder / "sim"), HOST)
         self.store.make()
         self.agent: Agent | None = None
+        self.interval_s = INTERVAL_S
 
     def settings(self, **changes: Any) -> Settings:
         return Settings(
-            default=Default(fleet_id=FLEET, host=HOST, report_interval=INTERVAL_S),
+            default=Default(fleet_id=FLEET, host=HOST, report_interval=self.interval_s),
             agent=AgentSettings(
                 state_dir=str(self.folder / "agent"), **{"call_timeout": 5.0, **changes}
             ),
@@ -168,8 +164,8 @@ class Rig:
 
     def close(self) -> None:
         if self.agent is not None:
-            self.agent.stop(2.0)
-        self._runtime.stop(2.0)
+            self.agent.kill()
+        self._runtime.kill()
 
     # the hypervisor behind the agent's back
 

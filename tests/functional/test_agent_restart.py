@@ -1,0 +1,310 @@
+"""kill -9 of an agent at any instant: the next one on the same host goes on from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common import messages as m
+from common.errors import NoManager
+from tests.functional.agent_rig import Rig, eventually
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def _killed_in(rig: Rig, op: str, mode: str, command: str) -> None:
+    """Kill the agent while `command` hangs in `op`, before or after its effect."""
+    eventually(lambda: "started" in rig.manager.receipts(command), "started")
+    if mode == "hang_after":
+        eventually(lambda: _happened(rig, op), f"the effect of {op}")
+    rig.kill()
+    rig.fault()
+
+
+def _happened(rig: Rig, op: str) -> bool:
+    state = rig.state_of("i-1")
+    return {
+        "create": state == "SHUTOFF",
+        "start": state == "RUNNING",
+        "stop": state == "SHUTOFF",
+        "destroy": state == "absent",
+    }[op]
+
+
+@pytest.mark.parametrize("mode", ["hang", "hang_after"])
+@pytest.mark.parametrize("op", ["create", "start"])
+def test_killed_in_a_start_that_is_still_wanted_it_is_finished(
+    rig: Rig, op: str, mode: str
+) -> None:
+    rig.up()
+    rig.fault(**{op: mode})
+    start = rig.create("i-1")
+    _killed_in(rig, op, mode, start)
+    assert rig.manager.results(start) == []
+    rig.up()
+    assert rig.manager.hellos[-1].unfinished == (start,)
+    result = rig.manager.result(start)
+    assert (result.outcome, result.error_code) == ("succeeded", None)
+    assert rig.state_of("i-1") == "RUNNING"
+    assert len(rig.guests()) == 1
+
+
+@pytest.mark.parametrize(("op", "left"), [("create", "absent"), ("start", "RUNNING")])
+def test_killed_in_a_start_that_is_not_wanted_any_more_it_is_undone_or_reported(
+    rig: Rig, op: str, left: str
+) -> None:
+    rig.up()
+    rig.fault(**{op: "hang_after"})
+    start = rig.create("i-1")
+    _killed_in(rig, op, "hang_after", start)
+    rig.manager.wanted = lambda _id: False
+    rig.up()
+    result = rig.manager.result(start)
+    assert (result.outcome, result.error_code) == ("failed", "OUTCOME_UNKNOWN")
+    assert result.look is not None
+    assert rig.state_of("i-1") == left
+    assert (result.look.guest is None) == (left == "absent")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("mode", ["hang", "hang_after"])
+def test_killed_in_a_terminate_it_is_finished_wanted_or_not(
+    rig: Rig, mode: str, wanted: bool
+) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(destroy=mode)
+    end = rig.manager.send("terminate_instance", "i-1", 2)
+    _killed_in(rig, "destroy", mode, end)
+    rig.manager.wanted = lambda _id: wanted
+    rig.up()
+    result = rig.manager.result(end)
+    assert result.outcome == "succeeded"
+    assert result.look is not None
+    assert result.look.guest is None
+    assert rig.guests() == []
+
+
+@pytest.mark.parametrize(("mode", "reboots"), [("hang", 1), ("hang_after", 1)])
+def test_killed_in_a_hard_reboot_the_domain_id_tells_and_it_happens_once(
+    rig: Rig, mode: str, reboots: int
+) -> None:
+    rig.up()
+    before = rig.running("i-1").domain_id or 0
+    rig.fault(reboot=mode)
+    reboot = rig.manager.send("reboot_vm", "i-1", 2, spec={"force": True})
+    eventually(lambda: "started" in rig.manager.receipts(reboot))
+
+    def reached() -> bool:
+        guest = rig.guest_of("i-1")
+        assert guest is not None
+        assert guest.mark is not None
+        remarked = guest.mark.generation == 2
+        return remarked if mode == "hang" else (guest.domain_id or 0) > before
+
+    eventually(reached)
+    rig.kill()
+    rig.fault()
+    rig.up()
+    assert rig.manager.result(reboot).outcome == "succeeded"
+    after = rig.guest_of("i-1")
+    assert after is not None
+    assert after.domain_id == before + reboots
+
+
+def test_killed_between_the_two_halves_of_a_hard_reboot_the_guest_is_powered_on(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(reboot="hang")
+    reboot = rig.manager.send("reboot_vm", "i-1", 2, spec={"force": True})
+
+    def remarked() -> bool:
+        guest = rig.guest_of("i-1")
+        return guest is not None and guest.mark is not None and guest.mark.generation == 2
+
+    eventually(remarked)
+    rig.kill()
+    guest = rig.guest_of("i-1")
+    assert guest is not None
+    guest.power_state, guest.domain_id = "SHUTOFF", None
+    rig.store.write(guest)
+    rig.fault()
+    rig.up()
+    assert rig.manager.result(reboot).outcome == "succeeded"
+    assert rig.state_of("i-1") == "RUNNING"
+
+
+def test_killed_in_a_soft_reboot_the_outcome_is_unknown_and_says_so(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(reboot="hang")
+    reboot = rig.manager.send("reboot_vm", "i-1", 2, spec={"force": False})
+
+    def remarked() -> bool:
+        guest = rig.guest_of("i-1")
+        return guest is not None and guest.mark is not None and guest.mark.generation == 2
+
+    eventually(remarked)
+    rig.kill()
+    rig.fault()
+    rig.up()
+    result = rig.manager.result(reboot)
+    assert (result.outcome, result.error_code) == ("failed", "OUTCOME_UNKNOWN")
+    assert result.look is not None
+    assert result.look.guest is not None
+
+
+def test_what_had_not_started_runs_after_the_restart_only_if_it_is_wanted(rig: Rig) -> None:
+    rig.up(max_parallel=1)
+    rig.fault(create="hang")
+    first = rig.create("i-1")
+    eventually(lambda: "started" in rig.manager.receipts(first))
+    second, third = rig.create("i-2"), rig.create("i-3")
+    eventually(lambda: rig.manager.receipts(second) and rig.manager.receipts(third))
+    rig.kill()
+    rig.fault()
+    rig.manager.wanted = lambda command: command != third
+    rig.up()
+    assert rig.manager.result(second).outcome == "succeeded"
+    dropped = rig.manager.result(third)
+    assert (dropped.outcome, dropped.error_code) == ("not_run", "NOT_WANTED")
+    assert rig.state_of("i-3") == "absent"
+
+
+def test_a_result_that_nobody_confirmed_is_told_by_the_next_agent(rig: Rig) -> None:
+    rig.up()
+    start = rig.create("i-1")
+    told = rig.manager.result(start)
+    rig.kill()
+    rig.manager.answers.clear()
+    rig.up()
+    assert rig.manager.result(start) == told
+
+
+def test_floors_outlive_the_agent(rig: Rig) -> None:
+    rig.up()
+    rig.manager.result(rig.manager.send("terminate_instance", "i-1", 5))
+    rig.kill()
+    rig.up()
+    late = rig.manager.result(rig.create("i-1", 5))
+    assert (late.outcome, late.error_code, late.floor) == ("not_run", "STALE_COMMAND", 5)
+
+
+def test_without_a_session_an_agent_reports_but_changes_nothing(rig: Rig) -> None:
+    rig.manager.refuse = NoManager("nobody is there", "wait")
+    rig.start()
+    eventually(lambda: len(rig.manager.heartbeats) >= 3, "heartbeats")
+    assert {h.session for h in rig.manager.heartbeats} == {None}
+    rig.create("i-1", session=1)
+    rig.manager.cast("void", instance="i-1", generation=9, session=1)
+    seen = len(rig.manager.heartbeats)
+    eventually(lambda: len(rig.manager.heartbeats) >= seen + 3, "more of them")
+    assert rig.guests() == []
+    assert rig.manager.answers == []
+
+
+def test_the_hello_keeps_its_id_until_it_is_answered(rig: Rig) -> None:
+    rig.broker.up = False
+    agent = rig.start()
+    rig.broker.up = True
+    eventually(lambda: agent.session.current == 1)
+    eventually(lambda: len(rig.manager.sessions) == 1)
+    assert len({h.hello_id for h in rig.manager.hellos}) == 1
+
+
+def test_hello_wanted_brings_a_new_session_and_nothing_runs_in_between(rig: Rig) -> None:
+    agent = rig.up(max_parallel=1)
+    rig.fault(create="hang")
+    first = rig.create("i-1")
+    eventually(lambda: "started" in rig.manager.receipts(first))
+    queued = rig.create("i-2")
+    eventually(lambda: rig.manager.receipts(queued))
+    rig.manager.refuse = NoManager("no session yet", "wait")
+
+    def ended() -> bool:
+        rig.manager.cast("hello_wanted")
+        return agent.session.current is None
+
+    eventually(ended)
+    rig.fault()
+    assert rig.manager.result(first).outcome == "succeeded"
+    assert rig.manager.results(queued) == []
+    rig.manager.refuse = None
+    eventually(lambda: agent.session.current == 2)
+    assert rig.manager.result(queued).outcome == "succeeded"
+
+
+def test_a_hello_wanted_that_speaks_of_an_older_session_is_ignored(rig: Rig) -> None:
+    agent = rig.up()
+    rig.manager.cast("hello_wanted", session=None)
+    rig.manager.cast("hello_wanted", session=7)
+    seen = len(rig.manager.heartbeats)
+    eventually(lambda: len(rig.manager.heartbeats) > seen + 3)
+    assert agent.session.current == 1
+    assert len(rig.manager.hellos) == 1
+
+
+def test_voids_and_floors_of_the_welcome_hold_before_anything_runs(rig: Rig) -> None:
+    rig.up(max_parallel=1)
+    rig.fault(create="hang")
+    first = rig.create("i-1")
+    eventually(lambda: "started" in rig.manager.receipts(first))
+    second = rig.create("i-2", 3)
+    eventually(lambda: rig.manager.receipts(second))
+    rig.kill()
+    rig.fault()
+    rig.manager.voids = (m.FloorEntry("i-2", 3),)
+    rig.manager.floors = (m.FloorEntry("i-3", 8),)
+    rig.up()
+    dropped = rig.manager.result(second)
+    assert (dropped.outcome, dropped.error_code) == ("not_run", "VOIDED")
+    eventually(lambda: [v.answer for v in rig.manager.void_answers()] and True)
+    assert {(v.instance, v.answer) for v in rig.manager.void_answers()} == {("i-2", "not_run")}
+    late = rig.manager.result(rig.create("i-3", 8))
+    assert (late.error_code, late.floor) == ("STALE_COMMAND", 8)
+
+
+def test_what_is_told_of_the_store_comes_back_in_the_next_hello(rig: Rig) -> None:
+    rig.up()
+    first = rig.manager.hellos[-1]
+    assert (first.store_timeline, first.store_mark) == (None, 0)
+    rig.kill()
+    rig.up()
+    second = rig.manager.hellos[-1]
+    assert (second.store_timeline, second.store_mark) == ("t1", 1)
+    assert second.journal_id == first.journal_id
+    assert second.journal_seq > first.journal_seq
+    assert second.agent_run != first.agent_run
+
+
+def test_a_stop_lets_what_runs_end_and_leaves_the_rest_to_the_next_agent(rig: Rig) -> None:
+    agent = rig.up()
+    rig.fault(create="hang")
+    start = rig.create("i-1")
+    eventually(lambda: "started" in rig.manager.receipts(start))
+    agent.stop(1.0)
+    assert rig.manager.results(start) == []
+    rig.fault()
+    rig.up()
+    assert rig.manager.result(start).outcome == "succeeded"
+    assert len(rig.guests()) == 1
+
+
+def test_the_broker_goes_and_comes_back_and_nothing_is_lost(rig: Rig) -> None:
+    rig.up()
+    rig.fault(create="hang")
+    start = rig.create("i-1")
+    eventually(lambda: "started" in rig.manager.receipts(start))
+    rig.broker.up = False
+    rig.fault()
+    eventually(lambda: rig.state_of("i-1") == "RUNNING")
+    assert rig.manager.results(start) == []
+    rig.broker.up = True
+    assert rig.manager.result(start).outcome == "succeeded"
