@@ -32,6 +32,8 @@ GONE_CALLER_S = 5
 RECONNECT_MAX_S = 5
 # The most that one attempt to reach the broker, or one message's way to it, may take.
 PATIENCE_S = 5.0
+# A try that failed sooner than this met a dead connection, and is made once more on a fresh one.
+QUICK_S = 1.0
 
 # py-amqp raises AttributeError here and there when its socket is lost under it.
 BROKER_ERRORS = (
@@ -86,6 +88,9 @@ class Outage:
 
 def describe(error: BaseException | str) -> str:
     """An error's own words on one line."""
+    if isinstance(error, oslo_messaging.MessageDeliveryFailure) and error.__context__ is not None:
+        # oslo.messaging's wrapping counts tries that nobody made.
+        error = error.__context__
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -122,6 +127,10 @@ class Link:
     def rabbit(self) -> Any:
         """[oslo_messaging_rabbit], which operators may tune."""
         return self.conf[RABBIT]
+
+    def farewell_s(self) -> float:
+        """How long the end of a server or consumer may take: a broker that is away gets little."""
+        return 1.0 if self.outage.reason else 5.0
 
     def open(self) -> Any:
         """A fresh, connected kombu.Connection, within PATIENCE_S per host of the URL."""

@@ -20,13 +20,12 @@ from oslo_messaging.exceptions import MessageUndeliverable
 from oslo_messaging.rpc.server import RPCServer
 
 from common.bus.base import API_VERSION, Address, Endpoint, Handle
-from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Link, Outage, describe
+from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, QUICK_S, Link, Outage, describe, drain
 from common.errors import BrokerUnavailable, MusterError, NoManager, NotSupported, RemoteError
 
 LOG = logging.getLogger(__name__)
 
 VALUE, ERROR = "value", "error"
-STOP_S = 8.0
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
 
 
@@ -64,7 +63,7 @@ class _Connection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.messagin
         self, outage: Outage, conf: Any, url: Any, purpose: str, retry: int | None = None
     ) -> None:
         self._outage = outage
-        self._consuming = False
+        self._consuming = self._broken = False
         super().__init__(conf, url, purpose, retry=len(url.hosts) - 1 if retry is None else retry)
 
     def ensure_connection(self) -> None:
@@ -84,10 +83,33 @@ class _Connection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.messagin
             if told is not None:
                 told(exc)
 
+        def attempt() -> Any:
+            try:
+                return method()
+            except OSError:
+                self._broken = True
+                raise
+
         if retry is None and not self._consuming:
             retry = 0
         self.connection.connect_timeout = _DEADLINE.left()
-        return super().ensure(method, retry=retry, recoverable_error_callback=on_error, **callbacks)
+        return super().ensure(
+            attempt, retry=retry, recoverable_error_callback=on_error, **callbacks
+        )
+
+    def _heartbeat_thread_job(self) -> None:
+        # oslo's own would reconnect here, holding the lock that a sender waits for.
+        while not self._heartbeat_exit_event.wait(self._heartbeat_wait_timeout):
+            with self._connection_lock.for_heartbeat():
+                if not self.connection.connected:
+                    continue
+                try:
+                    self._heartbeat_check()
+                    drain(self.connection, 0.001)
+                except BROKER_ERRORS as exc:
+                    self._outage.lost(exc)
+                    self._broken = True
+                    self._set_current_channel(None)
 
     def consume(self, timeout: float | None = None) -> None:
         self._consuming = True
@@ -100,6 +122,10 @@ class _Connection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.messagin
         super().set_transport_socket_timeout(timeout)
 
     def _set_current_channel(self, new_channel: Any) -> None:
+        if new_channel is None and self._broken:
+            # Closing the channel in good order would wait for a broker that does not answer.
+            self._broken = False
+            self.connection.collect(socket_timeout=0.1)
         fresh = new_channel is not None and new_channel is not self.channel
         super()._set_current_channel(new_channel)
         if fresh:
@@ -176,22 +202,18 @@ class Rpc:
         """`send()` within the limit; a second try when a pooled connection proves to be dead."""
         if self._closed:
             raise BrokerUnavailable("this bus is closed", "start again")
-        end = time.monotonic() + patience_s
+        tried = False
+        begun = time.monotonic()
         with _within(patience_s):
-            try:
-                return send()
-            except (oslo_messaging.MessagingTimeout, MessageUndeliverable):
-                raise
-            except BROKER_ERRORS as exc:
-                first = exc
-            if time.monotonic() < end:
+            while True:
                 try:
                     return send()
                 except (oslo_messaging.MessagingTimeout, MessageUndeliverable):
                     raise
                 except BROKER_ERRORS as exc:
-                    first = exc
-        raise self._link.outage.error(first) from None
+                    if tried or time.monotonic() - begun > QUICK_S:
+                        raise self._link.outage.error(exc) from None
+                tried = True
 
     def serve(self, at: Address, endpoint: Endpoint) -> Handle:
         if at.server is None:
@@ -202,6 +224,9 @@ class Rpc:
         if self._closed:
             return
         self._closed = True
+        self._link.runtime.spawn("close-rpc", self._clean_up).join(self._link.farewell_s())
+
+    def _clean_up(self) -> None:
         try:
             self._transport.cleanup()
         except BROKER_ERRORS as exc:
@@ -278,9 +303,7 @@ class _Server:
     def stop(self) -> None:
         self._stopped.set()
         # Beside the caller: a broker that vanished must not hold up the end of the process.
-        ended = threading.Thread(target=self._end, name=f"stop-{self._at}", daemon=True)
-        ended.start()
-        ended.join(STOP_S)
+        self._link.runtime.spawn(f"stop-{self._at}", self._end).join(self._link.farewell_s())
 
     def _end(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from common.bus.rabbit_link import (
     BROKER_ERRORS,
     HEARTBEAT_S,
     PATIENCE_S,
+    QUICK_S,
     Link,
     describe,
     drain,
@@ -34,7 +35,6 @@ TRANSIENT, PERSISTENT = 1, 2
 # After a failed attempt, publishers that queue up behind it are refused at once for this long.
 REFUSE_S = 0.5
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
-STOP_S = 8.0
 
 
 class Streams:
@@ -101,24 +101,20 @@ class Publisher:
                 raise BrokerUnavailable("this bus is closed", "start again")
             if self._runtime.monotonic() < self._refuse_until:
                 raise self._link.outage.error(self._link.outage.reason or "it was just away")
-            was_open = self._connection is not None
-            try:
-                self._send(exchange, key, body, properties, headers, confirmed)
-                return
-            except BROKER_ERRORS as exc:
-                self._drop()
-                error = exc
-            if was_open:
-                # What was open may have died in its sleep: one try on a fresh connection.
+            begun = self._runtime.monotonic()
+            while True:
+                was_open = self._connection is not None
                 try:
-                    self._send(exchange, key, body, properties, headers, confirmed)
-                    return
+                    return self._send(exchange, key, body, properties, headers, confirmed)
                 except BROKER_ERRORS as exc:
                     self._drop()
-                    error = exc
-            self._refuse_until = self._runtime.monotonic() + REFUSE_S
-            self._link.outage.lost(error)
-            raise self._link.outage.error(error) from None
+                    now = self._runtime.monotonic()
+                    # What was open may have died in its sleep: one try on a fresh connection.
+                    if was_open and now - begun < QUICK_S:
+                        continue
+                    self._refuse_until = now + REFUSE_S
+                    self._link.outage.lost(exc)
+                    raise self._link.outage.error(exc) from None
 
     def _send(
         self,
@@ -232,7 +228,7 @@ class Consumer:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._task.join(STOP_S)
+        self._task.join(self._link.farewell_s())
 
     # one connection after the other
 
