@@ -6,6 +6,7 @@ what they have to tell comes through one inbox to one loop of ours.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -116,20 +117,16 @@ class _Link:
         self._resets[uuid] = self._resets.get(uuid, 0) + 1
         self._tell(_Changed(uuid))
 
-    def close(self) -> None:
-        """Give the socket back; what is registered would hold it."""
-        for step in (
-            *(
-                lambda event=event: self.conn.domainEventDeregisterAny(event)
-                for event in self._events
-            ),
-            self.conn.unregisterCloseCallback,
-            self.conn.close,
-        ):
-            try:
-                step()
-            except libvirt.libvirtError:
-                continue  # it is closed already
+    def release(self) -> None:
+        """Take back what is registered, so that the connection closes with its last user.
+
+        Never closed outright: libvirt frees a connection that another thread is in a call on.
+        """
+        for event in self._events:
+            with contextlib.suppress(libvirt.libvirtError):
+                self.conn.domainEventDeregisterAny(event)
+        with contextlib.suppress(libvirt.libvirtError):
+            self.conn.unregisterCloseCallback()
 
 
 class Connection:
@@ -153,11 +150,12 @@ class Connection:
 
     def close(self) -> None:
         self._closed = True
+        self._inbox.put(None)
         link, self._link = self._link, None
         self._reason = "the driver is closed"
         if link is not None:
             # Taking leave of a libvirtd that hangs would hang too.
-            self._runtime.native_thread("libvirt-close", link.close)
+            self._runtime.native_thread("libvirt-release", link.release)
 
     @property
     def problem(self) -> str:
@@ -209,7 +207,7 @@ class Connection:
                 case _Opened(link):
                     opening, pause = False, RETRY_MIN_S
                     if self._closed:
-                        self._runtime.native_thread("libvirt-close", link.close)
+                        self._runtime.native_thread("libvirt-release", link.release)
                         return
                     self._link = link
                     LOG.info("connected to %s", self._uri)
@@ -224,12 +222,12 @@ class Connection:
                 case _Closed(link, reason) if link is self._link:
                     self._link, self._reason = None, reason
                     LOG.warning("%s: %s; connecting again", self._uri, reason)
-                    self._runtime.native_thread("libvirt-close", link.close)
+                    self._runtime.native_thread("libvirt-release", link.release)
                     due = self._runtime.monotonic() + RETRY_MIN_S
                 case _Changed(uuid):
                     _tell(on_change, uuid)
                 case _:
-                    pass  # nothing came, or news of a connection given up before
+                    pass  # nothing came, or news of a connection given up, or the end
 
     def _try_to_open(self) -> None:
         try:
@@ -238,7 +236,7 @@ class Connection:
             self._inbox.put(_Failed(str(exc)))
             return
         if self._closed:
-            link.close()
+            link.release()
         else:
             self._inbox.put(_Opened(link))
 

@@ -80,8 +80,8 @@ class Disks:
                 folder.rmdir()
             else:
                 LOG.info("kept %s, which also holds %s", folder, ", ".join(sorted(left)))
-        except FileNotFoundError:
-            return
+        except (FileNotFoundError, NotADirectoryError):
+            return  # nothing was made there
         except OSError as exc:
             raise HypervisorError(
                 f"could not remove {exc.filename or folder}: {exc.strerror}",

@@ -37,14 +37,13 @@ LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 # A guest that is still booting loses the first press of its power button.
 PRESS_AGAIN_S = 5.0
-# Everything that belongs to a domain goes with it; older drivers know fewer of these.
+# Everything that belongs to a domain goes with it; the mock driver knows the first two.
 _UNDEFINE = (
-    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
 )
-_UNSUPPORTED = (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT)
+_UNDEFINE_ALL = (
+    _UNDEFINE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
 
 
 class Hypervisor:
@@ -201,8 +200,7 @@ class Hypervisor:
     def destroy(self, guest: OwnedGuest) -> None:
         def once(conn: Any) -> None:
             domain = _ours(conn, guest)
-            if domain.isActive():
-                _pull(domain)
+            _pull(domain)
             # The domain goes last: as long as it is there, somebody knows what is left to do.
             self._disks.remove(guest.mark.instance, guest.hypervisor_uuid)
             _undefine(domain)
@@ -433,8 +431,8 @@ def _pull(domain: Any) -> None:
 
 def _undefine(domain: Any) -> None:
     try:
-        domain.undefineFlags(_UNDEFINE)
+        domain.undefineFlags(_UNDEFINE_ALL)
     except libvirt.libvirtError as exc:
-        if exc.get_error_code() not in _UNSUPPORTED:
+        if exc.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
             raise
-        domain.undefine()
+        domain.undefineFlags(_UNDEFINE)

@@ -1,0 +1,413 @@
+"""The libvirt driver on libvirt's mock driver, through a daemon: every verb, every stranger."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("libvirt")
+
+from agent.drivers.base import Driver, OwnedGuest
+from common.errors import (
+    GuestMissing,
+    HypervisorError,
+    HypervisorUnavailable,
+    NotOurs,
+)
+from common.messages import DiskSpec, GuestReport, GuestSpec, NicSpec
+from common.ownership import Mark
+from common.states import PowerState
+from devstack.parts.libvirtd import Libvirtd
+from tests.functional.libvirt_rig import FLEET, Rig, at_work, mark_xml
+from tests.wait import wait_until
+
+pytestmark = pytest.mark.real
+
+VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
+    "remark": lambda d, g: d.remark(g, 99),
+    "start": lambda d, g: d.start(g),
+    "stop": lambda d, g: d.stop(g, force=True, timeout_s=1),
+    "stop softly": lambda d, g: d.stop(g, force=False, timeout_s=1),
+    "reboot": lambda d, g: d.reboot(g, force=True, timeout_s=1),
+    "reboot softly": lambda d, g: d.reboot(g, force=False, timeout_s=1),
+    "destroy": lambda d, g: d.destroy(g),
+}
+
+
+@pytest.fixture
+def rig(libvirt_mock: Libvirtd, tmp_path: Path) -> Iterator[Rig]:
+    with at_work(libvirt_mock.mock_uri, tmp_path) as rig:
+        rig.clear()  # the mock begins with a guest of its own
+        yield rig
+
+
+# verbs
+
+
+def test_a_guest_lives_its_whole_life(rig: Rig) -> None:
+    guest = rig.create(disks=(DiskSpec(size_gib=1),), nics=(NicSpec(mac="52:54:00:00:00:01"),))
+    assert guest.seen == GuestReport(
+        hypervisor_uuid=guest.mark.bearer,
+        name="web-1",
+        power_state=PowerState.SHUTOFF,
+        vcpus=1,
+        memory_mib=128,
+        mark=guest.mark,
+        macs=("52:54:00:00:00:01",),
+    )
+    rig.driver.start(guest)
+    started = rig.look(guest)
+    assert started.power_state is PowerState.RUNNING
+    assert started.domain_id is not None
+
+    rig.driver.start(guest)
+    assert rig.look(guest) == started, "starting twice changes nothing"
+
+    rig.driver.reboot(guest, force=True, timeout_s=1)
+    rebooted = rig.look(guest)
+    assert rebooted.power_state is PowerState.RUNNING
+    assert rebooted.domain_id not in (None, started.domain_id)
+
+    rig.driver.stop(guest, force=False, timeout_s=5)
+    assert rig.look(guest).power_state is PowerState.SHUTOFF
+    rig.driver.stop(guest, force=True, timeout_s=5)
+
+    rig.driver.destroy(guest)
+    assert rig.driver.look(guest.hypervisor_uuid) is None
+    assert not rig.folder(guest).exists()
+    rig.driver.destroy(guest)  # gone already: success
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_new_generation_is_in_the_mark_at_once_and_after_a_stop(rig: Rig, running: bool) -> None:
+    guest = rig.create()
+    if running:
+        rig.driver.start(guest)
+    marked = rig.driver.remark(guest, 8)
+    assert marked.mark == marked.seen.mark == rig.look(guest).mark
+    assert marked.mark.generation == 8
+    rig.driver.stop(marked, force=True, timeout_s=1)
+    assert rig.look(guest).mark == marked.mark
+    assert rig.driver.remark(marked, 9).mark.generation == 9
+
+
+def test_a_paused_guest_runs_after_a_start_and_is_off_after_a_soft_stop(rig: Rig) -> None:
+    guest = rig.create()
+    rig.driver.start(guest)
+    with rig.hand() as conn:
+        conn.lookupByUUIDString(guest.hypervisor_uuid).suspend()
+        assert rig.look(guest).power_state is PowerState.PAUSED
+        rig.driver.start(guest)
+        assert rig.look(guest).power_state is PowerState.RUNNING
+        conn.lookupByUUIDString(guest.hypervisor_uuid).suspend()
+    rig.driver.stop(guest, force=False, timeout_s=30)
+    assert rig.look(guest).power_state is PowerState.SHUTOFF
+
+
+def test_a_guest_with_saved_memory_is_suspended_and_a_start_brings_it_back(rig: Rig) -> None:
+    guest = rig.create()
+    rig.driver.start(guest)
+    with rig.hand() as conn:
+        conn.lookupByUUIDString(guest.hypervisor_uuid).managedSave()
+    assert rig.look(guest).power_state is PowerState.SUSPENDED
+    assert [g.power_state for g in rig.driver.list_guests().guests] == [PowerState.SUSPENDED]
+    marked = rig.driver.remark(guest, 5)
+    rig.driver.start(marked)
+    assert rig.look(guest).power_state is PowerState.RUNNING
+    assert rig.look(guest).mark == marked.mark, "the saved memory brought an old mark with it"
+
+
+def test_stopping_or_destroying_gives_up_saved_memory(rig: Rig) -> None:
+    for end in ("stop", "destroy"):
+        guest = rig.create(f"saved-{end}")
+        rig.driver.start(guest)
+        with rig.hand() as conn:
+            conn.lookupByUUIDString(guest.hypervisor_uuid).managedSave()
+        VERBS[end](rig.driver, guest)
+        seen = rig.driver.look(guest.hypervisor_uuid)
+        assert seen is None or seen.power_state is PowerState.SHUTOFF
+
+
+def test_a_guest_that_another_hand_undefined_while_it_ran_is_still_destroyed(rig: Rig) -> None:
+    guest = rig.create(disks=(DiskSpec(size_gib=1),))
+    rig.driver.start(guest)
+    with rig.hand() as conn:
+        conn.lookupByUUIDString(guest.hypervisor_uuid).undefine()
+    marked = rig.driver.remark(guest, 2)
+    rig.driver.destroy(marked)
+    assert rig.driver.look(guest.hypervisor_uuid) is None
+    assert not rig.folder(guest).exists()
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v != "destroy"])
+def test_a_verb_on_a_guest_that_is_gone_says_so(rig: Rig, verb: str) -> None:
+    guest = rig.create()
+    rig.driver.destroy(guest)
+    with pytest.raises(GuestMissing):
+        VERBS[verb](rig.driver, guest)
+
+
+def test_capacity_counts_what_runs_whoever_it_belongs_to(rig: Rig) -> None:
+    before = rig.driver.capacity()
+    assert before.vcpus_total > 0
+    assert before.memory_mib_total > 0
+    assert (before.vcpus_used, before.memory_mib_used) == (0, 0)
+    rig.stranger("theirs")
+    rig.stranger("theirs, off", running=False)
+    rig.driver.start(rig.create(vcpus=3, memory_mib=512))
+    after = rig.driver.capacity()
+    assert (after.vcpus_used, after.memory_mib_used) == (4, 576)
+
+
+def test_a_change_by_another_hand_is_told_within_a_second(rig: Rig) -> None:
+    guest = rig.create()
+    rig.driver.start(guest)
+    rig.changes.clear()
+    with rig.hand() as conn:
+        conn.lookupByUUIDString(guest.hypervisor_uuid).destroy()
+    wait_until(lambda: guest.hypervisor_uuid in rig.changes, 1.0, "told of the change")
+
+
+# creating
+
+
+def test_a_create_that_fails_leaves_nothing_behind(rig: Rig, tmp_path: Path) -> None:
+    rig.instances.parent.mkdir(exist_ok=True)
+    rig.instances.write_text("a file where the folder should be")
+    with pytest.raises(HypervisorError, match="instances_path"):
+        rig.create(disks=(DiskSpec(size_gib=1),))
+    assert rig.driver.list_guests().guests == ()
+
+
+def test_a_create_without_its_existing_image_leaves_nothing_behind(rig: Rig) -> None:
+    with pytest.raises(HypervisorError, match="no disk image"):
+        rig.create(disks=(DiskSpec(size_gib=1), DiskSpec(path="/no/such.qcow2")))
+    assert rig.driver.list_guests().guests == ()
+    assert not rig.instances.exists()
+
+
+def test_a_third_guest_of_the_same_names_is_refused_and_the_others_stay(rig: Rig) -> None:
+    instance = "12345678-0000-4000-8000-000000000000"
+    strangers = [rig.stranger(name) for name in ("web-1", "web-1-12345678")]
+    before = [rig.picture(uuid) for uuid in strangers]
+    mark = Mark(fleet=FLEET, instance=instance, generation=1, bearer=str(uuid.uuid4()))
+    with pytest.raises(HypervisorError, match="taken"):
+        rig.driver.create(GuestSpec(name="web-1", vcpus=1, memory_mib=64), mark)
+    assert [rig.picture(uuid) for uuid in strangers] == before
+
+
+# strangers
+
+OURS_INSTANCE = "11111111-1111-4111-8111-111111111111"
+STRANGERS = {
+    "no mark": "",
+    "another fleet's mark": mark_xml(fleet="theirs", instance=OURS_INSTANCE, bearer="BEARER"),
+    "a fleet that differs in case": mark_xml(fleet="OURS", instance=OURS_INSTANCE, bearer="BEARER"),
+    "a copy of our mark": mark_xml(
+        instance=OURS_INSTANCE, bearer="22222222-2222-4222-8222-222222222222"
+    ),
+    "a damaged mark": mark_xml(instance=OURS_INSTANCE, generation="x", bearer="BEARER"),
+    "an empty mark": "<mark xmlns='https://muster.invalid/xmlns/domain/1'/>",
+    "somebody else's metadata": "<nova:instance xmlns:nova='http://openstack.org/x'/>",
+    "our mark of another instance": mark_xml(instance="elsewhere", bearer="BEARER"),
+}
+NAMES = ["web-1", "i-2-10-VM", "гость ✓", "a&b <c>", "web-1-11111111", OURS_INSTANCE]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "halted"])
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_no_verb_touches_a_stranger(rig: Rig, kind: str, running: bool) -> None:
+    names = {rig.stranger(n, metadata=STRANGERS[kind], running=running): n for n in NAMES}
+    before = {uuid: rig.picture(uuid) for uuid in names}
+    for bearer in names:
+        # What an agent would hold that looked a moment too early.
+        mark = Mark(fleet=FLEET, instance=OURS_INSTANCE, generation=1, bearer=bearer)
+        seen = rig.driver.look(bearer)
+        assert seen is not None
+        for verb, act in VERBS.items():
+            with pytest.raises(NotOurs, match="not touched"):
+                act(rig.driver, OwnedGuest(bearer, mark, seen))
+            assert rig.picture(bearer) == before[bearer], verb
+    ours = rig.create("web-1")
+    assert ours.seen.name == f"web-1-{ours.mark.instance[:8]}", "the name was taken"
+    rig.driver.start(ours)
+    rig.driver.destroy(ours)
+    assert {uuid: rig.picture(uuid) for uuid in names} == before
+    listed = {g.hypervisor_uuid: g.name for g in rig.driver.list_guests().guests}
+    assert listed == names
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "halted"])
+def test_a_stranger_under_the_uuid_of_a_guest_of_ours_is_not_touched(
+    rig: Rig, running: bool
+) -> None:
+    ours = rig.create(disks=(DiskSpec(size_gib=1),))
+    with rig.hand() as conn:
+        conn.lookupByUUIDString(ours.hypervisor_uuid).undefine()
+    rig.stranger("theirs", running=running, bearer=ours.hypervisor_uuid)
+    before = rig.picture(ours.hypervisor_uuid)
+    for act in VERBS.values():
+        with pytest.raises(NotOurs):
+            act(rig.driver, ours)
+    with pytest.raises(HypervisorError, match="exists already"):
+        rig.driver.create(GuestSpec(name="new", vcpus=1, memory_mib=64), ours.mark)
+    assert rig.picture(ours.hypervisor_uuid) == before
+    assert list(rig.folder(ours).iterdir()), "its disks were not ours to remove any more"
+
+
+# the daemon
+
+
+def test_a_daemon_that_is_killed_is_no_host_without_guests(
+    rig: Rig, libvirt_mock: Libvirtd
+) -> None:
+    guest = rig.create()
+    libvirt_mock.kill()
+    try:
+        for ask in (
+            rig.driver.list_guests,
+            rig.driver.capacity,
+            lambda: rig.driver.look(guest.hypervisor_uuid),
+            lambda: rig.driver.start(guest),
+            lambda: rig.driver.destroy(guest),
+        ):
+            with pytest.raises(HypervisorUnavailable):
+                ask()
+        wait_until(rig.driver.health, 5.0, "unhealthy")
+        rig.changes.clear()
+    finally:
+        libvirt_mock.start()
+    rig.connected()
+    wait_until(lambda: None in rig.changes, 5.0, "asked for a look at everything")
+    assert rig.driver.list_guests().complete
+
+
+def test_a_restarted_daemon_is_connected_to_again(rig: Rig, libvirt_mock: Libvirtd) -> None:
+    for _ in range(3):
+        rig.changes.clear()
+        libvirt_mock.restart()
+        wait_until(lambda: None in rig.changes, 15.0, "connected again")
+        rig.connected()
+        guest = rig.create()
+        rig.driver.start(guest)
+        wait_until(lambda g=guest: g.hypervisor_uuid in rig.changes, 1.0, "events come again")
+
+
+def test_a_daemon_that_hangs_is_noticed_and_connected_to_again(
+    rig: Rig, libvirt_mock: Libvirtd
+) -> None:
+    rig.create()
+    libvirt_mock.freeze()
+    try:
+        # Keepalive ends the call; an empty list would be a lie.
+        with pytest.raises(HypervisorUnavailable):
+            rig.driver.list_guests()
+        wait_until(rig.driver.health, 5.0, "unhealthy")
+        with pytest.raises(HypervisorUnavailable):
+            rig.driver.list_guests()
+    finally:
+        libvirt_mock.thaw()
+    rig.connected()
+    assert rig.driver.list_guests().complete
+
+
+def test_a_driver_opened_while_the_daemon_hangs_connects_once_it_answers(
+    libvirt_mock: Libvirtd, tmp_path: Path
+) -> None:
+    libvirt_mock.freeze()
+    try:
+        with at_work(libvirt_mock.mock_uri, tmp_path, wait=False) as rig:
+            assert rig.driver.health()
+            with pytest.raises(HypervisorUnavailable):
+                rig.driver.list_guests()
+            libvirt_mock.thaw()
+            rig.connected()
+    finally:
+        libvirt_mock.thaw()
+
+
+def test_a_driver_opened_before_its_daemon_connects_once_it_is_there(
+    libvirt_mock: Libvirtd, tmp_path: Path
+) -> None:
+    libvirt_mock.kill()
+    try:
+        with at_work(libvirt_mock.mock_uri, tmp_path, wait=False) as rig:
+            wait_until(lambda: "libvirt" in rig.driver.health(), 5.0, "the reason is told")
+            libvirt_mock.start()
+            rig.connected()
+    finally:
+        libvirt_mock.start()
+
+
+GREEN = """
+import sys, uuid
+from common import runtime
+runtime.prepare("eventlet")
+import pathlib
+from agent.drivers.base import OwnedGuest
+from agent.drivers.libvirt.driver import create
+from common.conf import Settings
+from common.conf.libvirt import Libvirt
+from common.messages import GuestSpec
+from common.ownership import Mark
+
+uri, folder = sys.argv[1:]
+green = runtime.make("eventlet", "green")
+settings = Settings(libvirt=Libvirt(connection_uri=uri, instances_path=folder, virt_type="qemu"))
+driver = create("host-1", settings, green)
+changes, ticks = [], []
+driver.open(changes.append)
+green.every("tick", 0.05, lambda: ticks.append(green.monotonic()))
+
+def until(condition, what):
+    deadline = green.monotonic() + 20
+    while not condition():
+        assert green.monotonic() < deadline, what
+        green.sleep(0.02)
+
+until(lambda: not driver.health(), "connected")
+mark = Mark(fleet="ours", instance=str(uuid.uuid4()), generation=1, bearer=str(uuid.uuid4()))
+spec = GuestSpec(name="green", vcpus=1, memory_mib=64)
+guest = OwnedGuest(mark.bearer, mark, green.offload(driver.create, spec, mark))
+green.offload(driver.start, guest)
+until(lambda: mark.bearer in changes, "the event came")
+print("STARTED", flush=True)
+sys.stdin.readline()
+until(lambda: changes.count(None) >= 2, "connected again")
+listing = green.limited(10, "list", driver.list_guests)
+assert listing.complete
+gaps = [b - a for a, b in zip(ticks, ticks[1:])]
+assert max(gaps) < 1.0, f"the hub stood still for {max(gaps):.1f} s"
+driver.close()
+print("late:", green.stop(), flush=True)
+"""
+
+
+def test_it_works_on_green_threads_and_never_holds_the_hub_up(
+    libvirt_mock: Libvirtd, tmp_path: Path
+) -> None:
+    script = tmp_path / "green.py"
+    script.write_text(textwrap.dedent(GREEN))
+    process = subprocess.Popen(
+        [sys.executable, str(script), libvirt_mock.mock_uri, str(tmp_path / "instances")],
+        env={"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "STARTED\n"
+        libvirt_mock.restart()
+        out, errors = process.communicate("go on\n", timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert out == "late: []\n"
