@@ -9,10 +9,15 @@ from typing import Any
 from devstack.consoles import Seen
 from devstack.demo.promises import Ledger
 from devstack.fleet import Answer, Fleet, all_up
+from devstack.parts.base import PartError
 
 VMS = ("web-1", "web-2", "web-3")
 STRANGER = "payroll"
 UP_LINE = "MUSTER GUEST UP"
+
+
+class Stuck(Exception):
+    """The story can not go on; what was found so far is still told."""
 
 
 class Story:
@@ -26,6 +31,13 @@ class Story:
 
     def run(self) -> int:
         """The whole of it; returns the exit status."""
+        try:
+            self._tell_all()
+        except (Stuck, PartError) as exc:
+            self._ledger.check(2, False, f"the story could not go on: {exc}")
+        return self._ledger.close()
+
+    def _tell_all(self) -> None:
         all_up(self._fleet)
         self._show("A fleet of three hosts", "host", "list", *_columns("name", "state", "vms"))
         self._deploy()
@@ -37,7 +49,6 @@ class Story:
         self._returns("web-1", stranger_host)
         self._delete_rest()
         self._end(stranger_host, stranger)
-        return self._ledger.close()
 
     # the chapters
 
@@ -190,7 +201,7 @@ class Story:
     def _ask(self, *args: str) -> Any:
         answer = self._fleet.muster(*args, "-f", "json")
         if not answer.out:
-            raise RuntimeError(f"muster {' '.join(args)}: {answer.err}")
+            raise Stuck(f"muster {' '.join(args)}: {answer.err}")
         return answer.json()
 
     def _change(self, *args: str) -> None:
@@ -221,7 +232,10 @@ class Story:
 
     def _guest_of(self, name: str) -> Seen:
         guests = self._fleet.console(self._vm(name)["host"]).guests().values()
-        return next(g for g in guests if g.name == name)
+        found = next((g for g in guests if g.name == name), None)
+        if found is None:
+            raise Stuck(f"no hypervisor lists a guest {name}")
+        return found
 
     def _same_as_hypervisor(self, name: str, *, running: bool) -> None:
         vm, guest = self._vm(name), self._guest_of(name)

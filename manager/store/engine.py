@@ -126,7 +126,9 @@ class Tx:
         """True when the row was not there yet."""
         make = postgresql.insert if self.store.dialect == "postgresql" else sqlite.insert
         done = self.conn.execute(
-            make(row.__table__).values(**_values(row)).on_conflict_do_nothing()
+            make(row.__table__).values(**_values(row)).on_conflict_do_nothing(),
+            # Without it an insert's count is not kept on every driver.
+            execution_options={"preserve_rowcount": True},
         )
         return done.rowcount == 1
 
