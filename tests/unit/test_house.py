@@ -47,6 +47,13 @@ def test_every_link_between_documents_leads_somewhere(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+def test_the_guide_explains_every_code_of_the_doctor():
+    source = (ROOT / "manager" / "api" / "doctor.py").read_text()
+    said = set(re.findall(r'_finding\(\s*"([A-Z_]+)"', source)) | {"DUPLICATE", "ADDRESS_CONFLICT"}
+    guide = (ROOT / "doc" / "operating.md").read_text()
+    assert said == set(re.findall(r"^\| ([A-Z]+(?:_[A-Z]+)*) \| [A-Z]+ \|", guide, re.MULTILINE))
+
+
 def test_the_sample_configuration_shows_every_option():
     sample = docs.sample()
     for group in GROUPS:
