@@ -128,7 +128,8 @@ def judge(host: HostFacts, *, hearing: Hearing, mass: frozenset[str], limits: Li
             HostState.SUSPECT,
             f"mass silence: {len(mass)} hosts are silent together; this one for {host.age_s:.1f} s"
             " (name those that are really down: muster host set-down)",
-            mass_silent=True,
+            # A host that was dead long before is held up, but must not keep the mass alive.
+            mass_silent=host.name in mass,
         )
     if host.age_s > down_s:
         return Verdict(

@@ -1,0 +1,131 @@
+"""Section 3 of the decision tables: what a delete comes out as, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from common.states import HostState, VmState
+from manager.rules.deletion import (
+    FORCED,
+    HARD,
+    SOFT,
+    Decision,
+    Outcome,
+    Place,
+    Wish,
+    admit,
+    at_host,
+)
+
+LIVE = [s for s in VmState if s is not VmState.DELETED]
+
+
+def place(state: HostState = HostState.UP, **changes: object) -> Place:
+    found = Place("h1", known=True, state=state, reason="silent for 61 s")
+    return replace(found, **changes)  # type: ignore[arg-type]
+
+
+def outcome(decision: Decision) -> tuple[int, Outcome]:
+    return decision.row, decision.outcome
+
+
+def test_section3_row_1_no_such_vm_is_not_found() -> None:
+    assert outcome(admit(Wish(None))) == (1, Outcome.NOT_FOUND)
+
+
+def test_section3_row_1_a_deleted_vm_is_already_deleted() -> None:
+    wish = Wish(VmState.DELETED, protected=True, in_flight=HARD, hosts=0)
+    assert outcome(admit(wish)) == (1, Outcome.ALREADY_DELETED)
+
+
+@pytest.mark.parametrize("strength", [SOFT, HARD, FORCED])
+def test_section3_row_2_delete_protection_refuses_even_the_strongest_delete(strength: int) -> None:
+    wish = Wish(VmState.ACTIVE, strength=strength, protected=True, hosts=0)
+    assert outcome(admit(wish)) == (2, Outcome.PROTECTED)
+
+
+@pytest.mark.parametrize(
+    ("asked", "under_way", "expected"),
+    [
+        (SOFT, SOFT, Outcome.SAME_JOB),
+        (SOFT, HARD, Outcome.SAME_JOB),
+        (HARD, HARD, Outcome.SAME_JOB),
+        (HARD, FORCED, Outcome.SAME_JOB),
+        (FORCED, FORCED, Outcome.SAME_JOB),
+        (HARD, SOFT, Outcome.TAKE_OVER),
+        (FORCED, SOFT, Outcome.TAKE_OVER),
+        (FORCED, HARD, Outcome.TAKE_OVER),
+    ],
+)
+def test_section3_row_3_an_equal_or_stronger_delete_in_flight_is_the_same_job(
+    asked: int, under_way: int, expected: Outcome
+) -> None:
+    wish = Wish(VmState.ACTIVE, strength=asked, in_flight=under_way)
+    assert outcome(admit(wish)) == (3, expected)
+
+
+def test_section3_row_3_does_not_fit_when_the_host_is_down() -> None:
+    wish = Wish(VmState.ACTIVE, in_flight=HARD, any_host_down=True)
+    assert admit(wish).outcome is Outcome.GO_ON
+
+
+def test_section3_row_4_a_vm_without_a_host_is_cancelled() -> None:
+    assert outcome(admit(Wish(VmState.BUILDING, hosts=0))) == (4, Outcome.CANCEL_DEPLOY)
+
+
+@pytest.mark.parametrize("state", LIVE)
+def test_section3_everything_else_is_decided_by_the_hosts(state: VmState) -> None:
+    assert admit(Wish(state)).outcome is Outcome.GO_ON
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_section3_row_6_a_host_whose_record_is_gone_is_db_only(blind: bool) -> None:
+    found = at_host(place(HostState.DOWN, known=False, blind=blind))
+    assert outcome(found) == (6, Outcome.DB_ONLY)
+    assert "h1" in found.reason
+
+
+@pytest.mark.parametrize("state", list(HostState))
+@pytest.mark.parametrize(
+    ("doubt", "word"), [("blind", "blind"), ("mass_silence", "mass silence")]
+)
+def test_section3_row_7_in_doubt_it_is_remote_and_never_goes_on_to_db_only(
+    state: HostState, doubt: str, word: str
+) -> None:
+    found = at_host(place(state, **{doubt: True}))
+    assert outcome(found) == (7, Outcome.WAIT)
+    assert word in found.reason
+
+
+@pytest.mark.parametrize("doubt", ["blind", "mass_silence"])
+def test_section3_row_7_force_takes_row_9(doubt: str) -> None:
+    assert outcome(at_host(place(HostState.SUSPECT, forced=True, **{doubt: True}))) == (
+        9,
+        Outcome.DB_ONLY,
+    )
+
+
+def test_section3_row_7_does_not_hold_for_a_host_that_the_operator_named() -> None:
+    found = at_host(place(HostState.DOWN, mass_silence=True, operator_down=True))
+    assert outcome(found) == (9, Outcome.DB_ONLY)
+
+
+@pytest.mark.parametrize("state", [HostState.UP, HostState.SUSPECT])
+def test_section3_row_8_up_or_suspect_is_remote(state: HostState) -> None:
+    found = at_host(place(state))
+    assert outcome(found) == (8, Outcome.REMOTE)
+    assert state in found.reason
+
+
+@pytest.mark.parametrize("state", [HostState.UP, HostState.SUSPECT])
+def test_section3_row_8_force_takes_row_9(state: HostState) -> None:
+    assert outcome(at_host(place(state, forced=True))) == (9, Outcome.DB_ONLY)
+
+
+def test_section3_row_9_down_is_db_only_and_says_why() -> None:
+    found = at_host(place(HostState.DOWN))
+    assert outcome(found) == (9, Outcome.DB_ONLY)
+    assert "silent for 61 s" in found.reason
+    assert "tombstone" in found.reason
