@@ -88,9 +88,7 @@ def test_section3_row_6_a_host_whose_record_is_gone_is_db_only(blind: bool) -> N
 
 
 @pytest.mark.parametrize("state", list(HostState))
-@pytest.mark.parametrize(
-    ("doubt", "word"), [("blind", "blind"), ("mass_silence", "mass silence")]
-)
+@pytest.mark.parametrize(("doubt", "word"), [("blind", "blind"), ("mass_silence", "mass silence")])
 def test_section3_row_7_in_doubt_it_is_remote_and_never_goes_on_to_db_only(
     state: HostState, doubt: str, word: str
 ) -> None:

@@ -1,0 +1,73 @@
+"""Section 6 of the decision tables: which verb is possible when."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import EXIT_REFUSED, TaskUnderWay, WrongState
+from common.messages import CommandKind
+from common.states import TaskState, VmState
+from manager.rules.verbs import VERBS, Admission, admit
+
+FROM = {
+    "start": {VmState.SHUTOFF, VmState.ERROR},
+    "stop": {VmState.ACTIVE, VmState.PAUSED, VmState.ERROR},
+    "reboot": {VmState.ACTIVE},
+}
+ALREADY = {"start": {VmState.ACTIVE}, "stop": {VmState.SHUTOFF}, "reboot": set()}
+TASKS = [t for t in TaskState if t is not TaskState.NONE]
+
+CASES = [(verb, state) for verb in FROM for state in VmState]
+ALLOWED = [(v, s) for v, s in CASES if s in FROM[v]]
+DONE = [(v, s) for v, s in CASES if s in ALREADY[v]]
+WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
+
+
+@pytest.mark.parametrize(
+    ("verb", "task", "success", "command"),
+    [
+        ("create", TaskState.SPAWNING, VmState.ACTIVE, CommandKind.START_VM),
+        ("start", TaskState.POWERING_ON, VmState.ACTIVE, CommandKind.START_VM),
+        ("stop", TaskState.POWERING_OFF, VmState.SHUTOFF, CommandKind.STOP_VM),
+        ("reboot", TaskState.REBOOTING, VmState.ACTIVE, CommandKind.REBOOT_VM),
+    ],
+)
+def test_what_a_verb_sets_casts_and_ends_in(
+    verb: str, task: TaskState, success: VmState, command: CommandKind
+) -> None:
+    row = VERBS[verb]
+    assert (row.name, row.task, row.success, row.command) == (verb, task, success, command)
+
+
+@pytest.mark.parametrize(("verb", "state"), ALLOWED)
+def test_a_verb_is_cast_from_each_of_its_states(verb: str, state: VmState) -> None:
+    assert admit(VERBS[verb], "web-1", state, TaskState.NONE, None) is Admission.CAST
+
+
+@pytest.mark.parametrize(("verb", "state"), DONE)
+def test_already_there_is_success_without_a_cast(verb: str, state: VmState) -> None:
+    assert admit(VERBS[verb], "web-1", state, TaskState.NONE, None) is Admission.ALREADY_THERE
+
+
+@pytest.mark.parametrize(("verb", "state"), WRONG)
+def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", state, TaskState.NONE, None)
+    error = caught.value
+    assert (error.code, error.exit_code) == ("WRONG_STATE", EXIT_REFUSED)
+    assert "web-1" in error.message
+    assert state in error.message
+    assert set(error.remedy.removeprefix("possible in: ").split(", ")) == FROM[verb]
+
+
+@pytest.mark.parametrize("verb", list(FROM))
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("state", [VmState.ACTIVE, VmState.SHUTOFF])
+def test_a_task_under_way_refuses_and_names_its_job(
+    verb: str, task: TaskState, state: VmState
+) -> None:
+    with pytest.raises(TaskUnderWay) as caught:
+        admit(VERBS[verb], "web-1", state, task, "job-7")
+    assert caught.value.code == "TASK_UNDER_WAY"
+    assert "job-7" in caught.value.message
+    assert caught.value.data == {"job": "job-7"}
