@@ -56,5 +56,6 @@ def setup(level: str, as_json: bool) -> None:
     handler.setFormatter(_Json() if as_json else _Text())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # These tell of every reconnect and every statement; ours say what matters of it.
-    for noisy in ("amqp", "kombu", "oslo", "oslo_messaging", "alembic", "stevedore"):
+    logging.getLogger("amqp").setLevel(logging.ERROR)  # warns of what a closing channel still gets
+    for noisy in ("kombu", "oslo", "oslo_messaging", "alembic", "stevedore"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -104,7 +104,10 @@ def main() -> int:
         verb = verbs.add_parser(name, help=run.__doc__)
         verb.set_defaults(run=run)
         verb.add_argument(
-            "--dir", type=Path, default=Path("/tmp/muster-devstack"), help="where it keeps its data"
+            "--dir",
+            type=Path,
+            default=Path(sys.prefix) / "devstack",
+            help="where it keeps its data",
         )
         if name == "up":
             verb.add_argument("--managers", type=int, default=2, metavar="N")

@@ -16,10 +16,12 @@ from typing import Any
 from oslo_config import cfg, generator
 
 from common import states
+from devstack import delete_path
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "etc" / "muster" / "muster.conf.sample"
 STATES = ROOT / "doc" / "states.md"
+DELETE_PATH = ROOT / "doc" / "delete-path.svg"
 
 STATES_HEAD = """\
 # States
@@ -102,7 +104,7 @@ def states_page() -> str:
 
 def generated() -> dict[pathlib.Path, str]:
     """Every generated file and what it must hold."""
-    return {SAMPLE: sample(), STATES: states_page()}
+    return {SAMPLE: sample(), STATES: states_page(), DELETE_PATH: delete_path.svg()}
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,7 +184,8 @@ class Real:
     """RabbitMQ, PostgreSQL, managers, agents and hypervisors as processes on this machine.
 
     `driver` simulated or libvirt (a private daemon a host, QEMU guests). Parts that are given are
-    used and left running; the others are started here and end with the fleet.
+    used and left running; the others are started here and end with the fleet. `options` are more
+    configuration for every process, by group; `agents_rabbit_url` is another login for the agents.
     """
 
     def __init__(
@@ -199,9 +200,12 @@ class Real:
         database_url: str | None = None,
         executor: str = "threading",
         connection_uris: dict[str, str] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        agents_rabbit_url: str | None = None,
         tell: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.hosts = tuple(hosts)
+        self._options = options or {}
         self.folder, self._times, self._driver = folder, times or Times(), driver
         self._executor, self._tell = executor, tell
         self._uris = dict(connection_uris or {})
@@ -214,6 +218,7 @@ class Real:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._rabbit_url = rabbit_url or self._part("RabbitMQ", RabbitMQ).url
+            self._agents_rabbit_url = agents_rabbit_url or self._rabbit_url
             self._database_url = database_url or self._part("PostgreSQL", Postgres).url
             if self.boots:
                 self._start_hypervisors()
@@ -244,9 +249,10 @@ class Real:
 
     def _write_config(self, name: str, host: str) -> Path:
         t = self._times
-        groups = {
+        agent = host in self.hosts
+        groups: dict[str, dict[str, Any]] = {
             "DEFAULT": {
-                "transport_url": self._rabbit_url,
+                "transport_url": self._agents_rabbit_url if agent else self._rabbit_url,
                 "fleet_id": "demo",
                 "host": host,
                 "executor": self._executor,
@@ -270,6 +276,8 @@ class Real:
                 "stop_timeout": t.stop_timeout,
             },
         }
+        for group, more in self._options.items():
+            groups.setdefault(group, {}).update(more)
         lines = []
         for group, options in groups.items():
             lines += [f"[{group}]", *(f"{key} = {value}" for key, value in options.items()), ""]

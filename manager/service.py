@@ -7,7 +7,7 @@ from typing import Any
 
 from common.bus.base import HEARTBEATS, RESULTS, Address, Bus, Handle
 from common.conf import Settings
-from common.errors import Conflict, DatabaseUnavailable, MusterError
+from common.errors import BrokerUnavailable, Conflict, DatabaseUnavailable, MusterError
 from common.messages import MANAGER_TOPIC
 from common.runtime import Runtime
 from manager import ticks
@@ -52,8 +52,9 @@ class Manager:
                 stall_s,
             ),
             self.bus.consume({RESULTS: "result.*"}, intake, self._hearing.gap, stall_s),
-            self.bus.serve(Address(MANAGER_TOPIC, self.id), self._rpc),
         ]
+        if not self._serve():
+            return
         self.runtime.every("beat", liveness.BEAT_S / 2, self._hearing.beat)
         self.runtime.every(
             "publish",
@@ -69,6 +70,20 @@ class Manager:
         self.runtime.every("tidy", TIDY_S, lambda: ticks.tidy(self.store, self.settings))
         self.ready.set()
         LOG.info("manager %s of fleet %s is up", self.id, self.settings.default.fleet_id)
+
+    def _serve(self) -> bool:
+        """Answer RPCs as soon as the broker takes us on; False when stopped before that."""
+        pause_s = 0.5
+        while not self.runtime.stopping.is_set():
+            try:
+                at = Address(MANAGER_TOPIC, self.id)
+                self._handles.append(self.bus.serve(at, self._rpc))
+                return True
+            except BrokerUnavailable as exc:
+                LOG.warning("%s; again in %.1f s", exc, pause_s)
+                self.runtime.sleep(pause_s)
+                pause_s = min(10.0, pause_s * 2)
+        return False
 
     def stop(self, timeout_s: float = 8.0) -> None:
         """Take nothing new, finish what is in hand, give back the rest by leaving it in place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from devstack.consoles import Seen
@@ -65,9 +66,7 @@ class Story:
         if self._fleet.boots:
             for name in VMS:
                 vm = self._vm(name)
-                said = self._until(
-                    lambda vm=vm: UP_LINE in self._fleet.serial_log(vm["host"], vm["uuid"]), 60
-                )
+                said = self._until(partial(self._says_up, vm["host"], vm["uuid"]), 60)
                 self._ledger.check(4, said is not None, f"{name} says on its console: {UP_LINE}")
 
     def _stranger(self, host: str) -> Seen:
@@ -186,6 +185,9 @@ class Story:
         self._tell(f"\ntold in {time.monotonic() - self._began:.0f} s")
 
     # helpers
+
+    def _says_up(self, host: str, instance: str) -> bool:
+        return UP_LINE in self._fleet.serial_log(host, instance)
 
     def _title(self, text: str) -> None:
         self._tell(f"\n== {time.monotonic() - self._began:5.1f} s  {text}")

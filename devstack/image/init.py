@@ -19,11 +19,13 @@ for word in $($B cat /proc/cmdline); do
 done
 
 # A power button that was pressed sends 24 bytes; a reboot asked of the hypervisor does the same,
-# and it then resets the machine that switched itself off.
+# and it then resets the machine that switched itself off. Opened before the guest says that it is
+# up: what is pressed from then on is kept.
 for event in /sys/class/input/event*; do
     [ "$($B cat "$event/device/name" 2>/dev/null)" = "Power Button" ] || continue
+    exec 3< "/dev/input/${event##*/}"
     (
-        $B dd if="/dev/input/${event##*/}" of=/dev/null bs=24 count=1 2>/dev/null
+        $B dd of=/dev/null bs=24 count=1 <&3 2>/dev/null
         echo "MUSTER GUEST DOWN $token" > /dev/ttyS0
         $B poweroff -f
     ) &

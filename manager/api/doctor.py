@@ -6,7 +6,8 @@ import datetime as dt
 from typing import Any
 
 from common.conf import Settings
-from common.states import GuestKind, HostState, TombstoneState, VmState
+from common.states import GuestKind, HostState, TaskState, TombstoneState, VmState
+from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.flows import liveness
 from manager.rules.liveness import is_blind
@@ -28,7 +29,14 @@ Finding = dict[str, Any]
 
 def findings(tx: Tx, cfg: Settings) -> list[Finding]:
     """Everything worth a look, errors first."""
-    found = [*_cluster(tx, cfg), *_hosts(tx), *_vms(tx), *_tombstones(tx), *_jobs(tx, cfg)]
+    found = [
+        *_cluster(tx, cfg),
+        *_hosts(tx),
+        *_counts(tx),
+        *_vms(tx),
+        *_tombstones(tx),
+        *_jobs(tx, cfg),
+    ]
     found += [*_guests(tx), *_letters(tx)]
     order = {ERROR: 0, WARNING: 1, INFO: 2}
     return sorted(found, key=lambda f: (order[f["level"]], f["code"], f["object"]))
@@ -103,6 +111,30 @@ def _hosts(tx: Tx) -> list[Finding]:
             remedy = "give one of them another [DEFAULT] host"
             found.append(_finding("HOST_NAME_CLASH", ERROR, host.name, text, remedy))
     return found
+
+
+def _counts(tx: Tx) -> list[Finding]:
+    """Hosts whose complete reports show another number of our VMs than the database holds."""
+    counts = host_flow.counts(tx)
+    return [
+        _finding(
+            "COUNT_MISMATCH",
+            WARNING,
+            host.name,
+            f"{held} VMs are recorded here and its hypervisor shows {shown}",
+            "muster vm list --host; look for VMs that are missing or were moved by hand",
+        )
+        for host in tx.all(Host, Host.__table__.c.inventory_at.is_not(None))
+        for held in [counts.get(host.name, {}).get("vms", 0)]
+        for shown in [counts.get(host.name, {}).get("managed", 0)]
+        if held != shown and host.state is HostState.UP and not _under_way(tx, host.name)
+    ]
+
+
+def _under_way(tx: Tx, host: str) -> bool:
+    """Something is just being made or removed there, so that the two may differ."""
+    columns = Instance.__table__.c
+    return tx.count(Instance, columns.host == host, columns.task_state != TaskState.NONE) > 0
 
 
 def _vms(tx: Tx) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.conf import Settings
+from common.errors import WrongState
 from common.messages import CommandKind, GuestReport, Result
 from common.states import CommandState, JobEvent, PowerState, TaskState, VmState
 from manager.flows import commands, jobs
@@ -31,6 +32,11 @@ def request(
     if known is not None:
         return known
     verb = verbs.VERBS[verb_name]
+    if vm.deletion_owed:
+        raise WrongState(
+            f"{vm.name} is owed a deletion: it can not be used any more",
+            "muster tombstone list shows what it waits for",
+        )
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:

@@ -39,7 +39,7 @@ BODY_KEPT = 4000
 
 def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
     """One heartbeat of one host."""
-    host = _heard(tx, cfg, message.fleet, message.host, message.agent_run)
+    host = _heard(tx, cfg, message)
     if host is None:
         return
     _answers(tx, cfg, host, message)
@@ -53,7 +53,7 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
     )
     if not _in_session(host, message.session, message.agent_run):
         if not host.clash:
-            tx.hint(host.name, "hello_wanted")
+            tx.hint(host.name, "hello_wanted", session=message.session)
         return
     if message.capacity is not None and message.seq > host.seq:
         host = tx.put(
@@ -75,14 +75,15 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
 
 def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
     """What an agent tells between its heartbeats."""
-    host = _heard(tx, cfg, message.fleet, message.host, message.agent_run)
+    host = _heard(tx, cfg, message)
     if host is not None:
         _answers(tx, cfg, host, message)
         if not host.clash and not _in_session(host, message.session, message.agent_run):
-            tx.hint(host.name, "hello_wanted")
+            tx.hint(host.name, "hello_wanted", session=message.session)
 
 
-def _heard(tx: Tx, cfg: Settings, fleet: str, name: str, run: str) -> Host | None:
+def _heard(tx: Tx, cfg: Settings, message: Heartbeat | Answers) -> Host | None:
+    fleet, name, run = message.fleet, message.host, message.agent_run
     if fleet != cfg.default.fleet_id:
         raise WrongFleet(
             f"a report of {name} belongs to fleet {fleet}, not {cfg.default.fleet_id}",
@@ -90,7 +91,7 @@ def _heard(tx: Tx, cfg: Settings, fleet: str, name: str, run: str) -> Host | Non
         )
     host = tx.lock(Host, name)
     if host is None:
-        tx.hint(name, "hello_wanted")
+        tx.hint(name, "hello_wanted", session=message.session)
         return None
     return heard_from(tx, cfg, host, run)
 
