@@ -28,6 +28,7 @@ REPORTS_EXCHANGE = "muster.reports"
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Instant = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
 class CommandKind(enum.StrEnum):
@@ -44,7 +45,7 @@ class TrailEntry(msgspec.Struct, frozen=True, array_like=True):
 
     source: str
     text: str
-    when: dt.datetime
+    when: Instant
 
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +153,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
     command: Id
     step: Step
-    age_s: float = 0.0
+    age_s: Annotated[float, msgspec.Meta(le=1e9)] = 0.0
 
 
 class Outcome(enum.StrEnum):
@@ -177,7 +178,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     error_code: str | None = None
     error: str | None = None
-    floor: int | None = None
+    floor: Count | None = None
     look: Look | None = None
 
 
@@ -264,7 +265,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     seq: Count
     interval_s: Annotated[float, msgspec.Meta(gt=0, le=86400)]
     driver: DriverReport
-    sent_at: dt.datetime
+    sent_at: Instant
     inventory: Inventory | None = None
     capacity: Capacity | None = None
     receipts: tuple[Receipt, ...] = ()
@@ -333,7 +334,7 @@ def decode(body: bytes | str, kind: type[M]) -> M:
     """A message from its JSON body; BadMessage names the field that is wrong."""
     try:
         message = msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadMessage(f"{kind.__name__}: {exc}", "see the dead-letter queue") from exc
     return _checked(message)
 
@@ -342,7 +343,7 @@ def convert(value: Any, kind: type[M]) -> M:
     """A message from plain dicts and lists; BadMessage names the field that is wrong."""
     try:
         message = msgspec.convert(value, type=kind, strict=True)
-    except msgspec.ValidationError as exc:
+    except (msgspec.ValidationError, RecursionError) as exc:
         raise BadMessage(f"{kind.__name__}: {exc}", "see the dead-letter queue") from exc
     return _checked(message)
 

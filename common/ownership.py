@@ -8,6 +8,8 @@ Source of the rule: the decision tables, section 1.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 
@@ -16,7 +18,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
     fleet: str
     instance: str
-    generation: int
+    generation: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     bearer: str
 
 
