@@ -1,0 +1,208 @@
+"""A real fleet on the stage: its processes, an operator beside them, and the truth of each part.
+
+The operator is the `muster` command run in this process on the fleet's own broker, because waiting
+means asking often; `stage.fleet.muster` is the command as a process of its own. What Muster says is
+checked against the hypervisors' own consoles and, where no command shows it, against its tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from agent.drivers.simulated.store import Store
+from client import main as client_main
+from common import conf
+from common.bus import rabbit as rabbit_bus
+from common.runtime import Runtime
+from devstack.consoles import Console, Seen
+from devstack.fleet import Answer, Real, Scratch, Times, all_up
+from tests.wait import wait_until
+
+OPEN = ("PENDING", "RUNNING")
+
+
+class Stage:
+    """One fleet under test."""
+
+    def __init__(self, fleet: Real) -> None:
+        self.fleet, self.hosts = fleet, fleet.hosts
+        self.settings = conf.load("muster", ["--config-file", str(fleet.muster_config)])
+        self.runtime = Runtime("operator")
+        self.bus = rabbit_bus.connect(self.settings, self.runtime, "client")
+        self._engine = sa.create_engine(
+            self.settings.database.connection,
+            poolclass=sa.pool.NullPool,
+            isolation_level="AUTOCOMMIT",
+        )
+
+    def close(self) -> None:
+        self.bus.close()
+        self.runtime.stop(2.0)
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """A failure inside shows the ends of all logs."""
+        try:
+            yield
+        except BaseException as exc:
+            exc.add_note(self.fleet.log_tails())
+            raise
+
+    # the operator
+
+    def muster(self, *args: str) -> Answer:
+        out, err = io.StringIO(), io.StringIO()
+        code = client_main.run(
+            list(args), bus=self.bus, settings=self.settings, stdout=out, stderr=err
+        )
+        return Answer(code, out.getvalue(), err.getvalue())
+
+    def ask(self, *args: str) -> Any:
+        answer = self.muster(*args, "-f", "json")
+        assert answer.out, f"muster {' '.join(args)}: exit {answer.code}: {answer.err}"
+        return answer.json()
+
+    def accept(self, *args: str) -> str:
+        """The job of a wish that a manager has accepted."""
+        answer = self.muster(*args, "-f", "json")
+        assert answer.code == 0, f"muster {' '.join(args)}: exit {answer.code}: {answer.err}"
+        return str(answer.json()["uuid"])
+
+    def done(self, *args: str) -> dict[str, Any]:
+        """A wish that is followed to its success."""
+        return self.ended(self.accept(*args), "SUCCEEDED")
+
+    def create(self, name: str, *options: str) -> dict[str, Any]:
+        """A VM that runs."""
+        self.done("vm", "create", name, "--vcpus", "1", "--memory", "96", *options)
+        return self.vm(name)
+
+    def vm(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("vm", "show", name)
+        return found
+
+    def host(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("host", "show", name)
+        return found
+
+    def job(self, uuid: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("job", "show", uuid)
+        return found
+
+    def ended(self, job: str, *states: str, within_s: float = 30.0) -> dict[str, Any]:
+        """The job, once it has ended in one of `states` (any final one if none is named)."""
+        try:
+            found = wait_until(
+                lambda: (now := self.job(job))["state"] not in OPEN and now,
+                within_s,
+                f"job {job} ends",
+            )
+        except AssertionError as exc:
+            exc.add_note(str(self.job(job)))
+            raise
+        assert isinstance(found, dict)
+        assert not states or found["state"] in states, found
+        return found
+
+    def becomes(self, host: str, *states: str, within_s: float = 30.0) -> dict[str, Any]:
+        """The host, once it is in one of `states`."""
+        found = wait_until(
+            lambda: (now := self.host(host))["state"] in states and now,
+            within_s,
+            f"{host} becomes {' or '.join(states)}",
+        )
+        assert isinstance(found, dict)
+        return found
+
+    def tombstone(self, name: str) -> dict[str, Any]:
+        return next((t for t in self.ask("tombstone", "list") if t["name"] == name), {})
+
+    def findings(self, code: str) -> list[dict[str, Any]]:
+        return [f for f in self.ask("doctor") if f["code"] == code]
+
+    # the truth of the parts
+
+    def rows(self, query: str, **parameters: Any) -> list[Any]:
+        """What Muster's own tables hold."""
+        with self._engine.connect() as conn:
+            found = conn.execute(sa.text(query), parameters)
+            return list(found.all()) if found.returns_rows else []
+
+    def connect(self) -> sa.engine.Connection:
+        """A session of our own on the fleet's database."""
+        return self._engine.connect()
+
+    def became(self, kind: str) -> list[str]:
+        """The texts of all events of a kind, oldest first."""
+        found = self.rows("SELECT text FROM events WHERE kind = :kind ORDER BY at", kind=kind)
+        return [row[0] for row in found]
+
+    def console(self, host: str) -> Console:
+        return self.fleet.console(host)
+
+    def guest(self, host: str, name: str) -> Seen | None:
+        """The one guest of this name by its hypervisor's own account; None when there is none."""
+        found = [g for g in self.console(host).guests().values() if g.name == name]
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+    def slow(self, host: str, **latency_s: float) -> None:
+        """Make operations of a simulated hypervisor take their time; none named: quick again."""
+        store = Store(str(self.fleet.folder / "hypervisors"), host)
+        store.make()
+        store.set_faults(msgspec.structs.replace(store.faults(), latency_s=latency_s))
+
+    def log(self, process: str) -> str:
+        """All that a manager or agent has logged."""
+        return (self.fleet.folder / f"{process}.log").read_text(errors="replace")
+
+    def live_managers(self) -> None:
+        """Return once every manager that was started has opened its doors."""
+        for name in self.fleet.managers:
+            wait_until(lambda name=name: "is up" in self.log(name), 20, f"{name} is up")
+
+
+@contextlib.contextmanager
+def staged(
+    hosts: Sequence[str], rabbit_url: str, database_url: str, times: Times | None = None, **more: Any
+) -> Iterator[Stage]:
+    """A fleet of simulated hypervisors (or what `more` says), every host UP."""
+    scratch = Scratch()
+    try:
+        fleet = Real(
+            scratch.path,
+            hosts,
+            times=times,
+            rabbit_url=rabbit_url,
+            database_url=database_url,
+            **more,
+        )
+        stage = Stage(fleet)
+        try:
+            with stage.watched():
+                stage.live_managers()
+                all_up(stage)  # type: ignore[arg-type] # it asks for hosts and `muster` only
+                yield stage
+        finally:
+            stage.close()
+            fleet.close()
+    finally:
+        scratch.remove()
+
+
+def never(what: Callable[[], Any], for_s: float, of: str) -> None:
+    """Fail as soon as `what()` is true within the next `for_s` seconds."""
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        found = what()
+        assert not found, f"{of}: {found}"
+        time.sleep(0.1)
