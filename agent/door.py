@@ -34,7 +34,7 @@ class _Void(msgspec.Struct, frozen=True, kw_only=True):
 class _HelloWanted(msgspec.Struct, frozen=True, kw_only=True):
     """`session` is that of the report which the manager did not know, if it says so."""
 
-    session: m.Count | None | msgspec.UnsetType = msgspec.UNSET
+    session: m.Count | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Confirm(msgspec.Struct, frozen=True, kw_only=True):

@@ -128,6 +128,7 @@ def test_a_command_runs_once_however_often_it_comes(rig: Rig) -> None:
     told = len(rig.manager.results(str(reboot["id"])))
     rig.manager.cast("reboot_vm", command=reboot)
     eventually(lambda: len(rig.manager.results(str(reboot["id"]))) > told, "told again")
+    assert {r.outcome for r in rig.manager.results(str(reboot["id"]))} == {"succeeded"}
     after = rig.guest_of("i-1")
     assert after is not None
     assert after.domain_id == (guest.domain_id or 0) + 1

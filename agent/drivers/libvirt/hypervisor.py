@@ -171,7 +171,7 @@ class Hypervisor:
             return _read(domain)
 
         seen = self._connection.call(f"mark {guest.seen.name}", write)
-        return OwnedGuest(hypervisor_uuid=guest.hypervisor_uuid, mark=mark, seen=seen)
+        return msgspec.structs.replace(guest, mark=mark, seen=seen)
 
     def start(self, guest: OwnedGuest) -> None:
         self._connection.call(
