@@ -1,0 +1,354 @@
+"""The simulated hypervisor: on disk, open to everybody, and as careful as a real one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.drivers.base import OwnedGuest
+from agent.drivers.simulated import console
+from agent.drivers.simulated.driver import SimulatedDriver, create
+from agent.drivers.simulated.store import Faults, Guest, Store
+from common.conf import Settings
+from common.conf.simulated import Simulated
+from common.errors import (
+    GuestMissing,
+    HypervisorError,
+    HypervisorUnavailable,
+    MusterError,
+    NotOurs,
+)
+from common.messages import GuestSpec, NicSpec
+from common.ownership import Mark
+from common.runtime import Runtime, Stopped
+
+A = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
+B = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
+SPEC = GuestSpec(name="web", vcpus=2, memory_mib=512, nics=(NicSpec(mac="0a:4d:75:00:00:01"),))
+CHANGES = ["remark", "start", "stop", "reboot", "destroy"]
+
+
+def mark(bearer: str = A, **changes: object) -> Mark:
+    plain = Mark(fleet="f", instance="i-1", generation=1, bearer=bearer)
+    return msgspec.structs.replace(plain, **changes)
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime()
+    yield runtime
+    runtime.kill()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path), "h")
+    store.make()
+    return store
+
+
+@pytest.fixture
+def driver(store: Store, runtime: Runtime) -> SimulatedDriver:
+    return SimulatedDriver(store, Settings(), runtime)
+
+
+def proof(driver: SimulatedDriver, guest_uuid: str = A) -> OwnedGuest:
+    seen = driver.look(guest_uuid)
+    assert seen is not None
+    assert seen.mark is not None
+    return OwnedGuest(guest_uuid, seen.mark, seen)
+
+
+def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
+    {
+        "remark": lambda: driver.remark(guest, 5),
+        "start": lambda: driver.start(guest),
+        "stop": lambda: driver.stop(guest, force=False, timeout_s=1),
+        "reboot": lambda: driver.reboot(guest, force=True, timeout_s=1),
+        "destroy": lambda: driver.destroy(guest),
+    }[verb]()
+
+
+def test_the_whole_life_of_a_guest(driver: SimulatedDriver, store: Store) -> None:
+    made = driver.create(SPEC, mark())
+    assert (made.hypervisor_uuid, made.name, made.power_state.name) == (A, "web", "SHUTOFF")
+    assert (made.mark, made.macs) == (mark(), ("0a:4d:75:00:00:01",))
+    marked = driver.remark(proof(driver), 2)
+    assert marked.mark.generation == 2
+    driver.start(marked)
+    first = proof(driver).seen
+    assert (first.power_state.name, first.domain_id) == ("RUNNING", 1)
+    driver.start(marked)
+    assert proof(driver).seen == first
+    driver.reboot(marked, force=False, timeout_s=1)
+    assert proof(driver).seen.domain_id == 1
+    driver.reboot(marked, force=True, timeout_s=1)
+    assert proof(driver).seen.domain_id == 2
+    driver.stop(marked, force=True, timeout_s=1)
+    assert proof(driver).seen.domain_id is None
+    driver.start(marked)
+    assert proof(driver).seen.domain_id == 3
+    driver.destroy(marked)
+    assert driver.look(A) is None
+    assert driver.list_guests().guests == ()
+    assert store.uuids() == []
+
+
+def test_guests_outlive_the_driver_and_its_process(
+    driver: SimulatedDriver, store: Store, runtime: Runtime
+) -> None:
+    driver.create(SPEC, mark())
+    other = create("h", _settings(store), runtime)
+    assert [g.name for g in other.list_guests().guests] == ["web"]
+
+
+def _settings(store: Store, **changes: float) -> Settings:
+    simulated = Simulated(state_dir=str(store.folder.parent), watch_interval=0.01)
+    return Settings(simulated=msgspec.structs.replace(simulated, **changes))
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+@pytest.mark.parametrize(
+    "now",
+    [
+        None,
+        mark(fleet="g"),
+        mark(bearer=B),
+        mark(instance="i-2"),
+    ],
+)
+def test_each_change_looks_at_the_mark_once_more(
+    driver: SimulatedDriver, store: Store, verb: str, now: Mark | None
+) -> None:
+    driver.create(SPEC, mark())
+    guest = proof(driver)
+    stranger = Guest(uuid=A, name="web", power_state="RUNNING", domain_id=9, mark=now)
+    store.write(stranger)
+    with pytest.raises(NotOurs):
+        change(driver, verb, guest)
+    assert store.read(A) == stranger
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+def test_each_change_of_a_guest_that_is_gone_says_so(
+    driver: SimulatedDriver, store: Store, verb: str
+) -> None:
+    driver.create(SPEC, mark())
+    guest = proof(driver)
+    store.remove(A)
+    with pytest.raises(GuestMissing):
+        change(driver, verb, guest)
+    assert store.uuids() == []
+
+
+def test_a_name_that_is_taken_gets_a_tail(driver: SimulatedDriver, store: Store) -> None:
+    stranger = Guest(uuid=B, name="web")
+    store.write(stranger)
+    assert driver.create(SPEC, mark()).name == "web-aaaaaaaa"
+    assert store.read(B) == stranger
+
+
+def test_a_uuid_that_is_taken_is_an_error(driver: SimulatedDriver, store: Store) -> None:
+    stranger = Guest(uuid=A, name="theirs")
+    store.write(stranger)
+    with pytest.raises(HypervisorError, match="exists already"):
+        driver.create(SPEC, mark())
+    assert store.read(A) == stranger
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", '{"uuid": 7}', '{"uuid": "x", "name": "y"}', json.dumps({"uuid": A, "name": 1})],
+)
+def test_a_file_that_can_not_be_read_is_an_error_of_the_listing(
+    driver: SimulatedDriver, store: Store, body: str
+) -> None:
+    store.write(Guest(uuid=B, name="fine"))
+    (store.guests / f"{A}.json").write_text(body)
+    listing = driver.list_guests()
+    assert [g.hypervisor_uuid for g in listing.guests] == [B]
+    assert list(listing.errors) == [A]
+    assert not listing.complete
+    with pytest.raises(HypervisorError):
+        driver.look(A)
+
+
+def test_an_impossible_power_state_is_an_error_too(driver: SimulatedDriver, store: Store) -> None:
+    store.write(Guest(uuid=A, name="x", power_state="DREAMING"))
+    assert list(driver.list_guests().errors) == [A]
+
+
+def test_a_folder_that_vanished_is_no_empty_hypervisor(
+    driver: SimulatedDriver, store: Store
+) -> None:
+    store.guests.rmdir()
+    for ask in (driver.list_guests, driver.capacity, lambda: driver.look(A)):
+        with pytest.raises(HypervisorUnavailable):
+            ask()
+    assert driver.health()
+    with pytest.raises(HypervisorUnavailable):
+        driver.create(SPEC, mark())
+
+
+@pytest.mark.parametrize("op", ["look", "capacity", "create", *CHANGES])
+def test_any_call_can_be_made_to_fail(driver: SimulatedDriver, store: Store, op: str) -> None:
+    if op != "create":
+        driver.create(SPEC, mark())
+    before = store.read(A)
+    guest = proof(driver) if op in CHANGES else None
+    store.set_faults(Faults(ops={op: "fail"}))
+    with pytest.raises(HypervisorError, match="fault"):
+        if guest is not None:
+            change(driver, op, guest)
+        elif op == "create":
+            driver.create(SPEC, mark())
+        else:
+            driver.look(A) if op == "look" else driver.capacity()
+    assert store.read(A) == before
+
+
+def test_a_listing_fails_as_a_hypervisor_that_is_away(
+    driver: SimulatedDriver, store: Store
+) -> None:
+    store.set_faults(Faults(ops={"list": "fail"}))
+    with pytest.raises(HypervisorUnavailable):
+        driver.list_guests()
+    store.set_faults(Faults(down="out for lunch"))
+    assert driver.health() == "out for lunch"
+    with pytest.raises(HypervisorUnavailable, match="lunch"):
+        driver.look(A)
+
+
+def test_fail_after_has_its_effect(driver: SimulatedDriver, store: Store) -> None:
+    store.set_faults(Faults(ops={"create": "fail_after"}))
+    with pytest.raises(HypervisorError):
+        driver.create(SPEC, mark())
+    assert store.read(A) is not None
+
+
+def test_every_changing_call_fails_at_a_rate_of_one(store: Store, runtime: Runtime) -> None:
+    driver = SimulatedDriver(store, _settings(store, failure_rate=1.0), runtime)
+    with pytest.raises(HypervisorError):
+        driver.create(SPEC, mark())
+    assert driver.list_guests().guests == ()
+
+
+def test_a_killed_agent_does_not_finish_its_call(driver: SimulatedDriver, store: Store) -> None:
+    store.set_faults(Faults(latency_s={"create": 60}))
+    driver._runtime.kill()
+    with pytest.raises(Stopped):
+        driver.create(SPEC, mark())
+    assert store.uuids() == []
+
+
+def test_capacity_counts_strangers_that_run(driver: SimulatedDriver, store: Store) -> None:
+    store.write(Guest(uuid=A, name="a", vcpus=2, memory_mib=100, power_state="RUNNING"))
+    store.write(Guest(uuid=B, name="b", vcpus=4, memory_mib=200, power_state="SHUTOFF"))
+    seen = driver.capacity()
+    assert (seen.vcpus_used, seen.memory_mib_used, seen.vcpus_total) == (2, 100, 16)
+
+
+def test_changes_made_by_hand_are_noticed(store: Store, runtime: Runtime) -> None:
+    driver = SimulatedDriver(store, _settings(store), runtime)
+    told: queue.Queue[str | None] = queue.Queue()
+    store.write(Guest(uuid=A, name="a"))
+    driver.open(told.put)
+    store.write(Guest(uuid=B, name="b"))
+    assert told.get(timeout=5) == B
+    (store.guests / f"{A}.json").write_text(json.dumps({"uuid": A, "name": "renamed"}))
+    assert told.get(timeout=5) == A
+    store.remove(B)
+    assert told.get(timeout=5) == B
+    driver.close()
+
+
+def _domain_ids(state_dir: str, count: int) -> list[int]:
+    store, numbers = Store(state_dir, "h"), []
+    for _ in range(count):
+        with store.lock():
+            numbers.append(store.next_domain_id())
+    return numbers
+
+
+def test_processes_do_not_step_on_each_other(tmp_path: Path, store: Store) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        lists = pool.starmap(_domain_ids, [(str(tmp_path), 50)] * 2)
+    assert sorted(n for numbers in lists for n in numbers) == list(range(1, 101))
+
+
+# the console
+
+
+def run(store: Store, capsys: pytest.CaptureFixture[str], *args: str, status: int = 0) -> str:
+    base = ["--state-dir", str(store.folder.parent), "--host", store.folder.name]
+    assert console.main([*base, *args]) == status
+    out = capsys.readouterr()
+    return (out.err if status else out.out).strip()
+
+
+def test_the_console_makes_and_changes_strangers(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run(store, capsys, "create", "byhand", "--vcpus", "3", "--memory", "64", "--start")
+    assert str(uuid.UUID(made)) == made
+    (row,) = json.loads(run(store, capsys, "list", "-f", "json"))
+    assert (row["uuid"], row["power_state"], row["mark"]) == (made, "RUNNING", None)
+    for verb, state in (
+        ("pause", "PAUSED"),
+        ("stop", "SHUTOFF"),
+        ("start", "RUNNING"),
+        ("crash", "CRASHED"),
+    ):
+        run(store, capsys, verb, "byhand")
+        guest = store.read(made)
+        assert guest is not None
+        assert guest.power_state == state
+    assert "CRASHED" in run(store, capsys, "list")
+    run(store, capsys, "destroy", made)
+    assert json.loads(run(store, capsys, "list", "-f", "json")) == []
+
+
+def test_the_console_clones_with_the_mark(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write(Guest(uuid=A, name="ours", mark=mark()))
+    clone = store.read(run(store, capsys, "create", "clone", "--clone-of", "ours"))
+    assert clone is not None
+    assert clone.mark == mark()
+    assert clone.uuid != A
+
+
+def test_the_console_says_what_it_does_not_know(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "NOT_FOUND" in run(store, capsys, "stop", "nobody", status=3)
+    store.write(Guest(uuid=A, name="twin"))
+    store.write(Guest(uuid=B, name="twin"))
+    assert "AMBIGUOUS" in run(store, capsys, "stop", "twin", status=3)
+
+
+def test_the_console_sets_and_clears_faults(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(store, capsys, "set-fault", "list", "fail")
+    run(store, capsys, "set-fault", "start", "0.5")
+    run(store, capsys, "set-fault", "down", "no power")
+    assert store.faults() == Faults(ops={"list": "fail"}, latency_s={"start": 0.5}, down="no power")
+    run(store, capsys, "set-fault", "list", "none")
+    run(store, capsys, "set-fault", "start", "none")
+    run(store, capsys, "set-fault", "down", "none")
+    assert store.faults() == Faults()
+
+
+def test_faults_that_can_not_be_read_are_an_error_and_not_health(
+    driver: SimulatedDriver, store: Store
+) -> None:
+    (store.folder / "faults.json").write_text("{")
+    assert driver.health()
+    with pytest.raises(MusterError):
+        driver.list_guests()
