@@ -46,7 +46,8 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
         )
     repeated = host.session_open and host.hello_id == hello.hello_id
     session = host.session if repeated else host.session + 1
-    new_journal = host.journal_id != hello.journal_id
+    # A journal without a timeline has kept no welcome yet: an earlier one was lost on its way.
+    new_journal = host.journal_id != hello.journal_id or hello.store_timeline is None
     host = tx.put(
         host,
         driver=hello.driver,
