@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from common import conf
-from common.errors import BadConfig, MusterError
+from common.errors import MusterError
 from common.logs import setup
 from common.runtime import make, prepare
 
@@ -48,11 +48,6 @@ def _run(args: list[str]) -> int:
     settings = conf.load(PROG, args)
     # Before anything below imports sockets.
     prepare(settings.default.executor)
-    if settings.default.transport_url.startswith("memory:"):
-        raise BadConfig(
-            "[DEFAULT] transport_url memory:// reaches nobody from a process of its own",
-            "give the broker: rabbit://USER:PASSWORD@HOST:5672/",
-        )
     setup(settings.default.log_level, settings.default.log_json)
 
     from agent.service import Agent

@@ -57,5 +57,5 @@ def setup(level: str, as_json: bool) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # These tell of every reconnect and every statement; ours say what matters of it.
     logging.getLogger("amqp").setLevel(logging.ERROR)  # warns of what a closing channel still gets
-    for noisy in ("kombu", "oslo", "oslo_messaging", "alembic", "stevedore"):
+    for noisy in ("kombu", "oslo", "oslo_messaging", "oslo_service", "alembic", "stevedore"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -11,7 +11,7 @@ from agent.drivers.simulated.store import Faults, Guest, Store
 from agent.effects import bearer_of
 from agent.service import Agent
 from common import messages as m
-from common.bus.base import Address, agent_at
+from common.bus.base import Address, Bus, agent_at
 from common.bus.memory import Broker
 from common.conf import Settings
 from common.conf.agent import Agent as AgentSettings
@@ -36,8 +36,8 @@ def eventually(ask: Callable[[], T], what: str = "", seconds: float = DEADLINE_S
 class FakeManager:
     """Answers hellos with what the test set, and keeps whatever agents tell."""
 
-    def __init__(self, broker: Broker, runtime: Runtime) -> None:
-        self._bus = broker.bus(runtime)
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
         self.heartbeats: list[m.Heartbeat] = []
         self.answers: list[m.Answers] = []
         self.hellos: list[m.Hello] = []
@@ -129,7 +129,7 @@ class Rig:
         self.folder = folder
         self._runtime = Runtime("rig")
         self.broker = Broker(self._runtime)
-        self.manager = FakeManager(self.broker, self._runtime)
+        self.manager = FakeManager(self.broker.bus(self._runtime))
         self.store = Store(str(folder / "sim"), HOST)
         self.store.make()
         self.agent: Agent | None = None

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import queue
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -204,13 +204,15 @@ def test_any_call_can_be_made_to_fail(driver: SimulatedDriver, store: Store, op:
     before = store.read(A)
     guest = proof(driver) if op in CHANGES else None
     store.set_faults(Faults(ops={op: "fail"}))
+    calls: dict[str, Callable[[], object]] = {
+        "look": lambda: driver.look(A),
+        "capacity": driver.capacity,
+        "create": lambda: driver.create(SPEC, mark()),
+    }
+    if guest is not None:
+        calls[op] = lambda: change(driver, op, guest)
     with pytest.raises(HypervisorError, match="fault"):
-        if guest is not None:
-            change(driver, op, guest)
-        elif op == "create":
-            driver.create(SPEC, mark())
-        else:
-            driver.look(A) if op == "look" else driver.capacity()
+        calls[op]()
     assert store.read(A) == before
 
 
