@@ -11,13 +11,11 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
-from agent.drivers.simulated.store import Store
+from agent.drivers.simulated.store import Faults, Store
 from client import main as client_main
 from common import conf
 from common.bus import rabbit as rabbit_bus
@@ -155,11 +153,24 @@ class Stage:
         assert len(found) <= 1, found
         return found[0] if found else None
 
-    def slow(self, host: str, **latency_s: float) -> None:
-        """Make operations of a simulated hypervisor take their time; none named: quick again."""
+    def fault(self, host: str, **ops: str | float) -> None:
+        """Break operations of a simulated hypervisor: a mode, or the seconds that each takes.
+
+        Those that are not named work again.
+        """
         store = Store(str(self.fleet.folder / "hypervisors"), host)
         store.make()
-        store.set_faults(msgspec.structs.replace(store.faults(), latency_s=latency_s))
+        store.set_faults(
+            Faults(
+                ops={op: mode for op, mode in ops.items() if isinstance(mode, str)},
+                latency_s={op: s for op, s in ops.items() if isinstance(s, float)},
+            )
+        )
+
+    def starts(self, host: str) -> int:
+        """How often a simulated hypervisor has started guests, strangers' included."""
+        counter = self.fleet.folder / "hypervisors" / host / "domain_id"
+        return int(counter.read_text()) if counter.exists() else 0
 
     def log(self, process: str) -> str:
         """All that a manager or agent has logged."""
@@ -173,7 +184,11 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(
-    hosts: Sequence[str], rabbit_url: str, database_url: str, times: Times | None = None, **more: Any
+    hosts: Sequence[str],
+    rabbit_url: str,
+    database_url: str,
+    times: Times | None = None,
+    **more: Any,
 ) -> Iterator[Stage]:
     """A fleet of simulated hypervisors (or what `more` says), every host UP."""
     scratch = Scratch()

@@ -38,9 +38,7 @@ def publishing_stalled(stage: Stage) -> Iterator[sa.engine.Connection]:
 
 
 def waits_at_the_gate(stage: Stage) -> bool:
-    return bool(
-        stage.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    )
+    return bool(stage.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
 
 
 def test_a_command_that_was_accepted_and_not_published_runs_once_a_manager_is_back(
