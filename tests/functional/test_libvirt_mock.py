@@ -19,6 +19,7 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
     NotOurs,
+    StaleCommand,
 )
 from common.messages import DiskSpec, GuestReport, GuestSpec, NicSpec
 from common.ownership import Mark
@@ -143,6 +144,27 @@ def test_a_guest_that_another_hand_undefined_while_it_ran_is_still_destroyed(rig
     rig.driver.destroy(marked)
     assert rig.driver.look(guest.hypervisor_uuid) is None
     assert not rig.folder(guest).exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_call_that_was_given_up_for_lost_does_nothing_after_a_later_command(
+    rig: Rig, verb: str
+) -> None:
+    guest = rig.create(disks=(DiskSpec(size_gib=1),))
+    rig.driver.start(guest)
+    rig.driver.remark(guest, 2)
+    before = rig.picture(guest.hypervisor_uuid)
+    with pytest.raises(StaleCommand):
+        VERBS[verb](rig.driver, guest)
+    assert rig.picture(guest.hypervisor_uuid) == before
+    assert list(rig.folder(guest).glob("*.qcow2"))
+
+
+def test_a_closed_driver_says_so(rig: Rig) -> None:
+    rig.driver.close()
+    assert rig.driver.health()
+    with pytest.raises(HypervisorUnavailable):
+        rig.driver.list_guests()
 
 
 @pytest.mark.parametrize("verb", [v for v in VERBS if v != "destroy"])

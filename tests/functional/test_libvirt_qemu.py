@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-libvirt = pytest.importorskip("libvirt")
+pytest.importorskip("libvirt")
+
+import libvirt
 
 from agent.drivers.base import OwnedGuest
 from agent.drivers.libvirt import probe

@@ -117,6 +117,13 @@ class _Link:
         self._resets[uuid] = self._resets.get(uuid, 0) + 1
         self._tell(_Changed(uuid))
 
+    def alive(self) -> bool:
+        """False once the socket is closed or keepalive has failed; asks nobody."""
+        try:
+            return bool(self.conn.isAlive())
+        except libvirt.libvirtError:
+            return False
+
     def release(self) -> None:
         """Take back what is registered, so that the connection closes with its last user.
 
@@ -151,17 +158,12 @@ class Connection:
     def close(self) -> None:
         self._closed = True
         self._inbox.put(None)
-        link, self._link = self._link, None
-        self._reason = "the driver is closed"
-        if link is not None:
-            # Taking leave of a libvirtd that hangs would hang too.
-            self._runtime.native_thread("libvirt-release", link.release)
 
     @property
     def problem(self) -> str:
         """Empty while connected, else why not."""
-        link = self._link
-        return "" if link is not None and link.conn.isAlive() else self._reason
+        link = self._in_use()
+        return "" if link is not None and link.alive() else self._reason
 
     def resets(self, uuid: str) -> int:
         """How often this guest was seen to reset."""
@@ -173,7 +175,7 @@ class Connection:
         HypervisorUnavailable when there is no connection or it fails in the call; GuestMissing when
         libvirt says that there is no such domain, and only then; else HypervisorError.
         """
-        link = self._link
+        link = self._in_use()
         if link is None:
             raise self._unavailable(self._reason)
         try:
@@ -186,6 +188,9 @@ class Connection:
             if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise GuestMissing(f"{doing}: {words}", "it was removed meanwhile") from exc
             raise HypervisorError(f"{doing}: {words}", "see libvirtd's log") from exc
+
+    def _in_use(self) -> _Link | None:
+        return None if self._closed else self._link
 
     def _unavailable(self, reason: str) -> HypervisorUnavailable:
         return HypervisorUnavailable(f"{self._uri}: {reason}", "is libvirtd running?")
@@ -206,10 +211,7 @@ class Connection:
             match self._inbox.get(wait):
                 case _Opened(link):
                     opening, pause = False, RETRY_MIN_S
-                    if self._closed:
-                        self._runtime.native_thread("libvirt-release", link.release)
-                        return
-                    self._link = link
+                    self._link, self._reason = link, "the connection to libvirtd was lost"
                     LOG.info("connected to %s", self._uri)
                     _tell(on_change, None)
                 case _Failed(reason):
@@ -220,14 +222,22 @@ class Connection:
                     due = self._runtime.monotonic() + pause * self._runtime.jitter(0.8, 1.2)
                     pause = min(RETRY_MAX_S, pause * 2)
                 case _Closed(link, reason) if link is self._link:
-                    self._link, self._reason = None, reason
                     LOG.warning("%s: %s; connecting again", self._uri, reason)
-                    self._runtime.native_thread("libvirt-release", link.release)
+                    self._reason = reason
+                    self._let_go()
                     due = self._runtime.monotonic() + RETRY_MIN_S
                 case _Changed(uuid):
                     _tell(on_change, uuid)
                 case _:
                     pass  # nothing came, or news of a connection given up, or the end
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            # Taking leave of a libvirtd that hangs would hang too.
+            self._runtime.native_thread("libvirt-release", link.release)
 
     def _try_to_open(self) -> None:
         try:
@@ -245,10 +255,7 @@ def _lost(link: _Link, exc: Any) -> bool:
     """True when the connection is to blame."""
     if exc.get_error_code() in _CONNECTION_ERRORS or exc.get_error_domain() in _TRANSPORTS:
         return True
-    try:
-        return not link.conn.isAlive()
-    except libvirt.libvirtError:
-        return True
+    return not link.alive()
 
 
 def _tell(on_change: Callable[[str | None], None], uuid: str | None) -> None:

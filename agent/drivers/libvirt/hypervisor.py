@@ -26,6 +26,7 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
     NotOurs,
+    StaleCommand,
 )
 from common.messages import Capacity, GuestReport, GuestSpec, NicSpec
 from common.ownership import Mark, why_not_ours
@@ -74,7 +75,10 @@ class Hypervisor:
     # what is there
 
     def list_guests(self) -> Listing:
-        domains = self._connection.call("list domains", lambda conn: conn.listAllDomains())
+        try:
+            domains = self._connection.call("list domains", lambda conn: conn.listAllDomains())
+        except HypervisorError as exc:
+            raise HypervisorUnavailable(exc.message, exc.remedy) from exc
         guests: list[GuestReport] = []
         errors: dict[str, str] = {}
         for domain in domains:
@@ -360,7 +364,7 @@ def _read(domain: Any) -> GuestReport:
 
 
 def _ours(conn: Any, guest: OwnedGuest) -> Any:
-    """The domain, looked up and read this moment. NotOurs when it is not, or no longer, ours."""
+    """The domain, looked up and read this moment; NotOurs, or StaleCommand, when not for us."""
     return _marked(conn, guest.hypervisor_uuid, guest.mark)
 
 
@@ -370,8 +374,15 @@ def _marked(conn: Any, uuid: str, mark: Mark) -> Any:
     why = why_not_ours(seen.mark, fleet=mark.fleet, hypervisor_uuid=seen.hypervisor_uuid)
     if not why and seen.mark is not None and seen.mark.instance != mark.instance:
         why = f"it is instance {seen.mark.instance} now"
-    if why:
+    if why or seen.mark is None:
         raise NotOurs(f"guest {seen.name} ({uuid}) is not touched: {why}", "adopt it first")
+    if seen.mark.generation > mark.generation:
+        # A call that was given up for lost, and goes on when a later command has had its effect.
+        raise StaleCommand(
+            f"guest {seen.name} is at generation {seen.mark.generation}, this is {mark.generation}",
+            "a later command has taken over",
+            floor=seen.mark.generation,
+        )
     return domain
 
 
