@@ -44,6 +44,7 @@ class FakeManager:
         self.sessions: dict[str, int] = {}
         self.refuse: MusterError | None = None
         self.wanted: Callable[[str], bool] = lambda _id: True
+        self.before_welcome: Callable[[], object] = lambda: None
         self.voids: tuple[m.FloorEntry, ...] = ()
         self.floors: tuple[m.FloorEntry, ...] = ()
         self._bus.serve(Address(m.MANAGER_TOPIC, "m1"), self._answer)
@@ -58,6 +59,7 @@ class FakeManager:
         hello = m.convert(kwargs["hello"], m.Hello)
         self.hellos.append(hello)
         session = self.sessions.setdefault(hello.hello_id, len(self.sessions) + 1)
+        self.before_welcome()
         return m.builtins(
             m.Welcome(
                 session=session,

@@ -308,3 +308,15 @@ def test_the_broker_goes_and_comes_back_and_nothing_is_lost(rig: Rig) -> None:
     assert rig.manager.results(start) == []
     rig.broker.up = True
     assert rig.manager.result(start).outcome == "succeeded"
+
+
+def test_a_command_that_overtakes_the_welcome_is_held_and_not_lost(rig: Rig) -> None:
+    sent: list[str] = []
+    rig.manager.before_welcome = lambda: sent.append(rig.create("i-1"))
+    agent = rig.start()
+    eventually(lambda: sent)
+    assert rig.manager.result(sent[0]).outcome == "succeeded"
+    assert agent.session.current == 1
+    beats = len(rig.manager.heartbeats)
+    eventually(lambda: len(rig.manager.heartbeats) > beats)
+    assert rig.manager.heartbeats[-1].dropped_casts == 0
