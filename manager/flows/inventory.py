@@ -28,7 +28,8 @@ def take(tx: Tx, cfg: Settings, host: Host, inventory: Inventory, pair: Pair) ->
     """Apply one report of a host; True when our view of it now agrees with the agent's digest."""
     wanted = None if inventory.full else [g.hypervisor_uuid for g in inventory.guests]
     known = _known(tx, host.name, wanted)
-    for guest in inventory.guests:
+    # A guest that is named twice must not lose the others of its report.
+    for guest in {g.hypervisor_uuid: g for g in inventory.guests}.values():
         see(tx, cfg, host.name, guest, pair, known.get(guest.hypervisor_uuid))
     if not inventory.complete:
         return False

@@ -6,7 +6,7 @@ import logging
 
 from common import logs
 from common.conf import Settings
-from common.errors import BadMessage, WrongFleet
+from common.errors import BadMessage, Conflict, DatabaseUnavailable, WrongFleet
 from common.messages import Answers, Heartbeat, decode
 from manager.flows import reports
 from manager.store.engine import Store
@@ -32,6 +32,14 @@ class Intake:
         except (BadMessage, WrongFleet) as exc:
             self._store.run(reports.dead_letter, key, sender, exc.code, exc.message, body)
             raise BadMessage(f"{exc.code}: {exc.message}", exc.remedy) from exc
+        except (Conflict, DatabaseUnavailable):
+            raise  # it comes again
+        except Exception as exc:
+            # Whatever it is that we can not handle must not stand in the way of all other hosts.
+            LOG.exception("a report of %s can not be applied", key)
+            reason = f"{type(exc).__name__}: {exc}"
+            self._store.run(reports.dead_letter, key, sender, "INTERNAL_ERROR", reason, body)
+            raise BadMessage(f"INTERNAL_ERROR: {reason}", "report this with the log") from exc
 
     def _apply(self, key: str, body: bytes) -> None:
         kind, _, host = key.partition(".")

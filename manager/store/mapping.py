@@ -43,6 +43,16 @@ class UtcDateTime(sa.types.TypeDecorator[dt.datetime]):
         return when.replace(tzinfo=dt.UTC) if when.tzinfo is None else when.astimezone(dt.UTC)
 
 
+class PlainText(sa.types.TypeDecorator[str]):
+    """Any text; a NUL, which PostgreSQL can not keep, becomes the sign for what is unreadable."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\x00", "\ufffd")
+
+
 class Json(sa.types.TypeDecorator[Any]):
     """Any value of the struct's field type, as JSON text."""
 
@@ -82,7 +92,7 @@ class EnumText(sa.types.TypeDecorator[enum.Enum]):
 
 
 _PLAIN: dict[Any, Any] = {
-    str: sa.Text,
+    str: PlainText,
     int: sa.BigInteger,
     float: sa.Float,
     bool: sa.Boolean,
