@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -55,7 +57,9 @@ def load(prog: str, argv: Sequence[str] | None = None) -> Settings:
             f"no such configuration file: {', '.join(exc.config_files)}", "check --config-file"
         ) from exc
     except (cfg.Error, ValueError) as exc:
-        raise BadConfig(str(exc), _range_of(str(exc))) from exc
+        # oslo.config names the place of a value in the words of its own insides.
+        told = re.sub(r"LocationInfo\(location=<[^>]*>, detail='([^']*)'\)", r"\1", str(exc))
+        raise BadConfig(told, _range_of(told)) from exc
 
 
 def check(settings: Settings) -> Settings:
@@ -66,6 +70,10 @@ def check(settings: Settings) -> Settings:
 def _group(conf: cfg.ConfigOpts, group: Any) -> Any:
     section = conf if group.GROUP == "DEFAULT" else getattr(conf, group.GROUP)
     values = {name: getattr(section, name) for name in group.SETTINGS.__struct_fields__}
+    for name, value in values.items():
+        # No comparison with NaN is true, so oslo.config lets it through every range.
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"Value for option {name} from [{group.GROUP}] is not valid: nan")
     return group.SETTINGS(**values)
 
 
