@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -243,9 +244,13 @@ class Real:
 
         image = build(image_folder(), tell=self._tell)
         self._image = (image.kernel, image.initrd)
-        for host in self.hosts:
-            self.daemons[host] = self._part(f"libvirtd for {host}", Libvirtd)
-            self._uris[host] = self.daemons[host].qemu_uri
+        self._tell(f"starting a private libvirtd each for {', '.join(self.hosts)}")
+        self.daemons = {host: Libvirtd() for host in self.hosts}
+        self._parts += self.daemons.values()
+        # Side by side: each takes eight seconds, mostly of waiting.
+        with ThreadPoolExecutor(len(self.hosts)) as starting:
+            list(starting.map(Libvirtd.start, self.daemons.values()))
+        self._uris |= {host: daemon.qemu_uri for host, daemon in self.daemons.items()}
 
     def _write_config(self, name: str, host: str) -> Path:
         t = self._times
