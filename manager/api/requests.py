@@ -32,7 +32,8 @@ class Change(Request, frozen=True, kw_only=True):
 
     def wish(self, verb: str) -> Wish:
         """The request as it is stored; who repeats it and why does not make it another one."""
-        asked = msgspec.to_builtins(self)
+        # As it comes back from the store: a tuple would differ from its own stored list.
+        asked = msgspec.json.decode(msgspec.json.encode(self))
         for name in ("job", "operator", "reason"):
             asked.pop(name)
         return Wish(

@@ -91,6 +91,10 @@ def command_ended(
     if command.state is CommandState.NOT_RUN and superseded:
         event = JobEvent.CANCEL
     code, error = (None, None) if done else (command.error_code, command.error)
+    floor = result.floor if result is not None else None
+    if vm is not None and floor is not None and floor > vm.generation:
+        # The agent has heard of a newer command than we remember: the next one goes above it.
+        vm = tx.swap(vm, generation=floor)
     jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
     jobs.end(tx, job, event, code=code, error=error)
     if vm is None or superseded or not vm.live:

@@ -225,6 +225,9 @@ class Fleet:
     def stone(self, **where: Any) -> Tombstone:
         return self.one(Tombstone, **where)
 
+    def stones(self, **where: Any) -> list[Tombstone]:
+        return self.rows(Tombstone, **where)
+
     def events(self, kind: str) -> list[Event]:
         return self.rows(Event, kind=kind)
 

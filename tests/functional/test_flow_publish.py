@@ -1,0 +1,524 @@
+"""The outbox, receipts, results and voids: every accepted command ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common import messages as m
+from common.errors import IdReused, TaskUnderWay
+from common.states import CommandState as C
+from common.states import HostState, JobState, PowerState, TaskState, VmState
+from manager import ticks
+from manager.flows import publish
+from manager.store.commands import CommandRow, Void
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+from tests.functional.fleet import DOWN_S, INTERVAL_S, Cast, Fleet, ScriptedAgent
+
+RESEND_S = 5.0
+TIMEOUT_S = 120.0
+V = m.VoidOutcome
+
+
+def command(fleet: Fleet, answer: dict[str, Any]) -> CommandRow:
+    return fleet.one(CommandRow, job=answer["uuid"])
+
+
+def stopping(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast]:
+    """A VM whose stop has been published."""
+    fleet.deploy(h1)
+    h1.beat(full=True)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (cast,) = fleet.publish()
+    fleet.wire.take()
+    return job, cast
+
+
+# accepting
+
+
+def test_the_command_is_in_the_outbox_with_the_state_it_changes(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1", reason="night")
+    row = command(fleet, job)
+    assert (row.state, row.publishes, row.publish_at) == (C.ACCEPTED, 0, fleet.clock.now())
+    held = fleet.vm()
+    assert (held.task_state, held.job) == (TaskState.POWERING_OFF, job["uuid"])
+    assert held.generation == row.generation == vm.generation + 1
+    assert [(e.source, e.text) for e in row.trail] == [("ann", "night")]
+    assert fleet.wire.casts == []
+
+
+def test_a_wish_that_is_refused_leaves_nothing_behind(fleet: Fleet, h1: ScriptedAgent) -> None:
+    stopping(fleet, h1)
+    before = fleet.everything()
+    with pytest.raises(TaskUnderWay, match=str(fleet.vm().job)):
+        fleet.ask("vm_reboot", vm="web-1")
+    assert fleet.everything() == before
+
+
+def test_already_there_succeeds_without_a_command(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_start", vm="web-1")
+    assert job["state"] == "SUCCEEDED"
+    assert fleet.rows(CommandRow, job=job["uuid"]) == []
+    assert "already" in fleet.shown(job)["steps"][0]["name"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields"),
+    [
+        ("vm_create", {"name": "web-2", "vcpus": 1, "memory_mib": 64}),
+        ("vm_stop", {"vm": "web-1"}),
+        ("vm_reboot", {"vm": "web-1"}),
+        ("vm_delete", {"vm": "web-1"}),
+    ],
+)
+def test_a_repeated_request_is_the_same_job_and_another_one_is_refused(
+    fleet: Fleet, h1: ScriptedAgent, verb: str, fields: dict[str, Any]
+) -> None:
+    fleet.deploy(h1)
+    uuid_ = "11111111-0000-4000-8000-000000000001"
+    first = fleet.ask(verb, job=uuid_, **fields)
+    before = fleet.everything()
+    assert fleet.ask(verb, job=uuid_, **fields)["uuid"] == first["uuid"]
+    # Who repeats it, and why, does not make it another wish.
+    again = fleet.ask(verb, job=uuid_, operator="bob", reason="again", **fields)
+    assert again["uuid"] == first["uuid"]
+    assert fleet.everything() == before
+    with pytest.raises(IdReused, match=uuid_):
+        fleet.ask("vm_stop", job=uuid_, vm="another")
+    assert fleet.everything() == before
+
+
+# publishing
+
+
+def test_the_row_says_published_before_the_cast_is_made(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job = fleet.create(host="h1")
+    seen: list[CommandRow] = []
+    fleet.wire.before = lambda: seen.append(command(fleet, job))
+    (cast,) = fleet.publish()
+    assert (seen[0].state, seen[0].publishes) == (C.PUBLISHED, 1)
+    assert (cast.host, cast.method, cast.command.session) == ("h1", "start_vm", h1.session)
+    assert cast.command.fleet == "fleet-1"
+    assert cast.command.spec["create"] is True
+
+
+def test_it_is_cast_again_under_the_same_id_after_resend_after(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.create(host="h1")
+    (first,) = fleet.publish()
+    fleet.clock.move(RESEND_S - 0.1)
+    assert fleet.publish() == []
+    fleet.clock.move(0.1)
+    (again,) = fleet.publish()
+    assert again.command == first.command
+
+
+def test_it_is_not_cast_again_once_it_was_received(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = stopping(fleet, h1)
+    h1.receipt(cast.command.id, age_s=1.5)
+    fleet.clock.move(10 * RESEND_S)
+    assert fleet.publish() == []
+    row = command(fleet, job)
+    assert row.state is C.RECEIVED
+    assert row.received_at is not None
+    assert (fleet.clock.now() - row.received_at).total_seconds() == 10 * RESEND_S + 1.5
+
+
+def test_a_cast_that_the_broker_did_not_take_is_made_again(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.create(host="h1")
+    fleet.wire.up = False
+    assert fleet.publish() == []
+    fleet.wire.up = True
+    fleet.clock.move(RESEND_S)
+    assert len(fleet.publish()) == 1
+
+
+def test_nothing_is_cast_to_a_host_without_a_session_until_it_has_one(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, _ = stopping(fleet, h1)
+    ScriptedAgent(fleet, "h2").up()
+    fleet.ask("host_set_down", host="h1", reason="to end its session")
+    fleet.clock.move(RESEND_S)
+    assert fleet.publish() == []
+    h1.restart().hello()
+    (again,) = fleet.publish()
+    assert again.command.id == command(fleet, job).id
+    assert again.command.session == h1.session
+
+
+# receipts
+
+
+def test_receipts_lead_forward_whatever_their_order(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = stopping(fleet, h1)
+    h1.receipt(cast.command.id, m.Step.STARTED)
+    assert command(fleet, job).state is C.STARTED
+    h1.receipt(cast.command.id, m.Step.RECEIVED)
+    row = command(fleet, job)
+    assert row.state is C.STARTED
+    assert None not in (row.received_at, row.started_at)
+
+
+def test_a_receipt_from_another_host_or_for_nothing_counts_for_nothing(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    _, cast = stopping(fleet, h1)
+    before = fleet.everything()
+    h2.receipt(cast.command.id)
+    h2.receipt("no-such-command")
+    assert fleet.everything() == before
+
+
+# results
+
+
+def test_a_result_ends_command_step_job_and_task_and_is_confirmed(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = stopping(fleet, h1)
+    result = h1.carry_out(cast.command)
+    shown = fleet.shown(job)
+    assert shown["state"] == "SUCCEEDED"
+    assert [s["state"] for s in shown["steps"]] == ["SUCCEEDED"]
+    assert [r["state"] for r in shown["receipts"]] == ["SUCCEEDED"]
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state, held.job, held.power_state) == (
+        VmState.SHUTOFF,
+        TaskState.NONE,
+        None,
+        PowerState.SHUTOFF,
+    )
+    assert fleet.wire.take("confirm")[0].kwargs == {"ids": [result.id]}
+
+
+def test_a_repeated_result_changes_nothing_and_is_confirmed_again(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    _, cast = stopping(fleet, h1)
+    result = h1.carry_out(cast.command)
+    fleet.wire.take()
+    before = fleet.everything()
+    h1.say(results=(result,))
+    h1.beat(results=(result,), inventory=None)
+    assert fleet.everything() == before
+    assert [c.kwargs for c in fleet.wire.take("confirm")] == 2 * [{"ids": [result.id]}]
+
+
+def test_a_result_for_a_command_nobody_gave_is_kept_confirmed_and_harmless(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    _, cast = stopping(fleet, h1)
+    before = fleet.everything()
+    forged = h2.succeed(cast.command)
+    assert fleet.everything() == before
+    assert fleet.letters() == ["UNKNOWN_COMMAND"]
+    assert fleet.wire.take("confirm")[0].kwargs == {"ids": [forged.id]}
+
+
+def test_a_failed_verb_ends_its_job_and_leaves_the_vm_as_it_is_reported(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = stopping(fleet, h1)
+    h1.fail(cast.command, error_code="HYPERVISOR_ERROR", error="it said no")
+    shown = fleet.shown(job)
+    assert (shown["state"], shown["error_code"]) == ("FAILED", "HYPERVISOR_ERROR")
+    assert "it said no" in shown["error"]
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state) == (VmState.ACTIVE, TaskState.NONE)
+
+
+def test_a_failed_create_is_an_error_with_its_reason_and_can_be_deleted(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.create(host="h1")
+    (cast,) = fleet.publish()
+    h1.fail(cast.command, error="no space left")
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state) == (VmState.ERROR, TaskState.NONE)
+    assert "no space left" in held.error
+    job = fleet.delete()
+    (terminate,) = fleet.publish()
+    h1.carry_out(terminate.command)
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+
+
+def test_a_stale_command_names_the_floor_and_the_next_one_goes_above_it(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = stopping(fleet, h1)
+    h1.fail(cast.command, error_code="STALE_COMMAND", error="below", floor=40)
+    assert fleet.shown(job)["error_code"] == "STALE_COMMAND"
+    fleet.ask("vm_stop", vm="web-1")
+    (again,) = fleet.publish()
+    assert again.command.generation > 40
+
+
+# the watchdog
+
+
+def test_a_command_that_could_never_be_sent_expires(fleet: Fleet, h1: ScriptedAgent) -> None:
+    ScriptedAgent(fleet, "h2").up()
+    fleet.deploy(h1)
+    fleet.ask("host_set_down", host="h1", reason="to end its session")
+    job = fleet.ask("vm_stop", vm="web-1")
+    fleet.publish()
+    fleet.pass_(TIMEOUT_S)
+    shown = fleet.shown(job)
+    assert (shown["state"], shown["error_code"], shown["unconfirmed"]) == (
+        "EXPIRED",
+        "EXPIRED",
+        False,
+    )
+    assert "never sent" in shown["error"]
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state) == (VmState.ACTIVE, TaskState.NONE)
+    assert fleet.rows(Void) == []
+
+
+def past_deadline(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast]:
+    """A published stop whose deadline has passed while its host is UP and says nothing of it."""
+    job, cast = stopping(fleet, h1)
+    h1.receipt(cast.command.id)
+    fleet.pass_(TIMEOUT_S, h1)
+    assert fleet.shown(job)["state"] == "RUNNING"
+    fleet.wire.take("confirm")
+    return job, cast
+
+
+def cast_voids(fleet: Fleet) -> list[Cast]:
+    publish.publish_due(fleet.store, fleet.cfg, fleet.wire)  # type: ignore[arg-type]
+    return fleet.wire.take("void")
+
+
+def answer(h1: ScriptedAgent, cast: Cast, word: V) -> None:
+    h1.say(
+        voids=(
+            m.VoidAnswer(
+                id=f"v-{word}",
+                instance=cast.command.instance,
+                generation=cast.command.generation,
+                answer=word,
+            ),
+        )
+    )
+
+
+def test_at_its_deadline_the_agent_is_asked_and_nobody_else_decides(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    _, cast = past_deadline(fleet, h1)
+    (void,) = cast_voids(fleet)
+    assert (void.host, void.kwargs) == (
+        "h1",
+        {
+            "instance": cast.command.instance,
+            "generation": cast.command.generation,
+            "session": h1.session,
+        },
+    )
+
+
+def test_an_unanswered_void_is_cast_again_every_resend_after(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    past_deadline(fleet, h1)
+    assert len(cast_voids(fleet)) == 1
+    assert cast_voids(fleet) == []
+    for _ in range(3):
+        fleet.clock.move(RESEND_S)
+        assert len(cast_voids(fleet)) == 1
+
+
+def test_not_run_expires_the_job_and_the_state_is_what_the_hypervisor_says(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = past_deadline(fleet, h1)
+    h1.power(cast.command.instance, PowerState.SHUTOFF)
+    h1.beat()
+    answer(h1, cast, V.NOT_RUN)
+    shown = fleet.shown(job)
+    assert (shown["state"], shown["error_code"], shown["unconfirmed"]) == (
+        "EXPIRED",
+        "VOIDED",
+        False,
+    )
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state) == (VmState.SHUTOFF, TaskState.NONE)
+    assert fleet.rows(Void) == []
+    assert fleet.wire.take("confirm")[0].kwargs == {"ids": ["v-not_run"]}
+
+
+def test_running_waits_and_is_asked_again(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = past_deadline(fleet, h1)
+    assert cast_voids(fleet)
+    answer(h1, cast, V.RUNNING)
+    assert fleet.shown(job)["state"] == "RUNNING"
+    fleet.clock.move(RESEND_S)
+    assert cast_voids(fleet)
+    h1.carry_out(cast.command)
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+    assert fleet.rows(Void) == []
+
+
+def test_done_waits_for_the_result(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = past_deadline(fleet, h1)
+    answer(h1, cast, V.DONE)
+    assert fleet.rows(Void) == []
+    assert fleet.shown(job)["state"] == "RUNNING"
+    h1.carry_out(cast.command)
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+
+
+def test_running_for_ten_times_its_limit_is_given_up(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = past_deadline(fleet, h1)
+    for _ in range(10):
+        answer(h1, cast, V.RUNNING)
+        fleet.pass_(TIMEOUT_S, h1, step=TIMEOUT_S / 6)
+    shown = fleet.shown(job)
+    assert (shown["state"], shown["error_code"]) == ("FAILED", "OUTCOME_UNKNOWN")
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state) == (VmState.ERROR, TaskState.NONE)
+
+
+def test_a_late_result_after_giving_up_is_told_and_rewrites_nothing(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = past_deadline(fleet, h1)
+    for _ in range(10):
+        fleet.pass_(TIMEOUT_S, h1, step=TIMEOUT_S / 6)
+    late = h1.carry_out(cast.command)
+    assert fleet.shown(job)["state"] == "FAILED"
+    assert len(fleet.events("command.late_result")) == 1
+    assert fleet.wire.take("confirm")[-1].kwargs == {"ids": [late.id]}
+
+
+def unreachable(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast]:
+    """A published stop whose host has gone DOWN before its deadline."""
+    ScriptedAgent(fleet, "h2").up()
+    job, cast = stopping(fleet, h1)
+    fleet.pass_(TIMEOUT_S, ScriptedAgent(fleet, "h3").up())
+    assert h1.row.state is HostState.DOWN
+    return job, cast
+
+
+def test_host_not_up_the_job_ends_unconfirmed_and_the_void_is_owed_in_its_next_hello(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = unreachable(fleet, h1)
+    shown = fleet.shown(job)
+    assert (shown["state"], shown["unconfirmed"]) == ("EXPIRED", True)
+    assert (fleet.vm().vm_state, fleet.vm().task_state) == (VmState.ACTIVE, TaskState.NONE)
+    welcome = h1.restart().hello(unfinished=(cast.command.id,))
+    assert welcome.wanted == ()
+    assert welcome.voids == (m.FloorEntry(cast.command.instance, cast.command.generation),)
+    answer(h1, cast, V.NOT_RUN)
+    assert fleet.rows(Void) == []
+    assert h1.hello().voids == ()
+    assert fleet.publish() == []
+
+
+def test_an_owed_void_that_meets_a_done_command_is_told(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = unreachable(fleet, h1)
+    h1.restart().hello()
+    h1.carry_out(cast.command)
+    answer(h1, cast, V.DONE)
+    assert fleet.rows(Void) == []
+    assert fleet.shown(job)["state"] == "EXPIRED"
+    assert len(fleet.events("command.late_result")) == 1
+
+
+def test_an_unconfirmed_create_fails_outcome_unknown(fleet: Fleet, h1: ScriptedAgent) -> None:
+    ScriptedAgent(fleet, "h2").up()
+    job = fleet.create(host="h1")
+    (cast,) = fleet.publish()
+    fleet.pass_(TIMEOUT_S, ScriptedAgent(fleet, "h3").up())
+    shown = fleet.shown(job)
+    assert (shown["state"], shown["error_code"], shown["unconfirmed"]) == (
+        "FAILED",
+        "OUTCOME_UNKNOWN",
+        True,
+    )
+    held = fleet.vm()
+    assert (held.vm_state, held.task_state) == (VmState.ERROR, TaskState.NONE)
+    # It may have run after all: its host says so, and that is what is true.
+    h1.restart().hello()
+    spec = cast.command.spec["guest"]
+    h1.ours(held.uuid, name=spec["name"])
+    h1.beat(full=True)
+    assert fleet.vm().vm_state is VmState.ACTIVE
+
+
+def test_an_older_void_does_not_answer_for_a_newer_one(fleet: Fleet, h1: ScriptedAgent) -> None:
+    job, cast = past_deadline(fleet, h1)
+    h1.say(
+        voids=(
+            m.VoidAnswer(
+                id="v-old",
+                instance=cast.command.instance,
+                generation=cast.command.generation - 1,
+                answer=V.NOT_RUN,
+            ),
+        )
+    )
+    assert fleet.shown(job)["state"] == "RUNNING"
+    assert len(fleet.rows(Void)) == 1
+
+
+# what is shown meanwhile
+
+
+def test_a_job_says_what_it_waits_for(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    assert fleet.shown(job)["waiting_for"] == "stop_vm to be sent to h1"
+    (cast,) = fleet.publish()
+    assert fleet.shown(job)["waiting_for"] == "a receipt of stop_vm from h1"
+    h1.receipt(cast.command.id)
+    assert fleet.shown(job)["waiting_for"] == "h1, which has received stop_vm"
+    h1.receipt(cast.command.id, m.Step.STARTED)
+    assert fleet.shown(job)["waiting_for"] == "h1, which carries out stop_vm"
+    h1.carry_out(cast.command)
+    assert fleet.shown(job)["waiting_for"] == ""
+
+
+# retention
+
+
+def test_what_is_over_is_forgotten_and_tombstones_are_not(fleet: Fleet, h1: ScriptedAgent) -> None:
+    gone = fleet.deploy(h1, "gone")
+    fleet.deploy(h1, "kept")
+    fleet.delete("gone", force=True, reason="test")
+    done = fleet.ask("vm_stop", vm="kept")
+    (cast,) = [c for c in fleet.publish() if c.method == "stop_vm"]
+    h1.carry_out(cast.command)
+    open_job = fleet.ask("vm_start", vm="kept")
+    fleet.clock.move(86400 + 1)
+    ticks.tidy(fleet.store, fleet.cfg)
+    assert [vm.name for vm in fleet.rows(Instance)] == ["kept"]
+    uuids = {j.uuid for j in fleet.rows(Job)}
+    assert done["uuid"] not in uuids
+    assert open_job["uuid"] in uuids
+    assert fleet.job(open_job).state is JobState.RUNNING
+    assert [s.instance for s in fleet.stones()] == [gone.uuid]
+    # And the tombstone still does its work.
+    h1.hello()
+    assert "terminate_instance" in {c.method for c in fleet.publish()}
+
+
+def test_the_deadline_is_counted_on_the_clock_of_the_database(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, _ = stopping(fleet, h1)
+    row = command(fleet, job)
+    assert row.deadline_at is not None
+    assert (row.deadline_at - fleet.clock.now()).total_seconds() == TIMEOUT_S
+    assert INTERVAL_S < DOWN_S < TIMEOUT_S
