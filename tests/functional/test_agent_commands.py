@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.drivers.simulated.driver import SimulatedDriver
 from tests.functional.agent_rig import FLEET, Rig, eventually
 
 
@@ -271,3 +272,19 @@ def test_an_id_of_its_own_kind_can_be_any_text(rig: Rig) -> None:
     command = f"job/{uuid.uuid4()}"
     rig.create("i-1", id=command)
     assert rig.manager.result(command).outcome == "succeeded"
+
+
+def test_a_mistake_of_a_driver_ends_the_command_and_not_the_agent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.up()
+    rig.running("i-1")
+
+    def stumble(*_args: object, **_more: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(SimulatedDriver, "stop", stumble)
+    result = rig.manager.result(rig.manager.send("stop_vm", "i-1", 2))
+    assert (result.outcome, result.error_code) == ("failed", "INTERNAL_ERROR")
+    assert result.error == "ZeroDivisionError: oops"
+    assert rig.manager.result(rig.manager.send("reboot_vm", "i-1", 3)).outcome == "succeeded"
