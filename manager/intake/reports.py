@@ -31,7 +31,8 @@ class Intake:
             self._apply(key, body)
         except (BadMessage, WrongFleet) as exc:
             self._store.run(reports.dead_letter, key, sender, exc.code, exc.message, body)
-            raise BadMessage(f"{exc.code}: {exc.message}", exc.remedy) from exc
+            why = exc.message if isinstance(exc, BadMessage) else f"{exc.code}: {exc.message}"
+            raise BadMessage(why, exc.remedy) from exc
         except (Conflict, DatabaseUnavailable):
             raise  # it comes again
         except Exception as exc:
