@@ -16,7 +16,11 @@ ALL = (MANAGER, AGENT, MUSTER)
 # What is written, who must refuse it, and what the line must say.
 WRONG = [
     ("[DEFAULT]\nreport_interval = 0\n", ALL, ["[DEFAULT] report_interval", "0.1", "3600"]),
-    ("[DEFAULT]\nreport_interval = soon\n", (MUSTER,), ["[DEFAULT] report_interval", "0.1", "3600"]),
+    (
+        "[DEFAULT]\nreport_interval = soon\n",
+        (MUSTER,),
+        ["[DEFAULT] report_interval", "0.1", "3600"],
+    ),
     ("[DEFAULT]\nreport_interval = nan\n", ALL, ["[DEFAULT] report_interval", "0.1", "3600"]),
     ("[DEFAULT]\nexecutor = fibers\n", (AGENT,), ["[DEFAULT] executor", "threading", "eventlet"]),
     ("[DEFAULT]\nlog_level = LOUD\n", (MANAGER,), ["[DEFAULT] log_level", "DEBUG", "ERROR"]),
