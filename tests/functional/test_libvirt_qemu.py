@@ -137,7 +137,10 @@ def test_a_guest_killed_by_another_hand_is_told_of_within_a_second(
         rig.driver.start(guest)
         rig.changes.clear()
         if end == "kill -9":
-            os.kill(libvirt_qemu.qemu_pids()["web-1"], signal.SIGKILL)
+            pid = libvirt_qemu.qemu_pids()["web-1"]
+            os.kill(pid, signal.SIGKILL)
+            # libvirt waits until the machine's init has buried it; some inits take seconds.
+            wait_until(lambda p=pid: not os.path.exists(f"/proc/{p}"), 10.0, "QEMU is gone")
         else:
             libvirt_qemu.virsh("destroy", "web-1")
         wait_until(lambda: guest.hypervisor_uuid in rig.changes, 1.0, f"told of {end}")
