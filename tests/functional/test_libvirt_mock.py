@@ -8,12 +8,14 @@ import textwrap
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("libvirt")
 
 from agent.drivers.base import Driver, OwnedGuest
+from agent.drivers.libvirt import hypervisor, xml
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -196,7 +198,52 @@ def test_a_change_by_another_hand_is_told_within_a_second(rig: Rig) -> None:
     wait_until(lambda: guest.hypervisor_uuid in rig.changes, 1.0, "told of the change")
 
 
+# listing
+
+
+def test_one_guest_that_can_not_be_read_makes_the_listing_partial(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine, odd, going = (rig.create(name) for name in ("fine", "odd", "going"))
+    read = hypervisor._read
+
+    def reading(domain: Any) -> GuestReport:
+        if domain.UUIDString() == odd.hypervisor_uuid:
+            domain.setMetadata(99, "", "", "", 0)  # an error of libvirt's own
+        if domain.UUIDString() == going.hypervisor_uuid:
+            with rig.hand() as conn:
+                conn.lookupByUUIDString(going.hypervisor_uuid).undefine()
+        return read(domain)
+
+    monkeypatch.setattr(hypervisor, "_read", reading)
+    listing = rig.driver.list_guests()
+    assert [g.hypervisor_uuid for g in listing.guests] == [fine.hypervisor_uuid]
+    assert set(listing.errors) == {odd.hypervisor_uuid}, "the one that went is no error"
+    assert not listing.complete
+    with pytest.raises(HypervisorError):
+        rig.driver.look(odd.hypervisor_uuid)
+
+
 # creating
+
+
+def test_a_name_that_is_taken_between_the_question_and_the_definition_is_left(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs: list[str] = []
+    define = xml.define
+
+    def meanwhile(*args: Any, **kwargs: Any) -> str:
+        if not theirs:
+            theirs.append(rig.stranger("web-1"))
+        return define(*args, **kwargs)
+
+    monkeypatch.setattr(xml, "define", meanwhile)
+    ours = rig.create("web-1")
+    assert ours.seen.name == f"web-1-{ours.mark.instance[:8]}"
+    seen = rig.driver.look(theirs[0])
+    assert seen is not None
+    assert (seen.name, seen.mark) == ("web-1", None)
 
 
 def test_a_create_that_fails_leaves_nothing_behind(rig: Rig, tmp_path: Path) -> None:
