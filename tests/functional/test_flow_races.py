@@ -1,0 +1,208 @@
+"""Any number of managers on one database: each piece of work is done by exactly one."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from common.errors import MusterError
+from common.states import CommandState, TombstoneState
+from manager.flows import delete, publish, reap, watchdog
+from manager.store.commands import CommandRow
+from manager.store.instances import Instance, Mac
+from manager.store.jobs import Job
+from tests.functional.fleet import Clock, Fleet, ScriptedAgent
+
+MANAGERS = 4
+ROUNDS = 3
+
+
+@pytest.fixture
+def managers(fleet: Fleet) -> list[Fleet]:
+    """Several managers on one database; each of their threads has a connection of its own."""
+    cluster = [Fleet(fleet.store, fleet.clock) for _ in range(MANAGERS)]
+    for manager in cluster:
+        manager.wire = fleet.wire
+    return cluster
+
+
+def at_once(work: list[Callable[[], Any]]) -> list[Any]:
+    """What each returned or raised, all of them begun at the same moment."""
+    start = threading.Barrier(len(work))
+    results: list[Any] = [None] * len(work)
+
+    def run(n: int) -> None:
+        start.wait(10.0)
+        try:
+            results[n] = work[n]()
+        except MusterError as exc:
+            results[n] = exc
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30.0)
+        assert not thread.is_alive()
+    return results
+
+
+def test_a_due_command_is_cast_by_one_manager(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    for n in range(30):
+        fleet.create(f"web-{n}", memory_mib=16)
+
+    claims = [partial(publish.publish_due, m.store, m.cfg, fleet.wire) for m in managers]
+    assert sum(at_once(claims)) == 30
+    cast = collections.Counter(c.command.id for c in fleet.wire.take("start_vm"))
+    assert len(cast) == 30
+    assert set(cast.values()) == {1}
+    assert {c.publishes for c in fleet.rows(CommandRow)} == {1}
+
+
+def test_the_last_memory_of_a_host_is_given_once(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    for round_ in range(ROUNDS):
+        h1.beat(full=True, capacity_mib=1024 * (round_ + 1))
+        results = at_once(
+            [
+                partial(m.create, f"web-{round_}-{n}", memory_mib=1024)
+                for n, m in enumerate(managers)
+            ]
+        )
+        accepted = [r for r in results if isinstance(r, dict)]
+        refused = [r.code for r in results if isinstance(r, MusterError)]
+        assert len(accepted) == 1
+        assert refused == ["NO_VALID_HOST"] * (MANAGERS - 1)
+    assert len(fleet.rows(Instance)) == len(fleet.rows(Mac)) == ROUNDS
+
+
+def test_the_same_request_at_several_managers_is_one_job(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    uuid_ = "11111111-0000-4000-8000-000000000001"
+    results = at_once([partial(m.create, job=uuid_) for m in managers])
+    assert [r["uuid"] for r in results] == [uuid_] * MANAGERS
+    assert len(fleet.rows(Instance)) == len(fleet.rows(CommandRow)) == 1
+
+
+def test_one_address_is_never_given_twice(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    draws = iter([7] * MANAGERS + list(range(100, 200)))
+    lock = threading.Lock()
+
+    def draw(_limit: int) -> int:
+        with lock:
+            return next(draws)
+
+    fleet.clock.random_below = draw  # type: ignore[method-assign]
+    at_once([partial(m.create, f"web-{n}") for n, m in enumerate(managers)])
+    macs = [vm.mac for vm in fleet.rows(Instance)]
+    assert len(set(macs)) == MANAGERS
+
+
+def test_deletes_at_several_managers_are_one_job_and_one_terminate(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    results = at_once([m.delete for m in managers])
+    assert len({r["uuid"] for r in results}) == 1
+    assert len(h1.terminates()) == 1
+    assert len(fleet.rows(Job, kind="delete", same_as=None)) == 1
+
+
+def test_start_and_delete_at_once_leave_one_in_charge(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    for n in range(ROUNDS):
+        fleet.deploy(h1, f"web-{n}")
+        one, two = managers[:2]
+        stop, gone = at_once(
+            [partial(one.ask, "vm_stop", vm=f"web-{n}"), partial(two.delete, f"web-{n}")]
+        )
+        assert fleet.vm(f"web-{n}").job == gone["uuid"]
+        if isinstance(stop, MusterError):
+            assert stop.code == "TASK_UNDER_WAY"
+        else:
+            assert fleet.shown(stop)["state"] == "CANCELLED"
+
+
+def test_a_failed_terminate_is_issued_again_by_one_manager(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    fleet.delete()
+    (cast,) = fleet.publish()
+    h1.fail(cast.command)
+    fleet.clock.move(30)
+    at_once([partial(m.run, delete.pursue_due) for m in managers])
+    assert len(h1.terminates()) == 2
+
+
+def test_a_tombstone_is_retried_by_one_manager(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    fleet.delete(force=True, reason="test")
+    h1.hello()
+    (cast,) = fleet.publish()
+    h1.fail(cast.command)
+    fleet.clock.move(30)
+    beat = h1.heartbeat(full=True)
+    at_once(
+        [
+            *(partial(m.run, reap.retry_due) for m in managers[:2]),
+            partial(h1.send, beat),
+            h1.lost_hello,
+        ]
+    )
+    under_way = [c for c in h1.terminates() if c.state is not CommandState.FAILED]
+    assert len(under_way) == 1
+    assert fleet.stone().generation == under_way[0].generation
+    assert fleet.stone().state is TombstoneState.OPEN
+
+
+def test_a_deadline_and_the_result_at_once_end_the_job_once(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (cast,) = fleet.publish()
+    fleet.clock.move(120)
+    h1.beat()
+    fleet.tick()
+    fleet.clock.move(120)
+    answers = h1.result(cast.command)
+    at_once(
+        [
+            *(partial(m.run, watchdog.deadlines) for m in managers[:2]),
+            partial(h1.say, results=(answers,)),
+            partial(h1.beat, results=(answers,), inventory=None),
+        ]
+    )
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+    assert len(fleet.events("job.succeeded")) == 2  # the create's and this one's
+
+
+def test_heartbeats_that_are_consumed_side_by_side_leave_the_newest(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent, clock: Clock
+) -> None:
+    vms = [fleet.deploy(h1, f"web-{n}") for n in range(3)]
+    for _ in range(ROUNDS):
+        beats = []
+        for n in range(MANAGERS):
+            for vm in vms:
+                h1.change(vm.uuid, vcpus=n + 1, domain_id=clock.random_below(10**6))
+            beats.append(h1.heartbeat(full=True))
+        at_once([partial(h1.send, b) for b in beats])
+        seen = {s.hypervisor_uuid: s for s in h1.sightings()}
+        assert {s.vcpus for s in seen.values()} == {MANAGERS}
+        assert {vm.power_seq for vm in fleet.rows(Instance)} == {beats[-1].seq}
