@@ -6,6 +6,7 @@ and connects when it can.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def connect(settings: Settings, runtime: Runtime, role: str) -> Bus:
             "[DEFAULT] transport_url is not one of RabbitMQ's",
             "write it as rabbit://USER:PASSWORD@HOST:PORT/VHOST",
         )
+    # It tells each process which backend it has loaded, and not whether that is used.
+    logging.getLogger("oslo_service").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # oslo.service, which oslo.messaging's server base class comes from, imports eventlet
         # whether it is used or not, and eventlet and oslo.* announce that they are on the way out.

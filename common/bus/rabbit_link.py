@@ -34,6 +34,7 @@ RECONNECT_MAX_S = 5
 PATIENCE_S = 5.0
 # A try that failed sooner than this met a dead connection, and is made once more on a fresh one.
 QUICK_S = 1.0
+SETTLE_S = 10.0
 
 # py-amqp raises AttributeError here and there when its socket is lost under it.
 BROKER_ERRORS = (
@@ -46,12 +47,18 @@ BROKER_ERRORS = (
 
 
 class Outage:
-    """Says once that the broker is away, and once that it is back."""
+    """Says once that the broker is away, and once that it is back.
+
+    A broker that starts takes some connections before it serves them all: what is lost again
+    within SETTLE_S of coming back is told only if it lasts.
+    """
 
     def __init__(self, runtime: Runtime, where: str) -> None:
         self._runtime = runtime
         self._lock = runtime.lock()
         self._since: float | None = None
+        self._told = False
+        self._settled_at = float("-inf")
         self._reason = ""
         self.where = where
 
@@ -63,9 +70,12 @@ class Outage:
     def lost(self, error: BaseException | str) -> None:
         with self._lock:
             self._reason = describe(error)
-            if self._since is not None:
+            now = self._runtime.monotonic()
+            if self._since is None:
+                self._since = now
+            if self._told or now < self._settled_at:
                 return
-            self._since = self._runtime.monotonic()
+            self._told = True
         LOG.warning(
             "the broker at %s is away: %s; trying again until it is back", self.where, self._reason
         )
@@ -74,9 +84,13 @@ class Outage:
         with self._lock:
             if self._since is None:
                 return
-            lasted = self._runtime.monotonic() - self._since
-            self._since, self._reason = None, ""
-        LOG.warning("the broker at %s is back after %.1f s", self.where, lasted)
+            now = self._runtime.monotonic()
+            lasted, told = now - self._since, self._told
+            self._since, self._told, self._reason = None, False, ""
+            if told:
+                self._settled_at = now + SETTLE_S
+        if told:
+            LOG.warning("the broker at %s is back after %.1f s", self.where, lasted)
 
     def error(self, cause: BaseException | str) -> BrokerUnavailable:
         """The one error that callers see."""

@@ -196,9 +196,11 @@ class Part:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: the process is there and says nothing."""
+        """SIGSTOP: the process is there and says nothing; returns when every thread stands."""
         if self.process is not None:
             self.process.signal(signal.SIGSTOP)
+            pid = self.process.pid
+            wait_for(lambda: stands_still(pid), 10.0, lambda: self._failure("does not freeze"))
 
     def thaw(self) -> None:
         """SIGCONT."""
@@ -282,3 +284,12 @@ def children_of(pid: int) -> set[int]:
     for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
         found.update(int(child) for child in task.read_text().split())
     return found
+
+
+def stands_still(pid: int) -> bool:
+    """True when every thread of a process is stopped."""
+    states = [
+        stat.read_text().rpartition(")")[2].split()[0]
+        for stat in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return all(state in "Tt" for state in states)

@@ -26,7 +26,7 @@ from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 from tests.bench import load, peer
 
-ROUNDS = 7
+ROUNDS = 5
 CASTS, HEARTBEATS, INTAKE = 1000, 3000, 300
 
 

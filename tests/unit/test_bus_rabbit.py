@@ -12,6 +12,7 @@ from common.conf import Settings
 from common.conf.default import Default
 from common.errors import BadConfig
 from common.runtime import Runtime
+from tests.functional.busfleet import MovableRuntime
 
 
 def connect(url: str) -> Any:
@@ -61,7 +62,11 @@ def test_only_results_are_kept_without_a_bound_and_only_private_queues_go_away()
 def test_an_outage_is_told_once_and_its_end_once(caplog: pytest.LogCaptureFixture) -> None:
     from common.bus.rabbit_link import Outage
 
-    outage = Outage(Runtime("test"), "127.0.0.1:5672")
+    def told() -> list[str]:
+        return ["away" if "is away" in r.getMessage() else "back" for r in caplog.records]
+
+    runtime = MovableRuntime("test")
+    outage = Outage(runtime, "127.0.0.1:5672")
     with caplog.at_level(logging.INFO):
         outage.back()
         for _ in range(5):
@@ -69,5 +74,11 @@ def test_an_outage_is_told_once_and_its_end_once(caplog: pytest.LogCaptureFixtur
         assert outage.reason
         outage.back()
         outage.back()
-    assert ["is away" in r.getMessage() for r in caplog.records] == [True, False]
-    assert outage.reason == ""
+        assert told() == ["away", "back"]
+        outage.lost("flickers while it starts")
+        outage.back()
+        assert told() == ["away", "back"]
+        outage.lost("and stays away")
+        runtime.ahead += 60
+        outage.lost("and stays away")
+        assert told() == ["away", "back", "away"]
