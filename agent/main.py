@@ -13,7 +13,8 @@ from common.logs import setup
 from common.runtime import make, prepare
 
 PROG = "muster-agent"
-STOP_S = 8.0
+STOP_S = 7.0
+CLOSE_S = 1.5
 POLL_S = 0.25
 
 
@@ -64,7 +65,8 @@ def _run(args: list[str]) -> int:
             _reload(args)
         runtime.sleep(POLL_S)
     agent.stop(STOP_S)
-    bus.close()
+    # A broker that does not answer would hold up the end.
+    runtime.spawn("close", bus.close).join(CLOSE_S)
     return 0
 
 

@@ -137,8 +137,7 @@ class Agent:
             self._handle.stop()
         if not self._commands.drain(timeout_s / 2):
             LOG.warning("commands are left in the middle; the next agent finds out about them")
-        with contextlib.suppress(MusterError):
-            self._answers.flush()
+        self._runtime.spawn("flush", self._flush).join(timeout_s / 4)
         with contextlib.suppress(MusterError):
             self._runtime.limited(min(CLOSE_S, timeout_s / 4), "close", self._driver.close)
         self._runtime.stopping.set()
@@ -147,6 +146,10 @@ class Agent:
         if late:
             LOG.warning("still running at the end: %s", ", ".join(late))
         self._journal.close()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(MusterError):
+            self._answers.flush()
 
     def kill(self) -> None:
         """End as by kill -9: nothing is finished, told or tidied."""
