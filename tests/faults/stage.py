@@ -25,6 +25,7 @@ from devstack.fleet import Answer, Real, Scratch, Times, all_up
 from tests.wait import wait_until
 
 OPEN = ("PENDING", "RUNNING")
+GATE = 4711
 
 
 class Stage:
@@ -144,6 +145,10 @@ class Stage:
         found = self.rows("SELECT text FROM events WHERE kind = :kind ORDER BY at", kind=kind)
         return [row[0] for row in found]
 
+    def became_down(self) -> list[str]:
+        """Every time that a host was called DOWN."""
+        return [text for text in self.became("host.state") if "-> DOWN" in text]
+
     def console(self, host: str) -> Console:
         return self.fleet.console(host)
 
@@ -221,3 +226,27 @@ def never(what: Callable[[], Any], for_s: float, of: str) -> None:
         found = what()
         assert not found, f"{of}: {found}"
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def publishing_stalled(stage: Stage) -> Iterator[sa.engine.Connection]:
+    """The transaction that publishes waits at a gate in the database, which we hold closed."""
+    stage.rows(
+        "CREATE OR REPLACE FUNCTION muster_gate() RETURNS trigger AS $$ BEGIN"
+        f" PERFORM pg_advisory_xact_lock({GATE}); RETURN NEW; END $$ LANGUAGE plpgsql"
+    )
+    stage.rows("DROP TRIGGER IF EXISTS gate ON commands")
+    stage.rows(
+        "CREATE TRIGGER gate BEFORE UPDATE ON commands FOR EACH ROW"
+        " WHEN (NEW.state = 'PUBLISHED') EXECUTE FUNCTION muster_gate()"
+    )
+    with stage.connect() as gate:
+        gate.execute(sa.text(f"SELECT pg_advisory_lock({GATE})"))
+        try:
+            yield gate
+        finally:
+            gate.execute(sa.text("SELECT pg_advisory_unlock_all()"))
+
+
+def waits_at_the_gate(stage: Stage) -> bool:
+    return bool(stage.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
-import sqlalchemy as sa
 
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
-from tests.faults.stage import Stage, staged
+from tests.faults.stage import publishing_stalled, staged, waits_at_the_gate
 from tests.wait import wait_until
 
 pytestmark = pytest.mark.real
-GATE = 4711
-
-
-@contextlib.contextmanager
-def publishing_stalled(stage: Stage) -> Iterator[sa.engine.Connection]:
-    """The transaction that publishes waits at a gate in the database, which we hold closed."""
-    stage.rows(
-        "CREATE OR REPLACE FUNCTION muster_gate() RETURNS trigger AS $$ BEGIN"
-        f" PERFORM pg_advisory_xact_lock({GATE}); RETURN NEW; END $$ LANGUAGE plpgsql"
-    )
-    stage.rows("DROP TRIGGER IF EXISTS gate ON commands")
-    stage.rows(
-        "CREATE TRIGGER gate BEFORE UPDATE ON commands FOR EACH ROW"
-        " WHEN (NEW.state = 'PUBLISHED') EXECUTE FUNCTION muster_gate()"
-    )
-    with stage.connect() as gate:
-        gate.execute(sa.text(f"SELECT pg_advisory_lock({GATE})"))
-        try:
-            yield gate
-        finally:
-            gate.execute(sa.text("SELECT pg_advisory_unlock_all()"))
-
-
-def waits_at_the_gate(stage: Stage) -> bool:
-    return bool(stage.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
 
 
 def test_a_command_that_was_accepted_and_not_published_runs_once_a_manager_is_back(
