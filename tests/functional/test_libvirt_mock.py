@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("libvirt")
 
 from agent.drivers.base import Driver, OwnedGuest
-from agent.drivers.libvirt import hypervisor, xml
+from agent.drivers.libvirt import domains, xml
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -205,7 +205,7 @@ def test_one_guest_that_can_not_be_read_makes_the_listing_partial(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine, odd, going = (rig.create(name) for name in ("fine", "odd", "going"))
-    read = hypervisor._read
+    read = domains.read
 
     def reading(domain: Any) -> GuestReport:
         if domain.UUIDString() == odd.hypervisor_uuid:
@@ -215,7 +215,7 @@ def test_one_guest_that_can_not_be_read_makes_the_listing_partial(
                 conn.lookupByUUIDString(going.hypervisor_uuid).undefine()
         return read(domain)
 
-    monkeypatch.setattr(hypervisor, "_read", reading)
+    monkeypatch.setattr(domains, "read", reading)
     listing = rig.driver.list_guests()
     assert [g.hypervisor_uuid for g in listing.guests] == [fine.hypervisor_uuid]
     assert set(listing.errors) == {odd.hypervisor_uuid}, "the one that went is no error"

@@ -16,7 +16,7 @@ import libvirt
 import msgspec
 
 from agent.drivers.base import Listing, OwnedGuest
-from agent.drivers.libvirt import probe, xml
+from agent.drivers.libvirt import domains, probe, xml
 from agent.drivers.libvirt.connection import Connection
 from agent.drivers.libvirt.disks import Disks
 from common.conf.libvirt import Libvirt
@@ -26,25 +26,16 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
     NotOurs,
-    StaleCommand,
 )
 from common.messages import Capacity, GuestReport, GuestSpec, NicSpec
-from common.ownership import Mark, why_not_ours
+from common.ownership import Mark
 from common.runtime import Runtime
-from common.states import PowerState
 
 LOG = logging.getLogger(__name__)
 
 POLL_S = 0.2
 # A guest that is still booting loses the first press of its power button.
 PRESS_AGAIN_S = 5.0
-# Everything that belongs to a domain goes with it; the mock driver knows the first two.
-_UNDEFINE = (
-    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-)
-_UNDEFINE_ALL = (
-    _UNDEFINE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-)
 
 
 class Hypervisor:
@@ -76,12 +67,12 @@ class Hypervisor:
 
     def list_guests(self) -> Listing:
         try:
-            domains = self._connection.call("list domains", lambda conn: conn.listAllDomains())
+            found = self._connection.call("list domains", lambda conn: conn.listAllDomains())
         except HypervisorError as exc:
             raise HypervisorUnavailable(exc.message, exc.remedy) from exc
         guests: list[GuestReport] = []
         errors: dict[str, str] = {}
-        for domain in domains:
+        for domain in found:
             uuid = domain.UUIDString()
             try:
                 guests.append(self._connection.call(f"look at {uuid}", partial(_read_of, domain)))
@@ -97,7 +88,7 @@ class Hypervisor:
         try:
             return self._connection.call(
                 f"look at {hypervisor_uuid}",
-                lambda conn: _read(conn.lookupByUUIDString(hypervisor_uuid)),
+                lambda conn: domains.read(conn.lookupByUUIDString(hypervisor_uuid)),
             )
         except GuestMissing:
             return None
@@ -170,16 +161,17 @@ class Hypervisor:
         mark = msgspec.structs.replace(guest.mark, generation=generation)
 
         def write(conn: Any) -> GuestReport:
-            domain = _ours(conn, guest)
-            _write_mark(domain, mark)
-            return _read(domain)
+            domain = domains.ours(conn, guest)
+            domains.write_mark(domain, mark)
+            return domains.read(domain)
 
         seen = self._connection.call(f"mark {guest.seen.name}", write)
         return msgspec.structs.replace(guest, mark=mark, seen=seen)
 
     def start(self, guest: OwnedGuest) -> None:
         self._connection.call(
-            f"start {guest.seen.name}", lambda conn: _run(_ours(conn, guest), guest.mark)
+            f"start {guest.seen.name}",
+            lambda conn: domains.run(domains.ours(conn, guest), guest.mark),
         )
 
     def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
@@ -188,26 +180,28 @@ class Hypervisor:
                 self._ask_to_shut_down(guest, timeout_s)
             except HypervisorError as exc:
                 LOG.warning("%s; pulling the plug", exc)
-        self._connection.call(f"stop {guest.seen.name}", lambda conn: _pull(_ours(conn, guest)))
+        self._connection.call(
+            f"stop {guest.seen.name}", lambda conn: domains.pull(domains.ours(conn, guest))
+        )
 
     def reboot(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
         if not force and self._reboot_softly(guest, timeout_s):
             return
 
         def cycle(conn: Any) -> None:
-            domain = _ours(conn, guest)
-            _pull(domain)
-            _run(domain, guest.mark)
+            domain = domains.ours(conn, guest)
+            domains.pull(domain)
+            domains.run(domain, guest.mark)
 
         self._connection.call(f"reboot {guest.seen.name}", cycle)
 
     def destroy(self, guest: OwnedGuest) -> None:
         def once(conn: Any) -> None:
-            domain = _ours(conn, guest)
-            _pull(domain)
+            domain = domains.ours(conn, guest)
+            domains.pull(domain)
             # The domain goes last: as long as it is there, somebody knows what is left to do.
             self._disks.remove(guest.mark.instance, guest.hypervisor_uuid)
-            _undefine(domain)
+            domains.undefine(domain)
 
         try:
             # Undefining a guest that was started by another hand meanwhile makes it transient;
@@ -273,7 +267,7 @@ class Hypervisor:
             self._disks.remove(mark.instance, mark.bearer)
             self._connection.call(
                 f"undefine {mark.bearer}",
-                lambda conn: _undefine(_marked(conn, mark.bearer, mark)),
+                lambda conn: domains.undefine(domains.marked(conn, mark.bearer, mark)),
             )
         except GuestMissing:
             return
@@ -282,7 +276,7 @@ class Hypervisor:
 
     def _ask_to_shut_down(self, guest: OwnedGuest, timeout_s: float) -> None:
         def press(conn: Any) -> bool:
-            domain = _ours(conn, guest)
+            domain = domains.ours(conn, guest)
             if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
                 return False  # off already, or paused and deaf
             domain.shutdown()
@@ -302,7 +296,7 @@ class Hypervisor:
         before = self._connection.resets(uuid)
 
         def ask(conn: Any) -> bool:
-            domain = _ours(conn, guest)
+            domain = domains.ours(conn, guest)
             if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
                 return False
             domain.reboot()
@@ -346,104 +340,8 @@ class Hypervisor:
 
 
 def _read_of(domain: Any, _conn: Any) -> GuestReport:
-    return _read(domain)
+    return domains.read(domain)
 
 
 def _info_of(domain: Any, _conn: Any) -> list[int]:
     return [int(number) for number in domain.info()]
-
-
-def _read(domain: Any) -> GuestReport:
-    """A domain as libvirtd knows it, without a word to the guest's monitor."""
-    definition = domain.XMLDesc()
-    number = domain.state()[0]
-    if number == libvirt.VIR_DOMAIN_SHUTOFF and domain.hasManagedSaveImage():
-        return xml.report(definition, PowerState.SUSPENDED)
-    known = number <= PowerState.SUSPENDED
-    return xml.report(definition, PowerState(number) if known else PowerState.NOSTATE)
-
-
-def _ours(conn: Any, guest: OwnedGuest) -> Any:
-    """The domain, looked up and read this moment; NotOurs, or StaleCommand, when not for us."""
-    return _marked(conn, guest.hypervisor_uuid, guest.mark)
-
-
-def _marked(conn: Any, uuid: str, mark: Mark) -> Any:
-    domain = conn.lookupByUUIDString(uuid)
-    seen = _read(domain)
-    why = why_not_ours(seen.mark, fleet=mark.fleet, hypervisor_uuid=seen.hypervisor_uuid)
-    if not why and seen.mark is not None and seen.mark.instance != mark.instance:
-        why = f"it is instance {seen.mark.instance} now"
-    if why or seen.mark is None:
-        raise NotOurs(f"guest {seen.name} ({uuid}) is not touched: {why}", "adopt it first")
-    if seen.mark.generation > mark.generation:
-        # A call that was given up for lost, and goes on when a later command has had its effect.
-        raise StaleCommand(
-            f"guest {seen.name} is at generation {seen.mark.generation}, this is {mark.generation}",
-            "a later command has taken over",
-            floor=seen.mark.generation,
-        )
-    return domain
-
-
-def _write_mark(domain: Any, mark: Mark) -> None:
-    for last in (False, True):
-        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
-        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0
-        try:
-            domain.setMetadata(
-                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-                xml.mark_element(mark),
-                xml.MARK_PREFIX,
-                xml.MARK_URI,
-                flags,
-            )
-            return
-        except libvirt.libvirtError as exc:
-            # It was started or stopped between the question and the call.
-            if last or exc.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
-                raise
-
-
-def _run(domain: Any, mark: Mark) -> None:
-    state = domain.state()[0]
-    if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
-        return
-    if state == libvirt.VIR_DOMAIN_PAUSED:
-        domain.resume()
-        return
-    if state == libvirt.VIR_DOMAIN_PMSUSPENDED:
-        domain.pMWakeup()
-        return
-    if domain.isActive():
-        domain.destroy()  # crashed and kept, or switched off and not yet put away
-    saved = domain.hasManagedSaveImage()
-    try:
-        domain.create()
-    except libvirt.libvirtError:
-        if not domain.isActive():
-            raise
-    if saved:
-        # The saved memory came with the metadata of the day it was saved.
-        _write_mark(domain, mark)
-
-
-def _pull(domain: Any) -> None:
-    """Off, now; memory that was saved is given up like memory that was not."""
-    try:
-        if domain.isActive():
-            domain.destroy()
-    except libvirt.libvirtError:
-        if domain.isActive():
-            raise
-    if domain.hasManagedSaveImage():
-        domain.managedSaveRemove()
-
-
-def _undefine(domain: Any) -> None:
-    try:
-        domain.undefineFlags(_UNDEFINE_ALL)
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
-            raise
-        domain.undefineFlags(_UNDEFINE)
