@@ -107,6 +107,15 @@ def test_a_terminate_of_what_is_not_there_succeeds_and_raises_the_floor(rig: Rig
     assert rig.guests() == []
 
 
+def test_a_terminate_goes_on_when_a_hung_guest_refuses_its_new_mark(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(remark="fail")
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 2))
+    assert end.outcome == "succeeded"
+    assert rig.guests() == []
+
+
 def test_a_partial_listing_is_no_proof_of_absence(rig: Rig) -> None:
     rig.by_hand()
     rig.fault(list="partial")
