@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 NOUNS = (hosts, instances, jobs, commands, tombstones, sightings, events)
 RETRIES = 20
+IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 
 
 class Hint(msgspec.Struct, frozen=True):
@@ -259,7 +260,7 @@ def _engine(settings: Database) -> Engine:
             f"[database] connection: {url.get_backend_name()} is not supported",
             "use sqlite:///PATH or postgresql+psycopg://",
         )
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
@@ -267,6 +268,15 @@ def _engine(settings: Database) -> Engine:
         pool_recycle=300,
         connect_args={"connect_timeout": 5},
     )
+    sa.event.listen(engine, "connect", _postgres_connect)
+    return engine
+
+
+def _postgres_connect(raw: Any, _record: Any) -> None:
+    """A manager that freezes or vanishes inside a transaction must not keep its rows for ever."""
+    with raw.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_S * 1000)}")
+    raw.commit()
 
 
 def _sqlite_connect(raw: Any, _record: Any) -> None:
