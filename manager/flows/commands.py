@@ -91,9 +91,14 @@ def receipt(tx: Tx, message: Receipt) -> None:
         return
     when = tx.now - dt.timedelta(seconds=max(0.0, message.age_s))
     if message.step is Step.RECEIVED:
-        move(tx, row, CommandEvent.RECEIVE, received_at=when)
+        row, _ = move(tx, row, CommandEvent.RECEIVE, received_at=when)
     else:
-        move(tx, row, CommandEvent.START, started_at=when, received_at=row.received_at or when)
+        row, _ = move(
+            tx, row, CommandEvent.START, started_at=when, received_at=row.received_at or when
+        )
+    if row.publish_at is not None and row.state in OPEN:
+        # Cast again after its agent's hello, and received again.
+        tx.swap(row, publish_at=None)
 
 
 def in_flight(tx: Tx, instance: str, host: str, kind: CommandKind) -> CommandRow | None:

@@ -109,17 +109,27 @@ def command_ended(
         reason = f"{code}: {error}"
         settle(tx, cfg, vm, VmState.ERROR, looked=False, error=reason)
     else:
-        settle(tx, cfg, vm, vm.vm_state, looked=True)
+        # A stop that failed is tried again when the guest is reported again, not in a circle.
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
 
 
 def settle(
-    tx: Tx, cfg: Settings, vm: Instance, state: VmState, *, looked: bool, error: str = ""
+    tx: Tx,
+    cfg: Settings,
+    vm: Instance,
+    state: VmState,
+    *,
+    looked: bool,
+    error: str = "",
+    stop_again: bool = True,
 ) -> Instance:
     """End the VM's task; then the power table runs once on what the hypervisor last said."""
     vm = tx.swap(vm, vm_state=state, task_state=TaskState.NONE, job=None, error=error)
     if not looked or vm.power_at is None:
         return vm
     reaction = rule.react(_held(cfg, vm), rule.Seen(power=vm.power_state), _policy(cfg))
+    if reaction.act is rule.Act.STOP_AGAIN and not stop_again:
+        return vm
     return _carry_out(tx, cfg, vm, reaction, "manager")
 
 

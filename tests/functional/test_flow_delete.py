@@ -390,6 +390,25 @@ def test_section3_row_8_an_owed_deletion_ends_db_only_when_its_host_goes_down(
     assert fleet.stone().state is OPEN
 
 
+def test_section3_row_8_an_owed_deletion_follows_the_vm_to_every_host_that_shows_it(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    owed(fleet, h1)
+    h2.restart().hello()
+    h2.ours(fleet.vm().uuid, name="web-1")
+    h2.beat(full=True)
+    fleet.tick()
+    casts = {c.host: c.command for c in fleet.publish()}
+    assert set(casts) == {"h1", "h2"}
+    h1.carry_out(casts["h1"])
+    fleet.tick()
+    assert fleet.vm().deletion_owed
+    h2.carry_out(casts["h2"])
+    fleet.tick()
+    assert fleet.vm().vm_state is VmState.DELETED
+    assert {s.state for s in fleet.stones()} == {CLOSED}
+
+
 def test_an_owed_deletion_can_be_asked_for_again(fleet: Fleet, h1: ScriptedAgent) -> None:
     owed(fleet, h1)
     job = fleet.delete()
@@ -770,6 +789,9 @@ def test_a_dry_run_names_row_and_reason_and_changes_nothing(
         return found["row"], found["decision"]
 
     assert foreseen() == (8, "remote")
+    fleet.put(fleet.vm(), protected=True)
+    assert foreseen() == (2, "refused")
+    fleet.put(fleet.vm(), protected=False)
     assert foreseen(force=True, reason="x") == (9, "DB-only")
     fall_silent(fleet, h1, others)
     assert foreseen() == (9, "DB-only")

@@ -322,6 +322,17 @@ def test_an_agent_that_is_restarted_quickly_is_no_clash(fleet: Fleet, h1: Script
     assert fleet.events("HOST_NAME_CLASH") == []
 
 
+def test_a_late_sign_of_an_old_run_does_not_begin_a_clash(fleet: Fleet, h1: ScriptedAgent) -> None:
+    """A gap of more than 2.5 intervals is no overlap: the count begins anew."""
+    late = [h1.heartbeat() for _ in range(2)]
+    h1.restart().hello()
+    for heartbeat in late:
+        fleet.pass_(3 * INTERVAL_S, h1)
+        h1.send(heartbeat)
+    fleet.pass_(INTERVAL_S, h1)
+    assert not h1.row.clash
+
+
 def test_an_agent_that_is_restarted_again_and_again_is_no_clash(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:

@@ -35,6 +35,18 @@ def test_an_older_heartbeat_that_arrives_later_changes_nothing(
     assert (fleet.vm().power_state, fleet.vm().vm_state) == (P.SHUTOFF, VmState.SHUTOFF)
 
 
+def test_an_older_heartbeat_is_older_even_if_its_guest_is_not_remembered(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1)
+    old = h1.heartbeat(full=True)
+    h1.power(vm.uuid, P.SHUTOFF)
+    h1.beat(full=True)
+    fleet.store.run(lambda tx: tx.delete_where(Sighting))
+    h1.send(old)
+    assert (fleet.vm().power_state, fleet.vm().vm_state) == (P.SHUTOFF, VmState.SHUTOFF)
+
+
 def test_a_result_that_overtakes_a_heartbeat_wins_by_its_pair(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
@@ -461,6 +473,23 @@ def test_section4_row_7_or_stopped_again_where_that_is_the_policy(
         P.SHUTOFF,
     )
     assert "stopped" in fleet.shown({"uuid": stop_job(fleet)})["reason"][0][1]
+
+
+def test_section4_row_7_a_stop_that_fails_is_not_repeated_without_a_pause(
+    fleet_of: Callable[..., Fleet],
+) -> None:
+    fleet = fleet_of(on_unexpected_running="stop")
+    h1 = ScriptedAgent(fleet).up()
+    vm = fleet.deploy(h1)
+    for state in (P.SHUTOFF, P.RUNNING):
+        h1.power(vm.uuid, state)
+        h1.beat()
+    (stop,) = fleet.publish()
+    h1.fail(stop.command, look=h1.look(vm.uuid))
+    assert fleet.publish() == []
+    assert (fleet.vm().vm_state, fleet.vm().task_state) == (VmState.SHUTOFF, TaskState.NONE)
+    h1.beat(full=True)  # it is tried again when it is seen again
+    assert [c.method for c in fleet.publish()] == ["stop_vm"]
 
 
 def stop_job(fleet: Fleet) -> str:

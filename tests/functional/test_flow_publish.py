@@ -168,6 +168,17 @@ def test_receipts_lead_forward_whatever_their_order(fleet: Fleet, h1: ScriptedAg
     assert None not in (row.received_at, row.started_at)
 
 
+def test_a_receipt_after_a_restart_ends_the_casting_again(fleet: Fleet, h1: ScriptedAgent) -> None:
+    _, cast = stopping(fleet, h1)
+    h1.receipt(cast.command.id)
+    h1.restart().hello(journal_id="a-new-one")  # and the old one is lost
+    (again,) = fleet.publish()
+    assert again.command.id == cast.command.id
+    h1.receipt(again.command.id)
+    fleet.clock.move(RESEND_S)
+    assert fleet.publish() == []
+
+
 def test_a_receipt_from_another_host_or_for_nothing_counts_for_nothing(
     fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
 ) -> None:
@@ -234,6 +245,13 @@ def test_a_failed_verb_ends_its_job_and_leaves_the_vm_as_it_is_reported(
     assert "it said no" in shown["error"]
     held = fleet.vm()
     assert (held.vm_state, held.task_state) == (VmState.ACTIVE, TaskState.NONE)
+
+
+def test_a_verb_for_a_vm_on_no_host_fails_and_says_so(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.put(fleet.deploy(h1), host=None, vm_state=VmState.ERROR)
+    job = fleet.ask("vm_start", vm="web-1")
+    assert (job["state"], job["error_code"]) == ("FAILED", "NO_HOST")
+    assert fleet.vm().task_state is TaskState.NONE
 
 
 def test_a_failed_create_is_an_error_with_its_reason_and_can_be_deleted(

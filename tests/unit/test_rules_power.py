@@ -218,4 +218,4 @@ def test_section4_every_report_of_every_vm_has_one_row_and_nothing_kills_in_sile
     if power is None:
         # Absence is never evidence for more than a flag.
         assert found.act in (Act.IGNORE, Act.NOTHING, Act.FLAG_MISSING, Act.ALARM_DUPLICATE)
-        assert not found.keep_power
+        assert found.vm_state is None
