@@ -22,6 +22,7 @@ from common.runtime import Runtime, Stopped
 LOG = logging.getLogger(__name__)
 
 WORKERS = 4
+POLL_S = 0.5
 STREAM_LENGTH = 20_000
 
 
@@ -35,6 +36,7 @@ class _Report(msgspec.Struct):
     key: str
     body: bytes
     sender: str | None
+    sent_at: float
     expires_at: float | None
 
 
@@ -63,10 +65,14 @@ class _Queue:
 
 
 class Broker:
-    """The queues that all buses of one process share. `up` False: nothing gets through."""
+    """The queues that all buses of one process share. `up` False: nothing gets through.
 
-    def __init__(self, runtime: Runtime) -> None:
+    `poll_s`: how often an idle loop looks whether it is still connected.
+    """
+
+    def __init__(self, runtime: Runtime, poll_s: float = POLL_S) -> None:
         self.runtime = runtime
+        self.poll_s = poll_s
         self.up = True
         self.servers: dict[str, dict[str, _Queue]] = {}
         self.streams: dict[str, tuple[str, _Queue]] = {}
@@ -89,21 +95,36 @@ class Broker:
             self._turn += 1
             return list(servers.values())[self._turn % len(servers)]
 
-    def require(self) -> None:
-        if not self.up:
-            raise BrokerUnavailable("the memory broker is switched off", "switch it on")
+    def lose(self) -> None:
+        """Forget everything that waits in a queue, as a broker does that loses its disk."""
+        with self._lock:
+            for servers in self.servers.values():
+                for inbox in servers.values():
+                    inbox.items.clear()
+            for _pattern, stream in self.streams.values():
+                stream.items.clear()
 
 
 class MemoryBus:
-    """One process's connection to a Broker."""
+    """One process's connection to a Broker. `cut`: the network between the two is down."""
 
     def __init__(self, broker: Broker, runtime: Runtime, user: str | None) -> None:
         self._broker = broker
         self._runtime = runtime
         self._user = user
+        self.cut = False
+
+    @property
+    def connected(self) -> bool:
+        """False while nothing gets through."""
+        return self._broker.up and not self.cut
+
+    def _require(self) -> None:
+        if not self.connected:
+            raise BrokerUnavailable("the memory broker can not be reached", "switch it on")
 
     def call(self, to: Address, method: str, kwargs: Mapping[str, Any], timeout_s: float) -> Any:
-        self._broker.require()
+        self._require()
         target = self._broker.queue_for(to)
         if target is None:
             raise NoManager(f"nobody serves {to}", "start a manager")
@@ -123,7 +144,7 @@ class MemoryBus:
         return msgspec.json.decode(body)
 
     def cast(self, to: Address, method: str, kwargs: Mapping[str, Any]) -> None:
-        self._broker.require()
+        self._require()
         target = self._broker.queue_for(to)
         if target is not None:
             target.put(_Rpc(method, msgspec.json.encode(kwargs), None))
@@ -134,15 +155,16 @@ class MemoryBus:
         inbox = _Queue(self._runtime)
         with self._broker._lock:
             self._broker.servers.setdefault(at.topic, {})[at.server] = inbox
-        return _Server(self._broker, self._runtime, at, inbox, endpoint)
+        return _Server(self, self._broker, self._runtime, at, inbox, endpoint)
 
     def publish(self, key: str, body: bytes, ttl_s: float | None = None) -> None:
-        self._broker.require()
-        expires = None if ttl_s is None else self._runtime.monotonic() + ttl_s
+        self._require()
+        now = self._runtime.monotonic()
+        expires = None if ttl_s is None else now + ttl_s
         with self._broker._lock:
             targets = [q for p, q in self._broker.streams.values() if fnmatch.fnmatchcase(key, p)]
         for target in targets:
-            target.put(_Report(key, body, self._user, expires))
+            target.put(_Report(key, body, self._user, now, expires))
 
     def consume(
         self,
@@ -155,7 +177,9 @@ class MemoryBus:
             for name, pattern in streams.items():
                 if name not in self._broker.streams:
                     self._broker.streams[name] = (pattern, _Queue(self._runtime, STREAM_LENGTH))
-        return _Consumer(self._broker, self._runtime, list(streams), handler, on_gap, stall_s)
+        return _Consumer(
+            self, self._broker, self._runtime, list(streams), handler, on_gap, stall_s
+        )
 
     def close(self) -> None:
         pass
@@ -163,9 +187,15 @@ class MemoryBus:
 
 class _Server:
     def __init__(
-        self, broker: Broker, runtime: Runtime, at: Address, inbox: _Queue, endpoint: Endpoint
+        self,
+        bus: MemoryBus,
+        broker: Broker,
+        runtime: Runtime,
+        at: Address,
+        inbox: _Queue,
+        endpoint: Endpoint,
     ) -> None:
-        self._broker, self._runtime, self._at = broker, runtime, at
+        self._bus, self._broker, self._runtime, self._at = bus, broker, runtime, at
         self._inbox, self._endpoint = inbox, endpoint
         self._stopped = runtime.event()
         for n in range(WORKERS):
@@ -173,8 +203,8 @@ class _Server:
 
     def _loop(self) -> None:
         while not self._stopped.is_set() and not self._runtime.stopping.is_set():
-            rpc = self._inbox.take(self._runtime, 1.0)
-            if rpc is None or not self._broker.up:
+            rpc = self._inbox.take(self._runtime, self._broker.poll_s)
+            if rpc is None or not self._bus.connected:
                 continue
             try:
                 value = self._endpoint(rpc.method, msgspec.json.decode(rpc.kwargs))
@@ -191,6 +221,7 @@ class _Server:
 
     def stop(self) -> None:
         self._stopped.set()
+        self._inbox.bell.set()
         with self._broker._lock:
             servers = self._broker.servers.get(self._at.topic, {})
             if servers.get(self._at.server or "") is self._inbox:
@@ -200,6 +231,7 @@ class _Server:
 class _Consumer:
     def __init__(
         self,
+        bus: MemoryBus,
         broker: Broker,
         runtime: Runtime,
         names: list[str],
@@ -207,29 +239,35 @@ class _Consumer:
         on_gap: Callable[[str], None],
         stall_s: float,
     ) -> None:
-        self._broker, self._runtime, self._handler = broker, runtime, handler
+        self._bus, self._broker = bus, broker
+        self._runtime, self._handler = runtime, handler
         self._on_gap, self._stall_s = on_gap, stall_s
         self._stopped = runtime.event()
         for name in names:
             runtime.spawn(f"consume-{name}", self._loop, name, broker.streams[name][1])
 
     def _loop(self, name: str, source: _Queue) -> None:
+        poll_s = min(self._broker.poll_s, self._stall_s / 4)
         seen = self._runtime.monotonic()
         while not self._stopped.is_set() and not self._runtime.stopping.is_set():
             now = self._runtime.monotonic()
-            if now - seen > self._stall_s:
+            if now - seen > self._stall_s + poll_s:
                 source.items.clear()
                 self._on_gap(f"the consumer of {name} stood still for {now - seen:.1f} s")
             seen = now
-            if not self._broker.up:
+            if not self._bus.connected:
                 self._on_gap("the broker is away")
-                self._runtime.sleep(0.2)
+                self._runtime.sleep(max(0.2, poll_s / 2))
                 seen = self._runtime.monotonic()
                 continue
-            report = source.take(self._runtime, min(0.5, self._stall_s / 4))
+            report = source.take(self._runtime, poll_s)
+            now = self._runtime.monotonic()
             if report is None:
                 continue
-            if report.expires_at is not None and report.expires_at < self._runtime.monotonic():
+            if not self._bus.connected:
+                source.items.appendleft(report)
+                continue
+            if report.expires_at is not None and report.expires_at < now:
                 continue
             try:
                 self._handler(report.key, report.body, report.sender)
