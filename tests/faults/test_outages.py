@@ -126,7 +126,7 @@ def test_a_fleet_outlives_its_broker_and_its_database(
         _loss_of_all_queues(stage, own_rabbit)
         _kill_of_the_database(stage, own_postgres)
 
-        for process in ("manager-1", "alpha", "beta"):
+        for process in ("manager-1", "manager-2", "alpha", "beta"):
             no_traceback(stage.log(process))
         assert not stage.became_down()
         assert stage.rows("SELECT count(*) FROM jobs WHERE state <> 'SUCCEEDED'") == [(0,)]
@@ -153,7 +153,7 @@ def _restart_of_the_broker(stage: Stage, broker: RabbitMQ) -> None:
 
 
 def _loss_of_all_queues(stage: Stage, broker: RabbitMQ) -> None:
-    """Commands accepted while the broker dies, which comes back as new."""
+    """Commands accepted while the broker dies, which comes back as new; the manager dies too."""
     with publishing_stalled(stage):
         jobs = [
             stage.accept("vm", "stop", "stopped", "--force"),
@@ -164,8 +164,10 @@ def _loss_of_all_queues(stage: Stage, broker: RabbitMQ) -> None:
         broker.kill()
     published = "SELECT count(*) FROM commands WHERE state = 'PUBLISHED'"
     wait_until(lambda: stage.rows(published)[0][0] == 3, 15, "cast into the void")
+    stage.fleet.managers.pop("manager-1").kill()
     shutil.rmtree(broker.folder / "data")
     broker.start()
+    stage.fleet.start_manager("manager-2")
     for job in jobs:
         stage.ended(job, "SUCCEEDED")
     stopped = stage.guest("alpha", "stopped")
