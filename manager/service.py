@@ -20,16 +20,22 @@ from manager.store.engine import Store, Tx, wait_ready
 
 LOG = logging.getLogger(__name__)
 TIDY_S = 300.0
-CLOSE_S = 1.5
+CLOSE_S = 1.0
 
 
 class Manager:
-    """One manager process: three doors on one store."""
+    """One manager process: three doors on one store.
 
-    def __init__(self, settings: Settings, bus: Bus, runtime: Runtime) -> None:
+    `store` is given by embedders, ready for use; otherwise it is the one that the settings name.
+    """
+
+    def __init__(
+        self, settings: Settings, bus: Bus, runtime: Runtime, store: Store | None = None
+    ) -> None:
         self.settings, self.bus, self.runtime = settings, bus, runtime
         self.id = runtime.new_id()
-        self.store = Store(settings.database, runtime)
+        self._store_given = store is not None
+        self.store = store if store is not None else Store(settings.database, runtime)
         self.store.after_commit = self._after_commit
         self._hearing = _Hearing(self)
         self._api = Api(self.store, settings)
@@ -39,9 +45,10 @@ class Manager:
 
     def start(self) -> None:
         """Wait for the database, then open the doors; returns when they are open."""
-        if not wait_ready(self.store, self.runtime.stopping.is_set):
-            return
-        migrate.at_start(self.store, self.settings.database)
+        if not self._store_given:
+            if not wait_ready(self.store, self.runtime.stopping.is_set):
+                return
+            migrate.at_start(self.store, self.settings.database)
         intake = Intake(self.store, self.settings)
         stall_s = max(2.0, self.settings.default.report_interval)
         beats = f"beats.{self.id}"
@@ -56,7 +63,7 @@ class Manager:
         ]
         if not self._serve():
             return
-        self.runtime.every("beat", liveness.BEAT_S / 2, self._hearing.beat)
+        self.runtime.every("beat", liveness.beat_s(self.settings), self._hearing.beat)
         self.runtime.every(
             "publish",
             min(0.5, self.settings.manager.resend_after / 2),
@@ -86,7 +93,7 @@ class Manager:
                 pause_s = min(10.0, pause_s * 2)
         return False
 
-    def stop(self, timeout_s: float = 7.0) -> None:
+    def stop(self, timeout_s: float = 5.0) -> None:
         """Take nothing new, finish what is in hand, give back the rest by leaving it in place."""
         deadline = self.runtime.monotonic() + timeout_s
         # Side by side: a broker that does not answer makes each of them wait.
@@ -132,6 +139,7 @@ class _Hearing:
         self._last: float | None = None
         self._clock_offset_s: float | None = None
         self._gap = "it has just started"
+        self._deaf_s = liveness.deaf_after_s(manager.settings)
         self._started_at = self._runtime.now()
 
     def listening(self, intake: Intake) -> Any:
@@ -154,13 +162,13 @@ class _Hearing:
     def beat(self) -> None:
         """Send our beat; without an echo for too long, we are deaf."""
         now = self._runtime.monotonic()
-        if self._last is not None and now - self._last > liveness.DEAF_AFTER_S:
+        if self._last is not None and now - self._last > self._deaf_s:
             self.gap(f"no echo of its own beat for {now - self._last:.1f} s")
-        self._manager.bus.publish(f"beat.{self._manager.id}", b"{}", ttl_s=liveness.DEAF_AFTER_S)
+        self._manager.bus.publish(f"beat.{self._manager.id}", b"{}", ttl_s=self._deaf_s)
 
     def _heard(self) -> None:
         now = self._runtime.monotonic()
-        if self._last is not None and now - self._last > liveness.DEAF_AFTER_S:
+        if self._last is not None and now - self._last > self._deaf_s:
             self.gap(f"its own beat came {now - self._last:.1f} s after the one before")
         self._since = now if self._since is None else self._since
         self._last = now

@@ -54,7 +54,7 @@ def _finding(code: str, level: str, object_: str, message: str, remedy: str) -> 
 
 def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
     found = []
-    heard = liveness.hearing(tx)
+    heard = liveness.hearing(tx, cfg)
     if is_blind(heard, liveness.limits(cfg)):
         text = "nothing" if heard.gapless_s is None else f"{heard.gapless_s:.0f} s"
         found.append(

@@ -14,8 +14,18 @@ from manager.store.engine import Tx
 from manager.store.hosts import Host, ManagerRow
 from manager.store.jobs import Job, JobStep
 
-BEAT_S = 1.0
-DEAF_AFTER_S = 3.0  # without its own beat for so long, a manager has not been hearing
+BEATS = 20  # of a manager in a service_down_time
+DEAF_AFTER = 4  # beats; without its own for so long, a manager has not been hearing
+
+
+def beat_s(cfg: Settings) -> float:
+    """Seconds between two beats of a manager."""
+    return cfg.manager.service_down_time / BEATS
+
+
+def deaf_after_s(cfg: Settings) -> float:
+    """Seconds without an echo of its own beat after which a manager has not been hearing."""
+    return max(1.0, DEAF_AFTER * beat_s(cfg))
 
 
 def heard_own_beat(
@@ -31,9 +41,9 @@ def heard_own_beat(
         tx.put(row, **fields)
 
 
-def hearing(tx: Tx) -> rule.Hearing:
+def hearing(tx: Tx, cfg: Settings) -> rule.Hearing:
     """What the best-hearing manager of the cluster has heard without a gap, in seconds."""
-    fresh = tx.now - dt.timedelta(seconds=DEAF_AFTER_S)
+    fresh = tx.now - dt.timedelta(seconds=deaf_after_s(cfg))
     m = ManagerRow.__table__.c
     spans = [
         (tx.now - row.heard_since).total_seconds()
@@ -49,7 +59,7 @@ def limits(cfg: Settings) -> rule.Limits:
 
 def judge_all(tx: Tx, cfg: Settings) -> None:
     """One round over the fleet: write down each verdict that differs from what is stored."""
-    heard = hearing(tx)
+    heard = hearing(tx, cfg)
     hosts = tx.all(Host)
     facts = {host.name: _facts(tx, host) for host in hosts}
     mass = frozenset[str]()
@@ -64,7 +74,7 @@ def judge_all(tx: Tx, cfg: Settings) -> None:
 
 def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
     """One host at once, for an operator's command."""
-    heard = hearing(tx)
+    heard = hearing(tx, cfg)
     fleet = [_facts(tx, host) for host in tx.all(Host)]
     blind = rule.is_blind(heard, limits(cfg))
     mass = frozenset[str]() if blind else rule.mass_silence(fleet, limits(cfg))

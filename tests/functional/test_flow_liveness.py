@@ -90,12 +90,12 @@ def test_the_best_hearing_manager_counts_and_a_silent_one_does_not(fleet: Fleet)
     run(liveness.heard_own_beat, "old", "a", fleet.clock.now(), 500.0, "")
     fleet.clock.move(1)
     run(liveness.heard_own_beat, "new", "b", fleet.clock.now(), 20.0, "")
-    assert run(liveness.hearing).gapless_s == 501.0
-    fleet.clock.move(liveness.DEAF_AFTER_S)
+    assert run(liveness.hearing, fleet.cfg).gapless_s == 501.0
+    fleet.clock.move(liveness.deaf_after_s(fleet.cfg))
     run(liveness.heard_own_beat, "new", "b", fleet.clock.now(), 23.0, "")
-    assert run(liveness.hearing).gapless_s == 23.0
-    fleet.clock.move(liveness.DEAF_AFTER_S + 1)
-    assert run(liveness.hearing).gapless_s is None
+    assert run(liveness.hearing, fleet.cfg).gapless_s == 23.0
+    fleet.clock.move(liveness.deaf_after_s(fleet.cfg) + 1)
+    assert run(liveness.hearing, fleet.cfg).gapless_s is None
 
 
 def test_managers_that_are_long_gone_are_forgotten(fleet: Fleet, h1: ScriptedAgent) -> None:
