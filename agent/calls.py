@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from common.errors import CallTimeout, HypervisorUnavailable
+from common.errors import HypervisorUnavailable
 from common.runtime import Runtime, Stopped
 
 T = TypeVar("T")
@@ -41,7 +41,8 @@ class Calls:
 
         try:
             return self._runtime.limited(seconds, name, run)
-        except CallTimeout:
+        except Exception:
+            # Whether it failed by itself or by our stop, nobody knows.
             if self._runtime.stopping.is_set():
                 raise Stopped from None
             raise

@@ -27,7 +27,6 @@ LOG = logging.getLogger(__name__)
 
 DRIVERS = "muster.drivers"
 SERVE_PAUSE_S = 1.0
-CLOSE_S = 2.0
 
 
 def load_driver(settings: Settings, runtime: Runtime) -> Driver:
@@ -130,17 +129,18 @@ class Agent:
         self._runtime.spawn("answers", self._answers.loop)
         self._runtime.spawn("hello", self._greet)
 
-    def stop(self, timeout_s: float = 8.0) -> None:
+    def stop(self, timeout_s: float = 5.0) -> None:
         """Take nothing new, let what runs end if it does in time, and leave the rest journalled."""
         deadline = self._runtime.monotonic() + timeout_s
         if self._handle is not None:
-            self._handle.stop()
+            # Beside the rest: a broker that does not answer makes it wait.
+            self._runtime.spawn("end", self._handle.stop)
         if not self._commands.drain(timeout_s / 2):
             LOG.warning("commands are left in the middle; the next agent finds out about them")
         self._runtime.spawn("flush", self._flush).join(timeout_s / 4)
-        with contextlib.suppress(MusterError):
-            self._runtime.limited(min(CLOSE_S, timeout_s / 4), "close", self._driver.close)
+        # Before the driver is closed: what fails from now on may have failed by that alone.
         self._runtime.stopping.set()
+        self._runtime.spawn("close", self._driver.close)
         self._inventory.wake()
         late = self._runtime.stop(max(0.0, deadline - self._runtime.monotonic()))
         if late:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.drivers.simulated.driver import SimulatedDriver
 from agent.drivers.simulated.store import Faults, Guest, Store
 from agent.effects import bearer_of
 from agent.service import Agent
@@ -146,10 +147,11 @@ class Rig:
             simulated=Simulated(state_dir=str(self.folder / "sim"), watch_interval=0.02),
         )
 
-    def start(self, **changes: Any) -> Agent:
+    def start(self, driver: type[SimulatedDriver] = SimulatedDriver, **changes: Any) -> Agent:
         """A new agent on the same host."""
-        runtime = Runtime("agent")
-        self.agent = Agent(self.settings(**changes), self.broker.bus(runtime), runtime)
+        runtime, settings = Runtime("agent"), self.settings(**changes)
+        hypervisor = driver(self.store, settings, runtime)
+        self.agent = Agent(settings, self.broker.bus(runtime), runtime, hypervisor)
         self.agent.start()
         return self.agent
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agent.drivers.base import OwnedGuest
+from agent.drivers.simulated.driver import SimulatedDriver
 from common import messages as m
-from common.errors import NoManager
-from tests.functional.agent_rig import Rig, eventually
+from common.errors import HypervisorUnavailable, NoManager
+from common.ownership import Mark
+from tests.functional.agent_rig import DEADLINE_S, Rig, eventually
 
 
 @pytest.fixture
@@ -293,6 +297,37 @@ def test_a_stop_lets_what_runs_end_and_leaves_the_rest_to_the_next_agent(rig: Ri
     assert rig.manager.results(start) == []
     rig.fault()
     rig.up()
+    assert rig.manager.result(start).outcome == "succeeded"
+    assert len(rig.guests()) == 1
+
+
+def test_what_fails_because_the_agent_stops_is_no_failure(rig: Rig) -> None:
+    closed, undone = threading.Event(), threading.Event()
+
+    class Cut(SimulatedDriver):
+        """Its calls fail when it is closed, as libvirt's do, though they had their effect."""
+
+        def create(self, spec: m.GuestSpec, mark: Mark) -> m.GuestReport:
+            super().create(spec, mark)
+            closed.wait(DEADLINE_S)
+            raise HypervisorUnavailable("the connection is closed", "")
+
+        def destroy(self, guest: OwnedGuest) -> None:
+            undone.set()
+            super().destroy(guest)
+
+        def close(self) -> None:
+            super().close()
+            closed.set()
+            undone.wait(0.5)
+
+    agent = rig.up(driver=Cut)
+    start = rig.create("i-1")
+    eventually(lambda: rig.state_of("i-1") == "SHUTOFF", "it is made")
+    agent.stop(1.0)
+    assert rig.manager.results(start) == []
+    rig.up()
+    assert rig.manager.hellos[-1].unfinished == (start,)
     assert rig.manager.result(start).outcome == "succeeded"
     assert len(rig.guests()) == 1
 
