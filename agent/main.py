@@ -10,11 +10,11 @@ from types import FrameType
 from common import conf
 from common.errors import MusterError
 from common.logs import setup
-from common.runtime import make, prepare
+from common.runtime import end_within, make, prepare
 
 PROG = "muster-agent"
-STOP_S = 7.0
-CLOSE_S = 1.5
+STOP_S = 5.0
+CLOSE_S = 1.0
 POLL_S = 0.25
 
 
@@ -30,6 +30,7 @@ class _Signals:
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stop = True
+        end_within()
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
         self.reload = True

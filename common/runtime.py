@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import random
+import signal
 import sys
 import threading
 import time
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 THREADING = "threading"
 EVENTLET = "eventlet"
+# A process that is told to stop has ended after ten seconds; this leaves two to a busy machine.
+LAST_S = 8
 
 
 class Stopped(BaseException):
@@ -50,6 +53,22 @@ def prepare(executor: str) -> None:
         raise BadConfig(
             f"[DEFAULT] executor: {executor!r} is unknown", f"use {THREADING} or {EVENTLET}"
         )
+
+
+def end_within(seconds: int = LAST_S) -> None:
+    """End this process, with status 0, if it has not ended by itself `seconds` from now.
+
+    For a stop that what it waits for must not hold up: a C library, or a broker that is frozen.
+    Only the main thread may call it.
+    """
+
+    def end(*_: object) -> None:
+        os.write(2, f"still running {seconds} s after it was to stop: ended\n".encode())
+        os._exit(0)
+
+    if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+        signal.signal(signal.SIGALRM, end)
+        signal.alarm(seconds)
 
 
 class Task:

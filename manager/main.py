@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from common import logs
 from common.conf import Settings, load
 from common.errors import BadConfig, MusterError
-from common.runtime import THREADING, Runtime, prepare
+from common.runtime import THREADING, Runtime, end_within, prepare
 
 LOG = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def _run(settings: Settings, argv: Sequence[str] | None) -> int:
     def end(*_: object) -> None:
         runtime.stopping.set()
         ended.set()
+        end_within()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
