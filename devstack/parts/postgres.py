@@ -97,7 +97,8 @@ class Postgres(Part):
             "unix_socket_directories": str(self._sockets),
             "fsync": sync,
             "full_page_writes": sync,
-            "synchronous_commit": sync,
+            # Without it a commit may wait in shared memory, which goes with a kill -9.
+            "synchronous_commit": "on",
             "max_connections": "200",
             "shared_buffers": "64MB",
             "log_min_messages": "warning",
