@@ -112,10 +112,12 @@ def pursue(tx: Tx, cfg: Settings, job: Job) -> None:
 
     Run again and again: at acceptance, on every answer, when a host goes DOWN, and by the clock.
     """
+    # Held before its steps are read: two who pursue it at once would both issue a terminate.
+    held = tx.lock(Job, job.uuid)
     vm = tx.find(Instance, job.instance) if job.instance else None
-    if job.state not in jobs.OPEN or vm is None:
+    if held is None or held.state not in jobs.OPEN or vm is None:
         return
-    waiting = []
+    job, waiting = held, []
     for step in jobs.steps(tx, job):
         if step.state is not JobState.RUNNING or step.host is None:
             continue

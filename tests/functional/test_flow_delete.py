@@ -367,6 +367,25 @@ def test_section3_row_8_an_owed_deletion_goes_on_and_ends_when_the_agent_answers
     assert len(fleet.events("instance.delete.end")) == 1
 
 
+def test_section3_row_8_an_owed_deletion_is_tried_again_while_it_fails(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    h1.beat(full=True)
+    job = fleet.delete()
+    while fleet.shown(job)["state"] == "RUNNING":
+        for cast in fleet.publish():
+            h1.fail(cast.command, error="qemu is stuck")
+        fleet.pass_(20.0, h1, step=20.0)
+    tries = len(h1.terminates())
+    for _ in range(40):  # the back-off is at most five minutes
+        for cast in fleet.publish():
+            h1.fail(cast.command, error="qemu is stuck")
+        fleet.pass_(20.0, h1, step=20.0)
+    assert len(h1.terminates()) >= tries + 2
+    assert fleet.vm().deletion_owed
+
+
 def test_section3_row_8_a_running_guest_does_not_end_an_owed_deletion(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
