@@ -66,7 +66,8 @@ class Manager:
         self.runtime.every("beat", liveness.beat_s(self.settings), self._hearing.beat)
         self.runtime.every(
             "publish",
-            min(0.5, self.settings.manager.resend_after / 2),
+            # For what another manager accepted and did not live to send; our own wakes us at once.
+            self.settings.manager.resend_after / 2,
             self._publish,
             wake=self._publish_now,
         )

@@ -152,6 +152,7 @@ def _facts(tx: Tx, host: Host) -> rule.HostFacts:
         driver_healthy=host.driver_healthy and not host.inventory_partial,
         driver_message=message,
         session_open=host.session_open,
+        reported=host.inventory_digest is not None,
         clash=host.clash,
         mass_silent=host.mass_silent,
     )

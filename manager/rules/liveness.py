@@ -20,6 +20,7 @@ MASS_WINDOW = 10  # service_down_times within which a silence must have begun to
 class HostFacts:
     """What is known of one host. Ages are seconds by the database's clock.
 
+    `reported`: its session has brought an inventory, so that its capacity is known.
     `has_consumer` and `canary_overdue` None: not looked at, which counts as healthy.
     """
 
@@ -33,6 +34,7 @@ class HostFacts:
     driver_healthy: bool = True
     driver_message: str = ""
     session_open: bool = True
+    reported: bool = True
     clash: bool = False
     mass_silent: bool = False
     has_consumer: bool | None = None
@@ -158,4 +160,6 @@ def _doubt(host: HostFacts) -> str:
         return "HOST_NAME_CLASH: two agents report under this name"
     if not host.session_open:
         return "it has no session yet"
+    if not host.reported:
+        return "it has not told its guests in this session yet"
     return ""

@@ -10,14 +10,23 @@ from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from common.conf.database import Database
 from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
 from common.runtime import Runtime
-from manager.store import commands, events, hosts, instances, jobs, sightings, tombstones
+from manager.store import (
+    commands,
+    events,
+    hosts,
+    instances,
+    jobs,
+    sightings,
+    statements,
+    tombstones,
+)
 from manager.store.mapping import Row, metadata
+from manager.store.statements import KEY
 
 LOG = logging.getLogger(__name__)
 R = TypeVar("R", bound=Row)
@@ -63,7 +72,7 @@ class Tx:
 
     def find(self, kind: type[R], *key: Any) -> R | None:
         """The row with this primary key, or None."""
-        return self.first(kind, *self._at(kind, key))
+        return self._at(kind, key, held=False)
 
     def get(self, kind: type[R], *key: Any) -> R:
         """The row with this primary key, or NotFound."""
@@ -74,10 +83,11 @@ class Tx:
 
     def lock(self, kind: type[R], *key: Any) -> R | None:
         """The row, held until the end of the transaction (SQLite holds the whole database)."""
-        return self._one(kind, sa.select(kind.__table__).where(*self._at(kind, key)), lock=True)
+        return self._at(kind, key, held=self.store.dialect == "postgresql")
 
     def first(self, kind: type[R], *where: Any) -> R | None:
-        return self._one(kind, sa.select(kind.__table__).where(*where))
+        row = self.conn.execute(sa.select(kind.__table__).where(*where).limit(1)).first()
+        return None if row is None else _struct(kind, row)
 
     def all(
         self, kind: type[R], *where: Any, order: Sequence[Any] = (), limit: int | None = None
@@ -87,14 +97,14 @@ class Tx:
         query = query.order_by(*(order or [kind.__table__.c[k] for k in kind.__key__]))
         if limit is not None:
             query = query.limit(limit)
-        return [kind(**row._mapping) for row in self.conn.execute(query)]
+        return [_struct(kind, row) for row in self.conn.execute(query)]
 
     def due(self, kind: type[R], *where: Any, order: Sequence[Any], limit: int) -> list[R]:
         """Rows to work on, held; those that another manager holds right now are passed over."""
         query = sa.select(kind.__table__).where(*where).order_by(*order).limit(limit)
         if self.store.dialect == "postgresql":
             query = query.with_for_update(skip_locked=True)
-        return [kind(**row._mapping) for row in self.conn.execute(query)]
+        return [_struct(kind, row) for row in self.conn.execute(query)]
 
     def count(self, kind: type[R], *where: Any) -> int:
         query = sa.select(sa.func.count()).select_from(kind.__table__).where(*where)
@@ -104,59 +114,46 @@ class Tx:
         """The rows of a query that is more than one table."""
         return self.conn.execute(query).all()
 
-    def _one(self, kind: type[R], query: Any, lock: bool = False) -> R | None:
-        if lock and self.store.dialect == "postgresql":
-            query = query.with_for_update()
-        row = self.conn.execute(query).first()
-        return None if row is None else kind(**row._mapping)
-
-    @staticmethod
-    def _at(kind: type[Row], key: Sequence[Any]) -> list[Any]:
-        return [kind.__table__.c[k] == v for k, v in zip(kind.__key__, key, strict=True)]
+    def _at(self, kind: type[R], key: Sequence[Any], *, held: bool) -> R | None:
+        values = {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
+        row = self.conn.execute(statements.by_key(kind, held=held), values).first()
+        return None if row is None else _struct(kind, row)
 
     # writing
 
     def insert(self, row: Row) -> None:
         """A new row; Conflict when its key is taken, and the handler runs again."""
         try:
-            self.conn.execute(sa.insert(row.__table__).values(**_values(row)))
+            self.conn.execute(statements.insert(type(row)), _values(row))
         except sa.exc.IntegrityError as exc:
             raise Conflict(f"{type(row).__name__} is there already: {exc.orig}") from exc
 
     def insert_if_new(self, row: Row) -> bool:
         """True when the row was not there yet."""
-        make = postgresql.insert if self.store.dialect == "postgresql" else sqlite.insert
-        done = self.conn.execute(
-            make(row.__table__).values(**_values(row)).on_conflict_do_nothing(),
-            # Without it an insert's count is not kept on every driver.
-            execution_options={"preserve_rowcount": True},
-        )
-        return done.rowcount == 1
+        statement = statements.insert_if_new(type(row), self.store.dialect)
+        return bool(self.conn.execute(statement, _values(row)).rowcount == 1)
 
     def swap(self, row: R, **changes: Any) -> R:
         """Change a versioned row if nobody else has since it was read, else Conflict."""
         version = row.version  # type: ignore[attr-defined]
         changes["version"] = version + 1
-        where = [*self._key_of(row), row.__table__.c.version == version]
-        done = self.conn.execute(sa.update(row.__table__).where(*where).values(**changes))
-        if done.rowcount != 1:
+        statement = statements.update(type(row), frozenset(changes), versioned=True)
+        values = {**changes, **_key_of(row), f"{KEY}version": version}
+        if self.conn.execute(statement, values).rowcount != 1:
             raise Conflict(f"{type(row).__name__} was changed by another manager")
         return msgspec.structs.replace(row, **changes)
 
     def put(self, row: R, **changes: Any) -> R:
         """Change an unversioned or held row."""
-        self.conn.execute(sa.update(row.__table__).where(*self._key_of(row)).values(**changes))
+        statement = statements.update(type(row), frozenset(changes), versioned=False)
+        self.conn.execute(statement, {**changes, **_key_of(row)})
         return msgspec.structs.replace(row, **changes)
 
     def delete(self, row: Row) -> None:
-        self.conn.execute(sa.delete(row.__table__).where(*self._key_of(row)))
+        self.conn.execute(statements.delete(type(row)), _key_of(row))
 
     def delete_where(self, kind: type[Row], *where: Any) -> int:
         return int(self.conn.execute(sa.delete(kind.__table__).where(*where)).rowcount)
-
-    @staticmethod
-    def _key_of(row: Row) -> list[Any]:
-        return [row.__table__.c[k] == getattr(row, k) for k in row.__key__]
 
     # saying
 
@@ -182,6 +179,15 @@ class Tx:
 
 def _values(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__struct_fields__}
+
+
+def _key_of(row: Row) -> dict[str, Any]:
+    return {f"{KEY}{k}": getattr(row, k) for k in row.__key__}
+
+
+def _struct(kind: type[R], row: Any) -> R:
+    # The columns were made from the fields, in their order.
+    return kind(**dict(zip(kind.__struct_fields__, row, strict=True)))
 
 
 class Store:

@@ -56,6 +56,10 @@ def test_a_host_that_returns_is_suspect_until_it_has_a_session_then_up(
     assert fleet.wire.take("hello_wanted", "h1")
     h1.hello()
     fleet.tick()
+    assert h1.row.state is SUSPECT
+    assert "has not told its guests" in h1.row.reason
+    h1.beat(full=True)
+    fleet.tick()
     assert h1.row.state is UP
 
 
