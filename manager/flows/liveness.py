@@ -105,7 +105,7 @@ def _apply(tx: Tx, cfg: Settings, name: str, heard: rule.Hearing, mass: frozense
         host,
         state=step.state,
         reason=verdict.reason,
-        judged_row=verdict.row,
+        judged=verdict.cause,
         state_since=tx.now if step.changed else host.state_since,
         blind=verdict.blind,
         mass_silent=verdict.mass_silent,
@@ -127,10 +127,10 @@ def _release_waiting(tx: Tx, host: str) -> None:
 
 
 def _differs(host: Host, verdict: rule.Verdict) -> bool:
-    """The reason of a steady state is refreshed only when another row gives it: its numbers
+    """The reason of a steady state is refreshed only when its cause is another: its numbers
     change with every tick."""
-    return (host.judged_row, host.state, host.blind, host.mass_silent) != (
-        verdict.row,
+    return (host.judged, host.state, host.blind, host.mass_silent) != (
+        verdict.cause,
         verdict.state,
         verdict.blind,
         verdict.mass_silent,

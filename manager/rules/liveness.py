@@ -71,13 +71,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a host is; `row` of the table that decided, `reason` with the numbers behind it."""
+    """What a host is; `row` of the table that decided, `reason` with the numbers behind it.
+
+    `doubt` tells the reasons of row 5 apart.
+    """
 
     row: int
     state: HostState
     reason: str
+    doubt: str = ""
     blind: bool = False
     mass_silent: bool = False
+
+    @property
+    def cause(self) -> str:
+        """What decided, without its numbers."""
+        return f"{self.row} {self.doubt}".strip()
 
 
 def is_blind(hearing: Hearing, limits: Limits) -> bool:
@@ -139,27 +148,30 @@ def judge(host: HostFacts, *, hearing: Hearing, mass: frozenset[str], limits: Li
             HostState.DOWN,
             f"silent for {host.age_s:.1f} s, more than service_down_time ({down_s:g} s)",
         )
-    doubt = _doubt(host)
+    doubt, words = _doubt(host)
     if doubt:
-        return Verdict(5, HostState.SUSPECT, doubt, blind=blind, mass_silent=host.name in mass)
+        return Verdict(
+            5, HostState.SUSPECT, words, doubt, blind=blind, mass_silent=host.name in mass
+        )
     return Verdict(6, HostState.UP, "it reports in time", blind=blind)
 
 
-def _doubt(host: HostFacts) -> str:
+def _doubt(host: HostFacts) -> tuple[str, str]:
+    """The first doubt of row 5, as a word and in words."""
     if host.late:
-        return (
+        return "late", (
             f"silent for {host.age_s:.1f} s, more than {LATE:g} intervals of {host.interval_s:g} s"
         )
     if host.has_consumer is False:
-        return "nobody consumes its command queue"
+        return "deaf", "nobody consumes its command queue"
     if host.canary_overdue:
-        return "its canary is overdue"
+        return "canary", "its canary is overdue"
     if not host.driver_healthy:
-        return f"its hypervisor does not answer: {host.driver_message}"
+        return "driver", f"its hypervisor does not answer: {host.driver_message}"
     if host.clash:
-        return "HOST_NAME_CLASH: two agents report under this name"
+        return "clash", "HOST_NAME_CLASH: two agents report under this name"
     if not host.session_open:
-        return "it has no session yet"
+        return "session", "it has no session yet"
     if not host.reported:
-        return "it has not told its guests in this session yet"
-    return ""
+        return "inventory", "it has not told its guests in this session yet"
+    return "", ""

@@ -20,7 +20,7 @@ class Host(Row, frozen=True, kw_only=True):
     state: HostState
     reason: str
     state_since: dt.datetime
-    judged_row: int = 5
+    judged: str = ""
     blind: bool = False
     mass_silent: bool = False
     enabled: bool = False

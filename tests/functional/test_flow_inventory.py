@@ -204,7 +204,7 @@ def test_section4_row_11_a_partial_listing_changes_nothing_for_whom_it_does_not_
     two = fleet.vm("two")
     assert (two.vm_state, two.power_state, two.missing) == (VmState.ACTIVE, P.RUNNING, False)
     assert {s.name for s in h1.sightings()} == shown
-    assert (h1.row.state, h1.row.judged_row) == (HostState.SUSPECT, 5)
+    assert (h1.row.state, h1.row.judged) == (HostState.SUSPECT, "5 driver")
     assert fleet.wire.take("report_inventory") == []
 
 

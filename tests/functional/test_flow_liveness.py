@@ -156,7 +156,7 @@ def test_what_an_operator_set_is_never_cleared_by_the_machine(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
     fleet.ask("host_set_down", host="h1", reason="smoke")
-    assert (h1.row.state, h1.row.judged_row) == (DOWN, 1)
+    assert (h1.row.state, h1.row.judged) == (DOWN, "1")
     h1.restart().hello()
     fleet.pass_(5 * INTERVAL_S, h1)
     assert (h1.row.state, h1.row.forced_down, h1.row.operator_reason) == (DOWN, True, "smoke")

@@ -78,7 +78,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("state_since", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("judged_row", sa.BigInteger(), nullable=False),
+        sa.Column("judged", sa.Text(), nullable=False),
         sa.Column("blind", sa.Boolean(), nullable=False),
         sa.Column("mass_silent", sa.Boolean(), nullable=False),
         sa.Column("enabled", sa.Boolean(), nullable=False),
