@@ -184,7 +184,7 @@ class Stage:
     def live_managers(self) -> None:
         """Return once every manager that was started has opened its doors."""
         for name in self.fleet.managers:
-            wait_until(lambda name=name: "is up" in self.log(name), 20, f"{name} is up")
+            wait_until(lambda name=name: "is up" in self.log(name), 30, f"{name} is up")
 
 
 @contextlib.contextmanager

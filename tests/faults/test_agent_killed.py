@@ -54,7 +54,7 @@ class Scene:
         return all(effects) if self.host == AFTER else not any(effects)
 
     def kill(self) -> None:
-        wait_until(self.in_the_middle, 15, f"all commands at {self.host} are in the middle")
+        wait_until(self.in_the_middle, 30, f"all commands at {self.host} are in the middle")
         self.stage.fleet.kill_agent(self.host)
         self.stage.fault(self.host)
 
@@ -139,8 +139,8 @@ def test_an_agent_that_was_killed_and_stays_away_leaves_no_job_behind(
 
         # It comes back after all: nothing that has ended here is carried further there.
         stage.fleet.start_agent(scene.host)
-        wait_until(lambda: stage.tombstone("before-delete")["state"] == "CLOSED", 20, "reaped")
-        wait_until(lambda: not stage.rows("SELECT 1 FROM voids"), 20, "every void is answered")
+        wait_until(lambda: stage.tombstone("before-delete")["state"] == "CLOSED", 30, "reaped")
+        wait_until(lambda: not stage.rows("SELECT 1 FROM voids"), 30, "every void is answered")
         stage.becomes(scene.host, "UP")
         assert scene.states() == ended
         verbs = ("create", "stop", "reboot", "soft", "delete")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,7 +137,7 @@ def test_a_malformed_heartbeat_is_buried_with_its_reason_and_the_manager_goes_on
         count = len(MALFORMED) + 2
 
         found = wait_until(
-            lambda: len(f := stage.findings("DEAD_LETTER")) >= count and f, 20, "all are found"
+            lambda: len(f := stage.findings("DEAD_LETTER")) >= count and f, 30, "all are found"
         )
 
         assert isinstance(found, list)
@@ -213,10 +212,10 @@ def test_a_command_that_is_not_for_this_agent_is_refused_and_reported(stage: Sta
             return {f["message"].partition(":")[0] for f in letters}
 
         wanted = {"WRONG_FLEET", "WRONG_HOST", "BAD_MESSAGE", "UNKNOWN_KIND", "UNKNOWN_COMMAND"}
-        wait_until(lambda: reported() >= wanted, 15, f"reported are {reported()}")
+        wait_until(lambda: reported() >= wanted, 30, f"reported are {reported()}")
         wait_until(
             lambda: stage.rows("SELECT dropped_casts FROM hosts WHERE name = 'beta'")[0][0] > 0,
-            10,
+            30,
             "the cast of another session is counted",
         )
         assert beta.guests()[stranger_uuid] == stranger
@@ -242,6 +241,4 @@ def test_what_is_no_rpc_at_all_stops_neither_agent_nor_manager(stage: Stage, vho
                     content_type=kind,
                     content_encoding="utf-8",
                 )
-        began = time.monotonic()
         goes_on(stage, "beta", "after-garbage")
-        assert time.monotonic() - began < 20

@@ -69,7 +69,7 @@ def test_a_wrong_value_is_refused_with_its_name_and_range(
     said = {}
     for command, process in running.items():
         try:
-            said[command] = process.communicate(timeout=20)
+            said[command] = process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             said[command] = process.communicate()
@@ -85,6 +85,6 @@ def test_a_wrong_value_is_refused_with_its_name_and_range(
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for command in ALL:
-        _, err = start(command, tmp_path / "none.conf").communicate(timeout=20)
+        _, err = start(command, tmp_path / "none.conf").communicate(timeout=30)
         assert err.count("\n") == 1
         assert err.startswith(f"{command}: BAD_CONFIG: no such configuration file: ")

@@ -57,10 +57,10 @@ def test_an_agent_killed_in_the_middle_of_a_start_leaves_an_active_vm(stage: Sta
         daemons = stage.fleet.daemons
         daemons[STOPPED].freeze()
         jobs = {host: boot(stage, f"web-{host}", host) for host in (FROZEN, STOPPED)}
-        wait_until(lambda: daemons[FROZEN].virsh("list", "--all", "--name").split(), 20, "defined")
+        wait_until(lambda: daemons[FROZEN].virsh("list", "--all", "--name").split(), 30, "defined")
         stage.fleet.kill_agent(FROZEN)
         started = "SELECT 1 FROM commands WHERE host = :host AND started_at IS NOT NULL"
-        wait_until(lambda: stage.rows(started, host=STOPPED), 20, "started at the frozen daemon")
+        wait_until(lambda: stage.rows(started, host=STOPPED), 30, "started at the frozen daemon")
         stage.fleet.kill_agent(STOPPED)
         daemons[STOPPED].thaw()
         for host in jobs:
@@ -95,7 +95,7 @@ def test_libvirtd_stopped_for_long_changes_no_vm_and_downs_no_host(stage: Stage)
         daemons[FROZEN].thaw()
         daemons[STOPPED].start()
         for host in (FROZEN, STOPPED):
-            stage.becomes(host, "UP", within_s=30)
+            stage.becomes(host, "UP", within_s=60)
         assert shown(stage) == before
         assert {h: daemons[h].qemu_pids() for h in daemons} == guests
         told = stage.rows("SELECT kind, text FROM events ORDER BY at, id OFFSET :n", n=events)

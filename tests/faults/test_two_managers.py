@@ -35,7 +35,7 @@ def test_one_of_two_managers_killed_amid_thirty_creates_loses_and_doubles_none(
         with ThreadPoolExecutor(8) as operators:
             jobs = [operators.submit(create, stage, n) for n in range(VMS)]
             done = "SELECT count(*) FROM instances WHERE vm_state = 'ACTIVE'"
-            wait_until(lambda: stage.rows(done)[0][0] >= VMS // 4, 20, "in the middle")
+            wait_until(lambda: stage.rows(done)[0][0] >= VMS // 4, 30, "in the middle")
             stage.fleet.managers.pop("manager-1").kill()
             accepted = [job.result() for job in jobs]
         for job in accepted:
@@ -56,7 +56,7 @@ def insist(stage: Stage, name: str, *options: str) -> None:
     """Create a VM as an operator does who is told to repeat: the frozen one may get the wish."""
     wish = ["vm", "create", name, "--vcpus", "1", "--memory", "64", *options]
     wish += ["--job", stage.runtime.new_id()]
-    wait_until(lambda: stage.muster(*wish).code == 0, 40, f"{name} is accepted")
+    wait_until(lambda: stage.muster(*wish).code == 0, 60, f"{name} is accepted")
     stage.ended(wish[-1], "SUCCEEDED")
 
 
@@ -67,7 +67,7 @@ def create(stage: Stage, n: int) -> str:
 def _a_frozen_manager_is_missed_by_nobody(stage: Stage) -> None:
     """SIGSTOP in the middle of a transaction, for longer than service_down_time; then SIGCONT."""
     stage.fleet.start_manager("manager-3")
-    wait_until(lambda: "is up" in stage.log("manager-3"), 20, "manager-3 is up")
+    wait_until(lambda: "is up" in stage.log("manager-3"), 30, "manager-3 is up")
     victim = stage.fleet.managers["manager-2"]
     hold_one_back(stage, victim)
     try:
@@ -79,7 +79,7 @@ def _a_frozen_manager_is_missed_by_nobody(stage: Stage) -> None:
         starts = {host: stage.starts(host) for host in stage.hosts}
     finally:
         victim.signal(signal.SIGCONT)
-    wait_until(lambda: "not hearing" in stage.log("manager-2"), 10, "it knows that it was away")
+    wait_until(lambda: "not hearing" in stage.log("manager-2"), 30, "it knows that it was away")
     never(stage.became_down, TIMES.service_down_time, "a host became DOWN")
     assert {host: stage.starts(host) for host in stage.hosts} == starts
     assert {vm["vm_state"] for vm in stage.ask("vm", "list")} == {"ACTIVE"}
@@ -113,7 +113,7 @@ def hold_one_back(stage: Stage, manager: Service) -> None:
                 wait_until(lambda: stage.rows(held), 0.8)
                 return
             manager.signal(signal.SIGCONT)
-            wait_until(lambda: not stage.rows(held), 5)
+            wait_until(lambda: not stage.rows(held), 30)
         raise AssertionError("it was never met inside a transaction")
     finally:
         stage.rows(function.format("NULL"))

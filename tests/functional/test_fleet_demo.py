@@ -29,7 +29,7 @@ def demo() -> Iterator[subprocess.Popen[str]]:
     )
     yield running
     running.kill()
-    running.wait(10)
+    running.wait(30.0)
 
 
 class Meddler:

@@ -31,7 +31,7 @@ def test_a_vm_lives_and_dies_beside_a_stranger_and_a_dying_agent(
         stranger = stage.console("alpha").guests()[stranger_uuid]
         wait_until(
             lambda: [a["hypervisor_uuid"] for a in stage.ask("alien", "list")] == [stranger_uuid],
-            10,
+            30,
             "the stranger is listed",
         )
 
@@ -85,7 +85,7 @@ def _power_off_by_hand(stage: Stage) -> None:
     guest = stage.guest("beta", "web-2")
     assert guest is not None
     stage.console("beta").power_off(guest.uuid)
-    wait_until(lambda: state(stage, "web-2") == ("SHUTOFF", "none", "SHUTOFF"), 5, "it is shown")
+    wait_until(lambda: state(stage, "web-2") == ("SHUTOFF", "none", "SHUTOFF"), 30, "it is shown")
     stage.done("vm", "delete", "web-2")
 
 
@@ -105,7 +105,7 @@ def _delete_with_a_dead_agent(stage: Stage, executor: str) -> None:
     assert [held for held in stone["holds"] if mac in held], stone
     assert stage.guest("beta", "web-3") == guest
     stage.fleet.start_agent("beta")
-    wait_until(lambda: stage.tombstone("web-3")["state"] == "CLOSED", 20, "reaped")
+    wait_until(lambda: stage.tombstone("web-3")["state"] == "CLOSED", 30, "reaped")
     assert stage.guest("beta", "web-3") is None
     assert stage.tombstone("web-3")["holds"] == []
     stage.becomes("beta", "UP")
