@@ -25,7 +25,7 @@ from tests.wait import wait_until
 
 FLEET, HOST = "fleet-1", "host-1"
 INTERVAL_S = 0.2
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 T = TypeVar("T")
 
 
@@ -97,7 +97,7 @@ class FakeManager:
             "session": self.session,
             "instance": instance,
             "generation": generation,
-            "timeout_s": 10.0,
+            "timeout_s": 60.0,
             "spec": {},
             **changes,
         }
@@ -142,7 +142,7 @@ class Rig:
         return Settings(
             default=Default(fleet_id=FLEET, host=HOST, report_interval=self.interval_s),
             agent=AgentSettings(
-                state_dir=str(self.folder / "agent"), **{"call_timeout": 5.0, **changes}
+                state_dir=str(self.folder / "agent"), **{"call_timeout": 20.0, **changes}
             ),
             simulated=Simulated(state_dir=str(self.folder / "sim"), watch_interval=0.02),
         )

@@ -55,8 +55,17 @@ class Rig:
     def open(self) -> None:
         self.driver.open(self.changes.append)
 
-    def connected(self, timeout_s: float = 15.0) -> None:
-        wait_until(lambda: not self.driver.health(), timeout_s, "connected")
+    def connected(self) -> None:
+        wait_until(lambda: not self.driver.health(), 30, "connected")
+
+    def all_told(self) -> None:
+        """Return once every change made up to now has been told, and forget them."""
+        # Events come in order.
+        last = self.stranger("last", running=False)
+        wait_until(lambda: last in self.changes, 30, "told of the last change")
+        with self.hand() as conn:
+            conn.lookupByUUIDString(last).undefine()
+        self.changes.clear()
 
     def create(self, name: str = "web-1", **spec: Any) -> OwnedGuest:
         mark = Mark(fleet=FLEET, instance=str(uuid.uuid4()), generation=1, bearer=str(uuid.uuid4()))

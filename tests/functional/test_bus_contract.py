@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from tests.functional.busfleet import Fleet, MemoryFleet, RabbitFleet, unique
 from tests.wait import wait_until
 
 HOST = "rack-1.site-2.example.org"
+# Far more than an idle machine needs, far less than the minute that oslo.messaging waits by itself.
+SOON_S = 25.0
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ class Reports:
             bus.publish(key or self.key(), b"ready?", 5.0)
             return bool(self.got)
 
-        wait_until(heard, 15, "the consumer hears a first report")
+        wait_until(heard, 30, "the consumer hears a first report")
         return self
 
 
@@ -131,7 +134,7 @@ def test_nobody_serving_is_no_manager_within_the_time(fleet: Fleet, topic: str) 
     begun = time.monotonic()
     with pytest.raises(NoManager):
         fleet.bus("client").call(Address(topic), "vm_list", {}, 2.0)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < SOON_S
 
 
 def test_a_server_that_has_stopped_answers_no_more(fleet: Fleet, topic: str) -> None:
@@ -148,17 +151,17 @@ def test_stopping_a_server_finishes_what_is_in_hand(fleet: Fleet, topic: str) ->
 
     def slow(method: str, kwargs: dict[str, Any]) -> Any:
         begun.set()
-        finish.wait(10)
+        finish.wait(30.0)
         done.set()
 
     handle = fleet.bus("manager").serve(Address(topic, "m1"), slow)
     fleet.bus("client").cast(Address(topic, "m1"), "work", {})
-    assert begun.wait(10)
+    assert begun.wait(30.0)
     stopper = threading.Thread(target=handle.stop)
     stopper.start()
     finish.set()
-    stopper.join(10)
-    assert done.wait(10)
+    stopper.join(30.0)
+    assert done.wait(30.0)
 
 
 def test_a_cast_reaches_the_one_server_it_names(fleet: Fleet, topic: str) -> None:
@@ -170,7 +173,7 @@ def test_a_cast_reaches_the_one_server_it_names(fleet: Fleet, topic: str) -> Non
     manager = fleet.bus("manager")
     for n in range(4):
         manager.cast(Address(topic, "host-2.example.org"), f"start_vm_{n}", {})
-    wait_until(lambda: len(heard["host-2.example.org"]) == 4, 10, "four casts")
+    wait_until(lambda: len(heard["host-2.example.org"]) == 4, 30, "four casts")
     assert heard["host-1.example.org"] == []
 
 
@@ -185,7 +188,7 @@ def test_reports_of_all_hosts_come_together_whatever_dots_their_names_have(fleet
     reports.begun(buses[0])
     for bus, host in zip(buses, hosts, strict=True):
         bus.publish(reports.key(host), host.encode(), 30.0)
-    wait_until(lambda: {h.encode() for h in hosts} <= set(reports.bodies()), 10, "all three")
+    wait_until(lambda: {h.encode() for h in hosts} <= set(reports.bodies()), 30, "all three")
     keys = {body: key for key, body, _ in reports.got}
     assert keys[HOST.encode()] == reports.key(HOST)
 
@@ -204,10 +207,10 @@ def test_two_consumers_of_a_shared_stream_get_each_report_once(fleet: Fleet) -> 
         agent.publish(f"heartbeat.{word}.h", b"ready?", 5.0)
         return bool(got)
 
-    wait_until(heard, 15, "a first report")
+    wait_until(heard, 30, "a first report")
     for n in range(20):
         agent.publish(f"heartbeat.{word}.h", str(n).encode(), 30.0)
-    wait_until(lambda: len([b for b in got if b != b"ready?"]) >= 20, 10, "twenty reports")
+    wait_until(lambda: len([b for b in got if b != b"ready?"]) >= 20, 30, "twenty reports")
     assert sorted(int(b) for b in got if b != b"ready?") == list(range(20))
 
 
@@ -216,8 +219,8 @@ def test_a_private_queue_hears_its_own_beat_only(fleet: Fleet) -> None:
     bus = fleet.bus("manager")
     first = Reports(bus, private=one).begun(bus, one)
     second = Reports(bus, private=two).begun(bus, two)
-    bus.publish(one, b"mine", 5.0)
-    wait_until(lambda: b"mine" in first.bodies(), 10, "its own beat")
+    bus.publish(one, b"mine", 30.0)
+    wait_until(lambda: b"mine" in first.bodies(), 30, "its own beat")
     assert b"mine" not in second.bodies()
 
 
@@ -229,8 +232,8 @@ def test_a_report_that_can_not_be_read_is_kept_with_the_reason_and_the_next_is_t
     reports.failures = [BadMessage("Heartbeat: field seq is missing")]
     agent.publish(reports.key(), b"\xff not json", 30.0)
     agent.publish(reports.key(), b"good", 30.0)
-    wait_until(lambda: b"good" in reports.bodies(), 10, "the next report")
-    dead = wait_until(lambda: fleet.dead(reports.key()), 10, "the dead letter")
+    wait_until(lambda: b"good" in reports.bodies(), 30, "the next report")
+    dead = wait_until(lambda: fleet.dead(reports.key()), 30, "the dead letter")
     assert dead[0] == b"\xff not json"
     assert "field seq is missing" in dead[1]
 
@@ -240,7 +243,7 @@ def test_a_report_whose_handler_fails_comes_again(fleet: Fleet) -> None:
     reports = Reports(fleet.bus("manager")).begun(agent)
     reports.failures = [RuntimeError("the database is away")] * 3
     agent.publish(reports.key(), b"stubborn", 60.0)
-    wait_until(lambda: b"stubborn" in reports.bodies(), 15, "the fourth try")
+    wait_until(lambda: b"stubborn" in reports.bodies(), 30, "the fourth try")
     assert reports.failures == []
 
 
@@ -248,7 +251,7 @@ def test_a_loop_that_stood_still_tells_of_the_gap_and_goes_on(fleet: Fleet) -> N
     agent = fleet.bus("agent")
     reports = Reports(fleet.bus("manager"), stall_s=20.0).begun(agent)
     fleet.runtime.ahead += 60
-    wait_until(lambda: any("stood still" in gap for gap in reports.gaps), 10, "the gap")
+    wait_until(lambda: any("stood still" in gap for gap in reports.gaps), 30, "the gap")
     reports.got.clear()
     reports.begun(agent)
 
@@ -276,7 +279,7 @@ def test_a_broker_that_is_away_is_a_clear_error_soon(fleet: Fleet, topic: str) -
         begun = time.monotonic()
         with pytest.raises(BrokerUnavailable) as caught:
             attempt()
-        assert time.monotonic() - begun < 6
+        assert time.monotonic() - begun < SOON_S
         assert "\n" not in str(caught.value)
 
 
@@ -286,16 +289,21 @@ def test_servers_and_consumers_outlive_a_restart_of_the_broker(fleet: Fleet, top
     reports = Reports(manager).begun(agent)
     assert agent.call(Address(topic), "hello", {}, 10)
     fleet.down()
-    wait_until(lambda: reports.gaps, 20, "the gap")
+    wait_until(lambda: reports.gaps, 30, "the gap")
     fleet.up()
     reports.got.clear()
 
     def answered() -> bool:
         try:
-            agent.publish(reports.key(), b"back", 5.0)
-            return bool(agent.call(Address(topic), "hello", {}, 2))
+            return bool(agent.call(Address(topic), "hello", {}, 5))
         except (BrokerUnavailable, NoManager):
             return False
 
-    wait_until(answered, 40, "calls work again")
-    wait_until(lambda: b"back" in reports.bodies(), 40, "reports come again")
+    def reported() -> bool:
+        # Again and again: nobody keeps a report longer than it lives.
+        with contextlib.suppress(BrokerUnavailable):
+            agent.publish(reports.key(), b"back", 5.0)
+        return b"back" in reports.bodies()
+
+    wait_until(answered, 60, "calls work again")
+    wait_until(reported, 60, "reports come again")

@@ -49,7 +49,7 @@ def test_a_delete_passes_the_stations_of_its_picture_in_order(calls: Any, tmp_pa
         done = fleet.muster("vm", "delete", "web-1", "--wait", "--reason", "to be followed")
         assert done.code == 0, done.err
         last = (STATIONS[-1].module, STATIONS[-1].function)
-        wait_until(lambda: last in calls, 5.0, "the result to be confirmed")
+        wait_until(lambda: last in calls, 30, "the result to be confirmed")
         calls.on = False
     finally:
         fleet.close()

@@ -23,7 +23,6 @@ from tests.functional.fleet import DOWN_S, FLEET, INTERVAL_S, Clock
 from tests.wait import wait_until
 
 
-
 class Ear:
     """A manager that is not started: its beats and echoes come when the test says so."""
 
@@ -178,7 +177,9 @@ def test_a_running_manager_hears_its_own_beats() -> None:
     one = Manager(settings, broker.bus(runtime), runtime)
     one.start()
     try:
-        wait_until(lambda: (one.store.run(liveness.hearing, settings).gapless_s or 0) > 1.0, 20.0, "hearing")
+        wait_until(
+            lambda: (one.store.run(liveness.hearing, settings).gapless_s or 0) > 1.0, 30, "hearing"
+        )
     finally:
         one.stop(5.0)
         operator.stop(1.0)

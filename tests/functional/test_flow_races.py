@@ -37,7 +37,7 @@ def at_once(work: list[Callable[[], Any]]) -> list[Any]:
     results: list[Any] = [None] * len(work)
 
     def run(n: int) -> None:
-        start.wait(10.0)
+        start.wait(30.0)
         try:
             results[n] = work[n]()
         except MusterError as exc:

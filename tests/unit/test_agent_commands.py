@@ -59,7 +59,7 @@ class Rig:
 
     def _carry_out(self, work: Work) -> m.Result:
         self.began.append(work)
-        assert self.gate.wait(20.0)
+        assert self.gate.wait(30.0)
         given = work.command
         return m.Result(
             id=given.id,

@@ -187,7 +187,7 @@ def test_session_and_number_are_those_of_the_look_and_not_of_the_sending() -> No
     later = rig.session.draw_pair()
     rig.session.begin(2)
     rig.driver.gate.set()
-    sending.join(5.0)
+    sending.join(30.0)
     beat = rig.ear.beats[-1]
     assert (beat.session, beat.seq) < later
     assert beat.session == 1

@@ -263,11 +263,11 @@ def test_changes_made_by_hand_are_noticed(store: Store, runtime: Runtime) -> Non
     store.write(Guest(uuid=A, name="a"))
     driver.open(told.put)
     store.write(Guest(uuid=B, name="b"))
-    assert told.get(timeout=5) == B
+    assert told.get(timeout=30) == B
     (store.guests / f"{A}.json").write_text(json.dumps({"uuid": A, "name": "renamed"}))
-    assert told.get(timeout=5) == A
+    assert told.get(timeout=30) == A
     store.remove(B)
-    assert told.get(timeout=5) == B
+    assert told.get(timeout=30) == B
     driver.close()
 
 
