@@ -243,12 +243,17 @@ class Part:
         self.close()
 
 
-def run(argv: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 60.0) -> str:
-    """The output of a helper program; PartError with what it said when it fails."""
+def run(
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+    given: str = "",
+) -> str:
+    """The output of a helper program, `given` on its input; PartError when it fails."""
     done = subprocess.run(
         list(argv),
         env=None if env is None else dict(env),
-        stdin=subprocess.DEVNULL,
+        input=given,
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -9,6 +9,7 @@ import uuid
 
 from devstack.parts.base import (
     Part,
+    PartError,
     Process,
     answers,
     as_user,
@@ -48,8 +49,7 @@ class RabbitMQ(Part):
     def new_vhost(self) -> str:
         """The transport_url of a fresh virtual host, where one fleet meets no other."""
         name = f"fleet-{uuid.uuid4().hex[:8]}"
-        self.control("add_vhost", name)
-        self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        self._add_vhost(name)
         return f"{self.url}{name}"
 
     def prepare(self) -> None:
@@ -103,6 +103,19 @@ class RabbitMQ(Part):
             [*self._as_user, self._binary("rabbitmqctl"), "-q", "-n", self._node, *args],
             self._environment(),
         )
+
+    def _add_vhost(self, name: str) -> None:
+        """What rabbitmqctl does, without the seconds that starting its Erlang machine takes twice."""
+        doing = (
+            f'ok = rabbit_vhost:add(<<"{name}">>, <<"muster">>),'
+            f' ok = rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"{name}">>,'
+            ' <<".*">>, <<".*">>, <<".*">>, <<"muster">>).\n'
+        )
+        cookie = (self._home / ".erlang.cookie").read_text().strip()
+        at = ["-address", f"127.0.0.1:{self._dist_port}", "-timeout", "60", "-c", cookie]
+        said = run([find_binary("erl_call", "erlang-base"), *at, "-e"], given=doing)
+        if said != "{ok, ok}":
+            raise PartError(f"rabbitmq: virtual host {name}: {said}")
 
     def clean_up(self) -> None:
         if self._epmd is not None:
