@@ -34,7 +34,7 @@ test-unit: $(READY) ## the unit tests alone; needs no real parts
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-long: deps ## every test, also those that outgrew the time budget of `make test`
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --hypothesis-profile=new $(ARGS)
 
 bench: deps ## casts and heartbeats a second beside raw oslo.messaging and kombu
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -6,12 +6,27 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from devstack.parts.base import Part, PartMissing
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
+
+
+# The same examples in every run: what passed once does not fail a change that it has nothing to
+# do with. `make test-long` looks for new ones.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "new", hypothesis.settings.get_profile("same"), derandomize=False
+)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure() -> None:
