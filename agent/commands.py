@@ -162,13 +162,14 @@ class Commands:
         command = work.command
         try:
             with about(command=command.id, instance=command.instance):
-                if work.mode is Mode.FRESH and not self._insist(self._journal.start, command.id):
-                    return
-                with self._lock:
-                    self._step(command.id, m.Step.STARTED)
-                result = self._carry_out(work)
-                self._insist(self._journal.finish, result)
-                LOG.info("%s: %s", command.kind, result.outcome)
+                # One that was voided or superseded since it was queued has ended already; the next
+                # of its instance must have its turn all the same.
+                if work.mode is not Mode.FRESH or self._insist(self._journal.start, command.id):
+                    with self._lock:
+                        self._step(command.id, m.Step.STARTED)
+                    result = self._carry_out(work)
+                    self._insist(self._journal.finish, result)
+                    LOG.info("%s: %s", command.kind, result.outcome)
         finally:
             with self._lock:
                 self._steps.pop(command.id, None)
