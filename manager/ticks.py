@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+
 from common.conf import Settings
+from common.errors import MusterError
 from manager.flows import delete, liveness, reap, reports, retention, watchdog
 from manager.store.engine import Store
 
+LOG = logging.getLogger(__name__)
 LETTERS_KEPT_S = 7 * 86400.0
+
+ROUNDS = (
+    liveness.judge_all,
+    delete.pursue_due,
+    delete.settle_owed,
+    reap.retry_due,
+    watchdog.deadlines,
+    watchdog.held_guests,
+)
 
 
 def tick(store: Store, cfg: Settings) -> None:
-    """Judge hosts, pursue deletes, retry reaps, watch deadlines."""
-    store.run(liveness.judge_all, cfg)
-    store.run(delete.pursue_due, cfg)
-    store.run(delete.settle_owed, cfg)
-    store.run(reap.retry_due, cfg)
-    store.run(watchdog.deadlines, cfg)
-    store.run(watchdog.held_guests, cfg)
+    """Judge hosts, pursue deletes, retry reaps, watch deadlines.
+
+    One round that fails does not keep the others from their turn; the first error is raised last.
+    """
+    failed: list[Exception] = []
+    for turn in ROUNDS:
+        try:
+            store.run(turn, cfg)
+        except MusterError as exc:
+            failed.append(exc)
+        except Exception as exc:
+            LOG.exception("%s failed", turn.__name__)
+            failed.append(exc)
+    if failed:
+        raise failed[0]
 
 
 def tidy(store: Store, cfg: Settings) -> None:

@@ -338,9 +338,9 @@ def _forget(tx: Tx, vm: Instance, text: str) -> None:
         if other.uuid == job:
             continue
         for command in commands.open_of_job(tx, other.uuid):
-            event = (
-                CommandEvent.GIVE_UP if command.received_at is not None else CommandEvent.NOT_RUN
-            )
+            # Only its agent could say that a published one did not run.
+            sent = command.state is not CommandState.ACCEPTED
+            event = CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN
             commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
         jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
         jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")

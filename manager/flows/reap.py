@@ -200,13 +200,6 @@ def hold_mac(tx: Tx, instance: str, mac: str | None, host: str) -> None:
         )
 
 
-def fence_changed(tx: Tx, host: str, fenced: bool) -> None:
-    """What the open tombstones of a host hold after it was fenced or unfenced."""
-    for stone in tx.all(Tombstone, T.host == host, T.state == TombstoneState.OPEN):
-        tx.swap(stone, holds=quarantine.held(stone.state, fenced=fenced))
-        release(tx, stone.instance)
-
-
 def _fenced(tx: Tx, host: str) -> bool:
     row = tx.find(Host, host)
     return row is not None and row.fenced

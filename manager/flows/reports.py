@@ -23,6 +23,7 @@ from common.messages import (
 from common.states import CommandEvent, CommandState
 from manager.flows import commands, delete, inventory, power, reap
 from manager.flows.hello import heard_from
+from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter
@@ -47,7 +48,7 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
         tx.get(Host, host.name),
         driver_healthy=message.driver.healthy,
         driver_message=message.driver.message,
-        interval_s=message.interval_s,
+        interval_s=_judgeable(cfg, message.interval_s, host.interval_s),
         clock_skew_s=(message.sent_at - tx.now).total_seconds(),
         dropped_casts=message.dropped_casts,
     )
@@ -80,6 +81,11 @@ def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
         _answers(tx, cfg, host, message)
         if not host.clash and not _in_session(host, message.session, message.agent_run):
             tx.hint(host.name, "hello_wanted", session=message.session)
+
+
+def _judgeable(cfg: Settings, told_s: float, known_s: float) -> float:
+    """The interval that a host announces, unless its silence could never be noticed by it."""
+    return told_s if cfg.manager.service_down_time > LATE * told_s else known_s
 
 
 def _heard(tx: Tx, cfg: Settings, message: Heartbeat | Answers) -> Host | None:
