@@ -92,6 +92,10 @@ class Outage:
         if told:
             LOG.warning("the broker at %s is back after %.1f s", self.where, lasted)
 
+    def pause(self, seconds: float) -> None:
+        """Let time pass before the next try; ends early when the process stops."""
+        self._runtime.sleep(seconds)
+
     def error(self, cause: BaseException | str) -> BrokerUnavailable:
         """The one error that callers see."""
         return BrokerUnavailable(

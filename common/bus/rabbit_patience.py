@@ -15,6 +15,14 @@ from oslo_messaging._drivers import impl_rabbit
 from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Outage, drain
 
 POLL_S = 0.5
+REFUSED_S = 1.0
+# What oslo says of an outage that Outage tells of, with its reason.
+TOLD = frozenset(
+    {
+        "Failed to process incoming message, retrying..",
+        "Unexpected exception occurred %d time(s)... retrying.",
+    }
+)
 
 
 class _Deadline(threading.local):
@@ -104,7 +112,15 @@ class BoundedConnection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.me
 
     def consume(self, timeout: float | None = None) -> None:
         self._consuming = True
-        super().consume(timeout)
+        try:
+            super().consume(timeout)
+        except oslo_common.Timeout:
+            raise
+        except BROKER_ERRORS as exc:
+            # Refused: a login or a permission was taken back. Who asked comes again at once.
+            self._outage.lost(exc)
+            self._outage.pause(REFUSED_S)
+            raise
 
     def set_transport_socket_timeout(self, timeout: float | None = None) -> None:
         # Bounds the wait for the broker's confirmation, which has no limit of its own.
@@ -127,15 +143,20 @@ class _OneLine(logging.Filter):
     """oslo.messaging logs outages with tracebacks; an operator needs the line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
         record.exc_info = None
-        return True
+        return not (record.msg in TOLD and isinstance(error, BROKER_ERRORS))
 
 
 def quieten() -> None:
     """Leave the telling of outages to Outage."""
     # It tells of each attempt; Outage tells of the outage. (oslo.log renames loggers: take them.)
     impl_rabbit.LOG.logger.setLevel(logging.CRITICAL)
-    for name in ("oslo_messaging.rpc.server", "oslo_messaging._drivers.amqpdriver"):
+    for name in (
+        "oslo_messaging.rpc.server",
+        "oslo_messaging._drivers.amqpdriver",
+        "oslo_utils.excutils",
+    ):
         logger = logging.getLogger(name)
         if not any(isinstance(f, _OneLine) for f in logger.filters):
             logger.addFilter(_OneLine())
