@@ -46,6 +46,10 @@ def test_mass_silence_suspends_db_only_deletes_until_it_ends_or_an_operator_spea
         assert stage.guest("alpha", "vm-alpha") is None
         for host in HOSTS:
             stage.becomes(host, "UP")
+            # They had said why, and not a line for each try.
+            assert "ACCESS_REFUSED" in stage.log(host)
+            assert "Traceback" not in stage.log(host)
+            assert stage.log(host).count("\n") < 50
 
         for agent in stage.fleet.agents.values():
             agent.signal(signal.SIGSTOP)
