@@ -355,7 +355,7 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) 
     why = "; ".join(waiting)
     for step in jobs.steps(tx, job):
         if step.state is JobState.RUNNING and step.host is not None:
-            stone = reap.bury(
+            reap.bury(
                 tx,
                 vm,
                 step.host,
@@ -363,7 +363,6 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) 
                 reason=f"owed since the delete timed out: {why}",
                 pair=(0, 0),
             )
-            tx.swap(stone, issue_at=tx.now)
             jobs.end_step(tx, step, JobEvent.FAIL, f"not answered in time: {why}")
     tx.swap(
         tx.get(Instance, vm.uuid),

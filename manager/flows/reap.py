@@ -42,7 +42,8 @@ def bury(
         "closed_at": tx.now if state is TombstoneState.CLOSED else None,
         "closed_session": pair[0],
         "closed_seq": pair[1],
-        "issue_at": None,
+        # At once if its agent is there, as that of a host which an operator has set down may be.
+        "issue_at": tx.now if state is TombstoneState.OPEN else None,
     }
     old = at(tx, host, vm.uuid)
     if old is not None:
