@@ -116,6 +116,8 @@ def mass_silence(fleet: Sequence[HostFacts], limits: Limits) -> frozenset[str]:
 def judge(host: HostFacts, *, hearing: Hearing, mass: frozenset[str], limits: Limits) -> Verdict:
     """One host's state: the first row of the table that fits.
 
+    Row 3 is left by each host for itself, when it speaks or an operator names it.
+
     Row 2 is about silence: a host that is heard while the managers are blind is judged by what it
     says (rows 5 and 6), and only marked.
     """
@@ -133,14 +135,16 @@ def judge(host: HostFacts, *, hearing: Hearing, mass: frozenset[str], limits: Li
             blind=True,
             mass_silent=host.mass_silent,
         )
-    if host.age_s > down_s and mass:
+    if host.age_s > down_s and (mass or host.mass_silent):
+        # Of those that fell silent together the last is as doubtful as the first: each stays
+        # SUSPECT until it speaks or is named. A host that was dead long before is held up while
+        # the mass lasts, and must not keep it alive.
         return Verdict(
             3,
             HostState.SUSPECT,
-            f"mass silence: {len(mass)} hosts are silent together; this one for {host.age_s:.1f} s"
+            f"mass silence: it fell silent together with others, {host.age_s:.1f} s ago"
             " (name those that are really down: muster host set-down)",
-            # A host that was dead long before is held up, but must not keep the mass alive.
-            mass_silent=host.name in mass,
+            mass_silent=host.mass_silent or host.name in mass,
         )
     if host.age_s > down_s:
         return Verdict(

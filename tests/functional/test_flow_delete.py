@@ -202,7 +202,10 @@ def test_section3_row_7_a_host_that_was_down_before_is_suspended_too(
     fleet.pass_(DOWN_S)
     assert fleet.shown(job)["state"] == "RUNNING"
     fleet.pass_(2 * INTERVAL_S, *others)
-    assert h1.row.state is HostState.DOWN
+    assert h1.row.state is HostState.SUSPECT
+    assert fleet.shown(job)["state"] == "RUNNING"
+    fleet.ask("host_set_down", host="h1", reason="it was dead before")
+    fleet.pass_(1)
     assert fleet.shown(job)["state"] == "SUCCEEDED"
 
 

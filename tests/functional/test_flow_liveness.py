@@ -123,7 +123,11 @@ def test_mass_silence_is_stored_told_once_and_ends_when_they_speak(
     assert len(fleet.events("host.mass_silence")) == 3
     assert "MASS_SILENCE" in {f["code"] for f in fleet.ask("doctor")["findings"]}
     fleet.pass_(INTERVAL_S, h1, h2)
-    assert states(*group) == [UP, UP, DOWN]
+    # What has not spoken is as doubtful as before, whoever else has come back.
+    assert states(*group) == [UP, UP, SUSPECT]
+    assert [a.row.mass_silent for a in group] == [False, False, True]
+    fleet.pass_(INTERVAL_S, *group)
+    assert states(*group) == [UP, UP, UP]
     assert not any(a.row.mass_silent for a in group)
 
 
@@ -148,7 +152,7 @@ def test_a_host_that_was_dead_long_before_does_not_keep_a_mass_alive(
     fleet.pass_(DOWN_S + INTERVAL_S, *rest[3:])
     assert states(h1, *rest[:3]) == [SUSPECT] * 4
     fleet.pass_(INTERVAL_S, *rest[1:])
-    assert states(h1, h2, rest[0]) == [DOWN, DOWN, DOWN]
+    assert states(h1, h2, rest[0]) == [DOWN, DOWN, SUSPECT]
     assert states(*rest[1:]) == [UP] * 4
 
 

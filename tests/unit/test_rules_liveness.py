@@ -228,10 +228,12 @@ def test_mass_silence_once_entered_lasts_however_old_it_grows() -> None:
     assert verdict(*group, *talkers(3)).state is HostState.SUSPECT
 
 
-def test_mass_silence_ends_when_enough_have_spoken() -> None:
+def test_mass_silence_is_left_by_each_host_when_it_speaks() -> None:
     rest = silent(2, 20 * DOWN_S, mass_silent=True)
     found = verdict(*rest, *talkers(4))
-    assert (found.row, found.state, found.mass_silent) == (4, HostState.DOWN, False)
+    assert (found.row, found.state, found.mass_silent) == (3, HostState.SUSPECT, True)
+    spoke = verdict(replace(rest[0], age_s=0.0), rest[1], *talkers(4))
+    assert (spoke.row, spoke.state, spoke.mass_silent) == (6, HostState.UP, False)
 
 
 @pytest.mark.parametrize("flag", ["forced_down", "fenced"])
@@ -242,10 +244,11 @@ def test_mass_silence_does_not_count_hosts_that_an_operator_named(flag: str) -> 
     assert verdict(rest, *named, *talkers(3)).row == 4
 
 
-def test_mass_silence_ends_when_the_operator_names_enough_of_it() -> None:
+def test_mass_silence_is_left_by_each_host_when_an_operator_names_it() -> None:
     group = silent(4, mass_silent=True)
     named = [replace(group[0], forced_down=True), replace(group[1], forced_down=True)]
-    assert verdict(group[2], group[3], *named, *talkers(3)).row == 4
+    assert verdict(named[0], named[1], *group[2:], *talkers(3)).row == 1
+    assert verdict(group[2], group[3], *named, *talkers(3)).row == 3
 
 
 def test_mass_silence_does_not_count_disabled_hosts_on_either_side() -> None:
