@@ -14,7 +14,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # The steps share one .venv and one dpkg lock.
 .NOTPARALLEL:
-.PHONY: help venv deps debian demo test test-unit test-long bench lint format samples \
+.PHONY: help venv deps debian demo test test-unit test-long bench simulate lint format samples \
 	constraints clean
 
 help: ## this list
@@ -38,6 +38,10 @@ test-long: deps ## every test, also those that outgrew the time budget of `make 
 
 bench: deps ## casts and heartbeats a second beside raw oslo.messaging and kombu
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+simulate: $(READY) ## SEEDS=1000 [FROM=0] [SEED=n] [MUTANT=name] [MUTANTS=all]: faults by the thousand
+	@$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(FROM),--from $(FROM)) $(if $(MUTANT),--mutant $(MUTANT)) $(if $(MUTANTS),--mutants)
 
 lint: $(READY) ## style, types, who may import whom, generated files, machine paths
 	@$(BIN)/python -m devstack.lint

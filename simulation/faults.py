@@ -1,0 +1,260 @@
+"""Everything that can go wrong with a fleet, at random times, and the end of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from common.states import PowerState
+from simulation.fleet import AgentProcess, Process, SimFleet
+from simulation.hypervisor import Hypervisor, SimGuest
+
+
+class Faults:
+    """Draws faults from the world's chance; `end` takes all of them back."""
+
+    def __init__(self, fleet: SimFleet) -> None:
+        self._fleet = fleet
+        self.moved: set[str] = set()
+        self.removed: set[str] = set()
+        self._kinds: list[Callable[[], None]] = [
+            self.kill_manager,
+            self.kill_agent,
+            self.kill_agent,
+            self.freeze,
+            self.broker_away,
+            self.partition,
+            self.database_away,
+            self.hypervisor_away,
+            self.hypervisor_fails,
+            self.partial_listing,
+            self.host_reboots,
+            self.journal_lost,
+            self.journal_rolled_back,
+            self.stranger,
+            self.clone,
+            self.guest_by_hand,
+            self.guest_by_hand,
+            self.move_by_hand,
+            self.bad_network,
+            self.bad_network,
+            self.crashes,
+            self.crashes,
+        ]
+
+    def plan(self, count: int, first_s: float, last_s: float) -> None:
+        """`count` faults between two times."""
+        world = self._fleet.world
+        for _ in range(count):
+            world.after(world.random.uniform(first_s, last_s), world.random.choice(self._kinds))
+
+    def end(self) -> None:
+        """Nothing goes wrong any more, and what was wrong is mended."""
+        fleet = self._fleet
+        fleet.chaos.calm()
+        fleet.broker.up = True
+        for process in fleet.processes:
+            if process.runtime is not None and process.runtime.frozen:
+                process.runtime.thaw()
+            if process.alive:
+                process.bus.inner.cut = False
+            process.start()
+        for agent in fleet.agents.values():
+            hv = agent.hypervisor
+            hv.down = hv.partial = False
+            hv.failure_rate = hv.after_error_rate = hv.hang_rate = 0.0
+
+    # processes
+
+    def kill_manager(self) -> None:
+        self._kill(self._pick(self._fleet.managers))
+
+    def kill_agent(self) -> None:
+        self._kill(self._agent())
+
+    def _kill(self, process: Process) -> None:
+        world = self._fleet.world
+        process.kill()
+        world.after(world.random.choice((0.5, 3.0, 30.0, 120.0)), process.start)
+
+    def freeze(self) -> None:
+        process = self._pick(self._fleet.processes)
+        runtime = process.runtime
+        if runtime is None or not process.alive or runtime.frozen:
+            return
+        self._fleet.tell(f"{process.name} is stopped (SIGSTOP)")
+        runtime.freeze()
+        self._later(5.0, 150.0, runtime.thaw, f"{process.name} wakes up")
+
+    # what they hang on
+
+    def broker_away(self) -> None:
+        broker = self._fleet.broker
+        lost = self._fleet.world.chance(0.5)
+        self._fleet.tell(f"the broker is away{', with all it held' if lost else ''}")
+        broker.up = False
+        if lost:
+            broker.lose()
+        self._later(2.0, 100.0, lambda: setattr(broker, "up", True), "the broker is back")
+
+    def partition(self) -> None:
+        process = self._pick(self._fleet.processes)
+        if not process.alive:
+            return
+        bus = process.bus.inner
+        self._fleet.tell(f"{process.name} is cut off")
+        bus.cut = True
+        self._later(2.0, 150.0, lambda: setattr(bus, "cut", False), f"{process.name} is reached")
+
+    def database_away(self) -> None:
+        chaos = self._fleet.chaos
+        self._fleet.tell("the database is away")
+        chaos.database_away = True
+        self._later(1.0, 60.0, lambda: setattr(chaos, "database_away", False), "database is back")
+
+    def bad_network(self) -> None:
+        chaos, world = self._fleet.chaos, self._fleet.world
+        chaos.drop = world.random.choice((0.0, 0.05, 0.3))
+        chaos.duplicate = world.random.choice((0.0, 0.1, 0.3))
+        chaos.delay = world.random.choice((0.0, 0.1, 0.5))
+        chaos.longest_delay_s = world.random.choice((1.0, 20.0, 90.0))
+        self._fleet.tell(
+            f"bad network: {chaos.drop} lost, {chaos.duplicate} doubled, {chaos.delay} late"
+        )
+
+        def mend() -> None:
+            chaos.drop = chaos.duplicate = chaos.delay = 0.0
+
+        self._later(10.0, 100.0, mend, "good network")
+
+    def crashes(self) -> None:
+        chaos = self._fleet.chaos
+        chaos.crash = self._fleet.world.random.choice((0.01, 0.05))
+        self._fleet.tell(f"processes die at {chaos.crash} of their ports")
+        self._later(5.0, 40.0, lambda: setattr(chaos, "crash", 0.0), "no more deaths by chance")
+
+    # hypervisors and journals
+
+    def hypervisor_away(self) -> None:
+        hv = self._agent().hypervisor
+        self._fleet.tell(f"the hypervisor of {hv.host} is down")
+        hv.down = True
+        self._later(5.0, 100.0, lambda: setattr(hv, "down", False), f"{hv.host}'s answers again")
+
+    def partial_listing(self) -> None:
+        hv = self._agent().hypervisor
+        hv.partial = True
+        self._later(5.0, 60.0, lambda: setattr(hv, "partial", False), f"{hv.host} lists all")
+
+    def hypervisor_fails(self) -> None:
+        hv = self._agent().hypervisor
+        random = self._fleet.world.random
+        hv.failure_rate = random.choice((0.0, 0.3))
+        hv.after_error_rate = random.choice((0.0, 0.3))
+        hv.hang_rate = random.choice((0.0, 0.2))
+        self._fleet.tell(f"calls to the hypervisor of {hv.host} fail or hang")
+
+        def mend() -> None:
+            hv.failure_rate = hv.after_error_rate = hv.hang_rate = 0.0
+
+        self._later(10.0, 100.0, mend, f"calls of {hv.host} are well")
+
+    def host_reboots(self) -> None:
+        agent = self._agent()
+        self._fleet.tell(f"{agent.name} reboots")
+        agent.kill()
+        agent.hypervisor.reboot()
+        agent.hypervisor.hung_until_s = 0.0
+        world = self._fleet.world
+        world.after(world.random.choice((10.0, 60.0, 150.0)), agent.start)
+
+    def journal_lost(self) -> None:
+        agent = self._agent()
+        self._fleet.tell(f"{agent.name} loses its journal")
+        agent.kill()
+        agent.lose_journal()
+        world = self._fleet.world
+        world.after(world.random.uniform(1.0, 60.0), agent.start)
+
+    def journal_rolled_back(self) -> None:
+        agent = self._agent()
+        aside = self._fleet.folder / f"{agent.name}.old"
+        agent.kill()
+        if not agent.state_dir.exists():
+            return
+        agent.keep_journal(aside)
+        world = self._fleet.world
+        world.after(1.0, agent.start)
+
+        def put_back() -> None:
+            self._fleet.tell(f"{agent.name} gets an older copy of its journal")
+            agent.kill()
+            agent.roll_back_journal(aside)
+            world.after(2.0, agent.start)
+
+        world.after(world.random.uniform(10.0, 90.0), put_back)
+
+    # other hands
+
+    def stranger(self) -> None:
+        hv = self._agent().hypervisor
+        name = self._fleet.world.random.choice(("vm1", "vm2", "payroll", ""))
+        guest = hv.make_stranger(name)
+        self._fleet.tell(f"a stranger's VM {name!r} ({guest.uuid[:8]}) on {hv.host}")
+
+    def clone(self) -> None:
+        hv, guest = self._some_guest()
+        if guest is None or hv is None:
+            return
+        copy = hv.make_stranger(f"{guest.name}-clone", guest.mark)
+        self._fleet.tell(f"{guest.name} is cloned on {hv.host}, mark and all ({copy.uuid[:8]})")
+
+    def guest_by_hand(self) -> None:
+        hv, guest = self._some_guest()
+        if guest is None or hv is None:
+            return
+        state = self._fleet.world.random.choice(
+            (PowerState.SHUTOFF, PowerState.RUNNING, PowerState.PAUSED, PowerState.CRASHED)
+        )
+        self._fleet.tell(f"{guest.name} on {hv.host} is made {state.name} by hand")
+        hv.set_power(guest, state)
+
+    def move_by_hand(self) -> None:
+        hv, guest = self._some_guest()
+        others = [a.hypervisor for a in self._fleet.agents.values() if a.hypervisor is not hv]
+        if guest is None or hv is None or guest.mark is None:
+            return
+        to = self._pick(others)
+        self._fleet.tell(f"{guest.name} is moved by hand from {hv.host} to {to.host}")
+        self.moved.add(guest.mark.instance)
+        hv.remove(guest)
+        moved = msgspec.structs.replace(guest, domain_id=to.next_domain_id(), by_hand=True)
+        to.guests[moved.uuid] = moved
+        to.note("hand", "moved here", moved)
+
+    # helpers
+
+    def _some_guest(self) -> tuple[Hypervisor | None, SimGuest | None]:
+        found = [
+            (a.hypervisor, g)
+            for a in self._fleet.agents.values()
+            for g in a.hypervisor.guests.values()
+            if not g.stranger
+        ]
+        return self._pick(found) if found else (None, None)
+
+    def _agent(self) -> AgentProcess:
+        found: AgentProcess = self._pick(list(self._fleet.agents.values()))
+        return found
+
+    def _pick(self, things: Sequence[Any]) -> Any:
+        return self._fleet.world.random.choice(things)
+
+    def _later(self, low: float, high: float, fn: Callable[[], None], words: str) -> None:
+        def act() -> None:
+            self._fleet.tell(words)
+            fn()
+
+        self._fleet.world.after(self._fleet.world.random.uniform(low, high), act)

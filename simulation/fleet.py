@@ -1,0 +1,231 @@
+"""A simulated fleet: managers and agents as processes that can die, on one world."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from agent.service import Agent
+from common import conf
+from common.bus.memory import Broker
+from common.conf import Settings
+from common.runtime import Stopped
+from manager.service import Manager
+from manager.store import engine as store_engine
+from manager.store.mapping import metadata
+from simulation.hypervisor import Hypervisor, SimDriver
+from simulation.ports import Chaos, FaultyBus, SimStore
+from simulation.runtime import SimRuntime
+from simulation.world import World
+
+FLEET = "sim"
+HOSTS = ("h1", "h2", "h3")
+REPORT_INTERVAL_S = 10.0
+DOWN_S = 60.0
+
+_TEMPLATE: sqlite3.Connection | None = None
+
+
+def _template() -> sqlite3.Connection:
+    """A database with the schema ready, copied for each seed."""
+    global _TEMPLATE
+    if _TEMPLATE is None:
+        raw = sqlite3.connect(":memory:", check_same_thread=False)
+        engine = sa.create_engine("sqlite://", creator=lambda: raw, poolclass=sa.pool.StaticPool)
+        metadata.create_all(engine)
+        _TEMPLATE = raw
+    return _TEMPLATE
+
+
+class Process:
+    """A manager or agent that can be killed, frozen and started again."""
+
+    def __init__(self, fleet: SimFleet, name: str) -> None:
+        self.fleet, self.name = fleet, name
+        self.runtime: SimRuntime | None = None
+        self.bus: Any = None
+        self.service: Any = None
+
+    @property
+    def alive(self) -> bool:
+        return self.runtime is not None and not self.runtime.killed
+
+    def start(self) -> None:
+        """A new life; does nothing while the process lives."""
+        if self.alive:
+            return
+        runtime = SimRuntime(self.fleet.world, self.name)
+        self.runtime = runtime
+        inner = self.fleet.broker.bus(runtime)
+        self.bus = FaultyBus(inner, runtime, self.fleet.chaos, self.died)
+        self.make(runtime)
+        runtime.spawn("main", self.service.start)
+
+    def make(self, runtime: SimRuntime) -> None:
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.alive and self.runtime is not None:
+            self.fleet.tell(f"{self.name} dies")
+            self.runtime.kill()
+            self.buried()
+
+    def buried(self) -> None:
+        """What the machine does when a process is gone."""
+
+    def died(self) -> None:
+        """Chance has killed it in the middle of something; it is started again some time later."""
+        self.kill()
+        world = self.fleet.world
+        world.after(world.random.uniform(0.5, 60.0), self.start)
+
+
+class ManagerProcess(Process):
+    def make(self, runtime: SimRuntime) -> None:
+        store = SimStore(self.fleet.engine, runtime, self.fleet.chaos, self.died)
+        settings = self.fleet.settings(self.name)
+        self.service = Manager(settings, self.bus, runtime, store)
+
+    def buried(self) -> None:
+        # The broker notices the closed connection: its queues take other consumers, its private
+        # ones are gone.
+        manager = self.service
+        broker = self.fleet.broker
+        broker.servers.get("muster-manager", {}).pop(manager.id, None)
+        broker.streams.pop(f"beats.{manager.id}", None)
+
+
+class AgentProcess(Process):
+    def __init__(self, fleet: SimFleet, host: str) -> None:
+        super().__init__(fleet, host)
+        self.state_dir = fleet.folder / host
+        self.hypervisor = Hypervisor(fleet.world, host)
+
+    def make(self, runtime: SimRuntime) -> None:
+        self.driver = SimDriver(self.hypervisor, runtime)
+        self.service = Agent(self.fleet.settings(self.name), self.bus, runtime, self.driver)
+
+    def buried(self) -> None:
+        self.hypervisor.watchers.clear()
+        journal = self.service._journal
+        if journal._db is not None:
+            # As the end of a process does it: whatever its fibers held goes with them.
+            journal._db.close()
+            journal._db = None
+            os.close(journal._guard)
+
+    def lose_journal(self) -> None:
+        """The disk with the journal is gone; the agent has to be dead."""
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    def keep_journal(self, aside: Path) -> None:
+        """A copy of the journal as it is now."""
+        shutil.copytree(self.state_dir, aside, dirs_exist_ok=True)
+
+    def roll_back_journal(self, aside: Path) -> None:
+        """An older copy of its own journal is put back; the agent has to be dead."""
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+        shutil.copytree(aside, self.state_dir)
+
+
+class SimFleet:
+    """The whole of it, from one seed."""
+
+    def __init__(
+        self, seed: int, *, managers: int = 2, hosts: tuple[str, ...] = HOSTS, verbose: bool = False
+    ) -> None:
+        self.world = World(seed)
+        self.verbose = verbose
+        self.lines: list[str] = []
+        self.folder = Path(tempfile.mkdtemp(prefix="muster-sim-", dir=_fast_folder()))
+        self.chaos = Chaos()
+        self._raw = sqlite3.connect(":memory:", check_same_thread=False)
+        _template().backup(self._raw)
+        self.engine = sa.create_engine(
+            "sqlite://", creator=lambda: self._raw, poolclass=sa.pool.StaticPool
+        )
+        sa.event.listen(self.engine, "connect", _plain_transactions)
+        sa.event.listen(self.engine, "begin", store_engine._sqlite_begin)
+        self.edge = SimRuntime(self.world, "world")
+        self.broker = Broker(self.edge, poll_s=30.0)
+        self.managers = [ManagerProcess(self, f"m{n}") for n in range(1, managers + 1)]
+        self.agents = {host: AgentProcess(self, host) for host in hosts}
+        self.operator = SimRuntime(self.world, "operator")
+        self.view = SimStore(self.engine, self.edge, Chaos(), lambda: None)
+
+    def settings(self, name: str) -> Settings:
+        return Settings(
+            default=conf.default.Default(
+                fleet_id=FLEET, host=name, report_interval=REPORT_INTERVAL_S
+            ),
+            manager=conf.manager.Manager(
+                service_down_time=DOWN_S,
+                resend_after=5.0,
+                command_timeout=60.0,
+                delete_timeout=300.0,
+                tick_interval=5.0,
+                auto_enable_hosts=True,
+            ),
+            agent=conf.agent.Agent(
+                driver="simulation",
+                state_dir=str(self.folder / name),
+                full_report_interval=120.0,
+                call_timeout=15.0,
+            ),
+        )
+
+    @property
+    def processes(self) -> list[Process]:
+        return [*self.managers, *self.agents.values()]
+
+    def start(self) -> None:
+        for process in self.processes:
+            process.start()
+
+    def run(self, seconds: float, stop: Callable[[], bool] | None = None) -> None:
+        self.world.run(self.world.now_s + seconds, stop)
+
+    def read(self, fn: Callable[..., Any]) -> Any:
+        """Something of the database, from outside of every process."""
+        return store_engine.Store.run(self.view, fn)
+
+    def tell(self, line: str) -> None:
+        text = f"{self.world.now_s:8.2f}  {line}"
+        self.lines.append(text)
+        if self.verbose:
+            logging.getLogger("simulation").warning(text)
+
+    def close(self) -> None:
+        """End every fiber and remove the files."""
+        for process in self.processes:
+            if process.runtime is not None:
+                process.runtime.kill()
+        for agent in self.agents.values():
+            if agent.service is not None:
+                agent.buried()
+        self.operator.kill()
+        self.edge.kill()
+        self.engine.dispose()
+        self._raw.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - journals only
+
+
+def _plain_transactions(raw: Any, _record: Any) -> None:
+    raw.isolation_level = None
+
+
+class Dead(Stopped):
+    """The process that ran this has died."""

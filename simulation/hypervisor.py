@@ -1,0 +1,270 @@
+"""A simulated hypervisor in memory: it outlives its agent, and keeps an account of who did what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from agent.drivers.base import Listing, OwnedGuest
+from common.errors import (
+    GuestMissing,
+    HypervisorError,
+    HypervisorUnavailable,
+    NotOurs,
+    StaleCommand,
+)
+from common.messages import Capacity, GuestReport, GuestSpec
+from common.ownership import Mark, why_not_ours
+from common.states import PowerState
+from simulation.runtime import SimRuntime
+from simulation.world import World
+
+MEMORY_MIB = 8192
+_ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
+
+
+class SimGuest(msgspec.Struct, kw_only=True):
+    """One guest; `stranger` is what the simulator knows and Muster must find out."""
+
+    uuid: str
+    name: str
+    vcpus: int
+    memory_mib: int
+    power_state: PowerState = PowerState.SHUTOFF
+    mark: Mark | None = None
+    domain_id: int | None = None
+    macs: tuple[str, ...] = ()
+    stranger: bool = False
+    by_hand: bool = False
+
+    def report(self) -> GuestReport:
+        return GuestReport(
+            hypervisor_uuid=self.uuid,
+            name=self.name,
+            power_state=self.power_state,
+            vcpus=self.vcpus,
+            memory_mib=self.memory_mib,
+            mark=self.mark,
+            domain_id=self.domain_id,
+            macs=self.macs,
+        )
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a guest, and whose it was: "agent" or "hand"."""
+
+    at_s: float
+    by: str
+    verb: str
+    guest: str
+    instance: str | None
+    generation: int | None
+    stranger: bool
+
+
+class Hypervisor:
+    """The guests of one host. `down`: it does not answer; `failing`: the next calls that fail."""
+
+    def __init__(self, world: World, host: str) -> None:
+        self.world, self.host = world, host
+        self.guests: dict[str, SimGuest] = {}
+        self.acts: list[Act] = []
+        self.down = False
+        self.partial = False
+        self.failure_rate = 0.0
+        self.after_error_rate = 0.0
+        self.hang_rate = 0.0
+        self.hung_until_s = 0.0
+        self._domain_ids = 0
+        self.watchers: dict[int, Callable[[str | None], None]] = {}
+
+    def next_domain_id(self) -> int:
+        self._domain_ids += 1
+        return self._domain_ids
+
+    def note(self, by: str, verb: str, guest: SimGuest) -> None:
+        mark = guest.mark
+        self.acts.append(
+            Act(
+                at_s=self.world.now_s,
+                by=by,
+                verb=verb,
+                guest=guest.uuid,
+                instance=mark.instance if mark else None,
+                generation=mark.generation if mark else None,
+                stranger=guest.stranger,
+            )
+        )
+        for watcher in list(self.watchers.values()):
+            watcher(guest.uuid)
+
+    # by hand
+
+    def make_stranger(self, name: str, mark: Mark | None = None) -> SimGuest:
+        guest = SimGuest(
+            uuid=self.world.new_id(),
+            name=name,
+            vcpus=1,
+            memory_mib=128,
+            power_state=PowerState.RUNNING,
+            mark=mark,
+            domain_id=self.next_domain_id(),
+            stranger=True,
+        )
+        self.guests[guest.uuid] = guest
+        self.note("hand", "make", guest)
+        return guest
+
+    def set_power(self, guest: SimGuest, state: PowerState) -> None:
+        if state in _ON and guest.power_state not in _ON:
+            guest.domain_id = self.next_domain_id()
+        if state not in _ON:
+            guest.domain_id = None
+        guest.power_state, guest.by_hand = state, True
+        self.note("hand", state.name, guest)
+
+    def remove(self, guest: SimGuest) -> None:
+        del self.guests[guest.uuid]
+        self.note("hand", "remove", guest)
+
+    def reboot(self) -> None:
+        """The machine restarts: its guests are defined and off."""
+        for guest in self.guests.values():
+            guest.power_state, guest.domain_id, guest.by_hand = PowerState.SHUTOFF, None, True
+            self.note("hand", "host reboot", guest)
+
+
+class SimDriver:
+    """The driver of one agent's life on a hypervisor that was there before and goes on after."""
+
+    name = "simulation"
+
+    def __init__(self, hypervisor: Hypervisor, runtime: SimRuntime) -> None:
+        self._hv, self._runtime = hypervisor, runtime
+
+    def open(self, on_change: Callable[[str | None], None]) -> None:
+        self._hv.watchers[id(self)] = on_change
+
+    def close(self) -> None:
+        self._hv.watchers.pop(id(self), None)
+
+    def health(self) -> str:
+        return "the hypervisor is down" if self._hv.down else ""
+
+    def list_guests(self) -> Listing:
+        self._before("list", changing=False)
+        guests = list(self._hv.guests.values())
+        if self._hv.partial and guests:
+            left_out = guests.pop(self._hv.world.random.randrange(len(guests)))
+            return Listing(
+                guests=tuple(g.report() for g in guests), errors={left_out.uuid: "unreadable"}
+            )
+        return Listing(guests=tuple(g.report() for g in guests))
+
+    def look(self, hypervisor_uuid: str) -> GuestReport | None:
+        self._before("look", changing=False)
+        guest = self._hv.guests.get(hypervisor_uuid)
+        return guest.report() if guest else None
+
+    def capacity(self) -> Capacity:
+        running = [g for g in self._hv.guests.values() if g.power_state in _ON]
+        return Capacity(
+            vcpus_total=64,
+            memory_mib_total=MEMORY_MIB,
+            vcpus_used=sum(g.vcpus for g in running),
+            memory_mib_used=sum(g.memory_mib for g in running),
+        )
+
+    def create(self, spec: GuestSpec, mark: Mark) -> GuestReport:
+        self._before("create")
+        if mark.bearer in self._hv.guests:
+            raise HypervisorError(f"guest {mark.bearer} exists already", "")
+        guest = SimGuest(
+            uuid=mark.bearer,
+            name=spec.name,
+            vcpus=spec.vcpus,
+            memory_mib=spec.memory_mib,
+            macs=tuple(n.mac for n in spec.nics),
+            mark=mark,
+        )
+        self._hv.guests[guest.uuid] = guest
+        self._hv.note("agent", "create", guest)
+        self._after("create")
+        return guest.report()
+
+    def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:
+        self._before("remark")
+        found = self._ours(guest)
+        if found.mark is not None and found.mark.generation > generation:
+            raise StaleCommand(f"the mark has generation {found.mark.generation}", "")
+        found.mark = msgspec.structs.replace(guest.mark, generation=generation)
+        self._after("remark")
+        return msgspec.structs.replace(guest, mark=found.mark, seen=found.report())
+
+    def start(self, guest: OwnedGuest) -> None:
+        self._before("start")
+        found = self._current(guest)
+        if found.power_state not in _ON:
+            found.domain_id = self._hv.next_domain_id()
+            found.power_state, found.by_hand = PowerState.RUNNING, False
+            self._hv.note("agent", "start", found)
+        self._after("start")
+
+    def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
+        self._before("stop")
+        found = self._current(guest)
+        if found.power_state in _ON:
+            found.power_state, found.domain_id, found.by_hand = PowerState.SHUTOFF, None, False
+            self._hv.note("agent", "stop", found)
+        self._after("stop")
+
+    def reboot(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
+        self._before("reboot")
+        found = self._current(guest)
+        if found.power_state not in _ON:
+            raise HypervisorError("it is not running", "")
+        if force:
+            found.domain_id = self._hv.next_domain_id()
+        self._hv.note("agent", "reboot", found)
+        self._after("reboot")
+
+    def destroy(self, guest: OwnedGuest) -> None:
+        self._before("destroy")
+        found = self._current(guest)
+        del self._hv.guests[found.uuid]
+        self._hv.note("agent", "destroy", found)
+        self._after("destroy")
+
+    def _current(self, guest: OwnedGuest) -> SimGuest:
+        """Ours, and not marked by a newer command since this call was made."""
+        found = self._ours(guest)
+        if found.mark is not None and found.mark.generation > guest.mark.generation:
+            raise StaleCommand(f"the mark has generation {found.mark.generation}", "")
+        return found
+
+    def _ours(self, guest: OwnedGuest) -> SimGuest:
+        found = self._hv.guests.get(guest.hypervisor_uuid)
+        if found is None:
+            raise GuestMissing("it is gone", "")
+        why = why_not_ours(found.mark, fleet=guest.mark.fleet, hypervisor_uuid=found.uuid)
+        if why or (found.mark and found.mark.instance != guest.mark.instance):
+            raise NotOurs(f"{found.name} is left alone: {why}", "")
+        return found
+
+    def _before(self, op: str, changing: bool = True) -> None:
+        world = self._hv.world
+        self._runtime.point()
+        if self._hv.down:
+            raise HypervisorUnavailable("the hypervisor is down", "")
+        if changing and world.chance(self._hv.hang_rate):
+            self._hv.hung_until_s = world.now_s + world.random.choice((20.0, 90.0, 400.0))
+        if world.now_s < self._hv.hung_until_s and changing:
+            self._runtime.sleep(self._hv.hung_until_s - world.now_s)
+        if changing and world.chance(self._hv.failure_rate):
+            raise HypervisorError(f"{op} fails", "")
+
+    def _after(self, op: str) -> None:
+        self._runtime.point()
+        if self._hv.world.chance(self._hv.after_error_rate):
+            raise HypervisorError(f"{op} fails after its effect", "")

@@ -1,0 +1,120 @@
+"""Operators who act at random, repeat themselves and never look where they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.bus.base import ANY_MANAGER
+from common.errors import BrokerUnavailable, MusterError, NoManager
+from simulation.fleet import SimFleet
+
+CALL_S = 10.0
+TRIES = 40
+FIRST_CREATES = 4
+VERBS = (
+    ("create", 3),
+    ("delete", 5),
+    ("stop", 2),
+    ("start", 2),
+    ("reboot", 2),
+    ("force", 2),
+    ("set_down", 2),
+)
+
+
+class Operators:
+    """A number of wishes, spread over the time in which the faults happen."""
+
+    def __init__(self, fleet: SimFleet) -> None:
+        self._fleet = fleet
+        self._bus = fleet.broker.bus(fleet.operator)
+        self.accepted: dict[str, str] = {}
+        self.refused: list[str] = []
+        self.set_down: set[str] = set()
+        self._requests: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._names = [f"vm{n}" for n in range(1, 7)]
+
+    def act(self, count: int, first_s: float, last_s: float) -> None:
+        """`count` wishes between two times."""
+        world = self._fleet.world
+        words = [word for word, weight in VERBS for _ in range(weight)]
+        for n in range(count):
+            name = world.random.choice(self._names)
+            if n < FIRST_CREATES:
+                # Without VMs there is nothing to go wrong with.
+                world.after(
+                    world.random.uniform(first_s, first_s + 40), self._starter("create", name)
+                )
+            else:
+                verb = world.random.choice(words)
+                world.after(world.random.uniform(first_s, last_s), self._starter(verb, name))
+
+    def _starter(self, verb: str, name: str) -> Any:
+        return lambda: self._fleet.operator.spawn(f"{verb} {name}", self._wish, verb, name)
+
+    def _wish(self, verb: str, name: str) -> None:
+        world = self._fleet.world
+        if verb == "set_down":
+            self._set_down(world.random.choice(list(self._fleet.agents)))
+            return
+        job = world.new_id()
+        common = {"job": job, "operator": "op", "reason": "at random"}
+        if verb == "create":
+            kwargs = {**common, "name": name, "vcpus": 1, "memory_mib": 128}
+            self.ask("vm_create", kwargs)
+        elif verb in ("delete", "force"):
+            self.ask("vm_delete", {**common, "vm": name, "force": verb == "force"})
+        else:
+            force = verb == "reboot" and world.chance(0.5)
+            self.ask(f"vm_{verb}", {**common, "vm": name, "force": force})
+        if world.chance(0.2):
+            # The same request once more, as after a lost answer.
+            self._fleet.operator.sleep(world.random.uniform(0.0, 30.0))
+            if job in self.accepted:
+                again = self.ask_again(job)
+                if again is not None and again["uuid"] != self.accepted[job]:
+                    raise AssertionError(f"job {job} came back as {again['uuid']}")
+
+    def _set_down(self, host: str) -> None:
+        world = self._fleet.world
+        asked = {"host": host, "operator": "op", "reason": "at random"}
+        self.ask("host_set_down", asked)
+        self.set_down.add(host)
+        self._fleet.operator.sleep(world.random.uniform(5.0, 100.0))
+        self.ask("host_unset_down", asked)
+        self.set_down.discard(host)
+
+    def ask(self, method: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Ask until somebody answers; None when a rule refused it."""
+        about = f"{method} {kwargs.get('vm') or kwargs.get('name') or kwargs.get('host')}"
+        for _ in range(TRIES):
+            try:
+                answer: dict[str, Any] = self._bus.call(ANY_MANAGER, method, kwargs, CALL_S)
+            except (NoManager, BrokerUnavailable):
+                self._fleet.operator.sleep(3.0)
+                continue
+            except MusterError as exc:
+                if exc.code in ("DATABASE_UNAVAILABLE", "INTERNAL_ERROR", "CONFLICT"):
+                    self._fleet.operator.sleep(3.0)
+                    continue
+                self.refused.append(exc.code)
+                self._fleet.tell(f"op: {about}: {exc.code}")
+                return None
+            if "uuid" in answer:
+                self._fleet.tell(
+                    f"op: {about}:"
+                    f" job {answer['uuid'][:8]} on {answer['host']} of {answer['instance'][:8]}"
+                )
+                self.accepted[kwargs["job"]] = answer["uuid"]
+                self._requests[kwargs["job"]] = (method, kwargs)
+            return answer
+        return None
+
+    def ask_again(self, job: str) -> dict[str, Any] | None:
+        """A repetition, letter for letter."""
+        method, kwargs = self._requests[job]
+        try:
+            answer: dict[str, Any] = self._bus.call(ANY_MANAGER, method, kwargs, CALL_S)
+        except MusterError:
+            return None
+        return answer

@@ -1,0 +1,156 @@
+"""Faults at the ports: messages get lost, doubled or late, and a process may die at any use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from common.bus.base import Address, Endpoint, Handle, StreamHandler
+from common.bus.memory import MemoryBus
+from common.errors import BrokerUnavailable, DatabaseUnavailable, NoManager
+from common.runtime import Stopped
+from manager.store.engine import Store, Tx
+from simulation.runtime import SimRuntime
+from simulation.world import World
+
+T = TypeVar("T")
+
+
+class Chaos:
+    """How often what goes wrong; all probabilities 0 once the faults have stopped."""
+
+    def __init__(self) -> None:
+        self.drop = 0.0
+        self.duplicate = 0.0
+        self.delay = 0.0
+        self.longest_delay_s = 20.0
+        self.crash = 0.0
+        self.database_away = False
+
+    def calm(self) -> None:
+        self.drop = self.duplicate = self.delay = self.crash = 0.0
+        self.database_away = False
+
+
+class FaultyBus:
+    """A process's bus; each use is a place where the process can die, before or after it."""
+
+    def __init__(
+        self, inner: MemoryBus, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
+    ) -> None:
+        self.inner, self._runtime, self._chaos, self._die = inner, runtime, chaos, die
+
+    def call(self, to: Address, method: str, kwargs: Mapping[str, Any], timeout_s: float) -> Any:
+        self._maybe_die()
+        answer = self.inner.call(to, method, kwargs, timeout_s)
+        if self._world.chance(self._chaos.drop):
+            # The answer is lost; the caller waits in vain.
+            self._runtime.sleep(timeout_s)
+            raise NoManager("the answer was lost", "try again")
+        self._maybe_die()
+        return answer
+
+    def cast(self, to: Address, method: str, kwargs: Mapping[str, Any]) -> None:
+        self._maybe_die()
+        self._send(lambda: self.inner.cast(to, method, kwargs))
+        self._maybe_die()
+
+    def publish(self, key: str, body: bytes, ttl_s: float | None = None) -> None:
+        self._maybe_die()
+        self._send(lambda: self.inner.publish(key, body, ttl_s))
+        self._maybe_die()
+
+    def serve(self, at: Address, endpoint: Endpoint) -> Handle:
+        return self.inner.serve(at, endpoint)
+
+    def consume(
+        self,
+        streams: Mapping[str, str],
+        handler: StreamHandler,
+        on_gap: Callable[[str], None],
+        stall_s: float,
+    ) -> Handle:
+        return self.inner.consume(streams, handler, on_gap, stall_s)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    @property
+    def _world(self) -> World:
+        return self._runtime.world
+
+    def _send(self, send: Callable[[], None]) -> None:
+        self._runtime.point()
+        chaos, world = self._chaos, self._world
+        if world.chance(chaos.drop):
+            return
+        if world.chance(chaos.delay):
+            world.after(world.random.uniform(0.0, chaos.longest_delay_s), _quietly(send))
+            return
+        send()
+        if world.chance(chaos.duplicate):
+            world.after(world.random.uniform(0.0, chaos.longest_delay_s), _quietly(send))
+
+    def _maybe_die(self) -> None:
+        if self._world.chance(self._chaos.crash):
+            self._die()
+            raise Stopped
+
+
+def _quietly(send: Callable[[], None]) -> Callable[[], None]:
+    def later() -> None:
+        try:
+            send()
+        except BrokerUnavailable:
+            return
+
+    return later
+
+
+class SimStore(Store):
+    """The real store on a shared in-memory SQLite; a process can die on either side of a commit."""
+
+    def __init__(
+        self, engine: sa.Engine, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
+    ) -> None:
+        self.runtime = runtime
+        self._sim = runtime
+        self.engine = engine
+        self.dialect = "sqlite"
+        self._chaos, self._die = chaos, die
+        self._told: Callable[[Tx], None] = lambda _tx: None
+        self._gate = runtime.lock()
+
+    @property
+    def after_commit(self) -> Callable[[Tx], None]:
+        return self._committed
+
+    @after_commit.setter
+    def after_commit(self, value: Callable[[Tx], None]) -> None:
+        self._told = value
+
+    def run(self, handler: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        self._sim.point()
+        if self._chaos.database_away:
+            raise DatabaseUnavailable("the database is away", "")
+
+        def and_perhaps_die(tx: Tx, *a: Any, **k: Any) -> T:
+            value = handler(tx, *a, **k)
+            self._maybe_die()  # before the commit: nothing of it has happened
+            return value
+
+        return super().run(and_perhaps_die, *args, **kwargs)
+
+    def _committed(self, tx: Tx) -> None:
+        self._maybe_die()  # after the commit, before anything is said
+        self._told(tx)
+
+    def _maybe_die(self) -> None:
+        if self._sim.world.chance(self._chaos.crash):
+            self._die()
+            raise Stopped
+
+    def close(self) -> None:
+        return

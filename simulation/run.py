@@ -1,0 +1,104 @@
+"""One seed from its beginning to its end, and the story of what broke."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.events import Event
+from manager.store.instances import Instance
+from simulation.faults import Faults
+from simulation.fleet import SimFleet
+from simulation.invariants import Broken, Invariants
+from simulation.operators import Operators
+
+COMMANDS = 15
+FAULTS = 9
+FIRST_S, LAST_S = 20.0, 260.0
+FAULTS_END_S = 330.0
+LOOK_EVERY_S = 20.0
+PATIENCE_S = 1800.0
+
+
+@dataclass
+class Outcome:
+    """What became of a seed."""
+
+    seed: int
+    broken: str | None = None
+    about: str | None = None
+    simulated_s: float = 0.0
+    steps: int = 0
+    accepted: int = 0
+    story: list[str] = field(default_factory=list)
+
+
+def run_seed(seed: int, *, verbose: bool = False) -> Outcome:
+    """Run one seed; `broken` is None when everything held."""
+    fleet = SimFleet(seed, verbose=verbose)
+    outcome = Outcome(seed)
+    try:
+        operators, faults = Operators(fleet), Faults(fleet)
+        invariants = Invariants(fleet, operators, faults)
+        fleet.world.after_step = invariants.after_step
+        try:
+            fleet.start()
+            operators.act(COMMANDS, FIRST_S, LAST_S)
+            faults.plan(FAULTS, FIRST_S, LAST_S)
+            fleet.run(FAULTS_END_S)
+            faults.end()
+            fleet.tell("the faults are over")
+            _converge(fleet, invariants)
+        except Broken as exc:
+            outcome.broken, outcome.about = str(exc), exc.about
+        except Exception as exc:  # noqa: BLE001 - a loop of ours that ends by an error is a defect
+            outcome.broken = f"{type(exc).__name__}: {exc}"
+            outcome.story = _traceback(exc)
+        outcome.simulated_s, outcome.steps = fleet.world.now_s, fleet.world.steps
+        outcome.accepted = len(operators.accepted)
+        if outcome.broken is not None:
+            outcome.story += _story(fleet, outcome.about)
+    finally:
+        fleet.world.after_step = lambda: None
+        fleet.close()
+    return outcome
+
+
+def _converge(fleet: SimFleet, invariants: Invariants) -> None:
+    deadline = fleet.world.now_s + PATIENCE_S
+    while True:
+        fleet.run(LOOK_EVERY_S)
+        for process in fleet.processes:
+            process.start()  # what died by chance at the very end
+        problems = invariants.problems()
+        if not problems:
+            return
+        if fleet.world.now_s >= deadline:
+            text = "; ".join(what for what, _ in problems[:5])
+            raise Broken(f"not converged in {PATIENCE_S:g} s: {text}", problems[0][1])
+
+
+def _traceback(exc: BaseException) -> list[str]:
+    import traceback
+
+    return "".join(traceback.format_exception(exc)).splitlines()[-25:]
+
+
+def _story(fleet: SimFleet, about: str | None) -> list[str]:
+    """The fleet's account and, for the instance concerned, all that the database tells of it."""
+    lines = [*fleet.lines]
+
+    def tell(tx: Tx) -> None:
+        if about is None:
+            return
+        vm = tx.find(Instance, about)
+        lines.append(f"instance: {vm}")
+        for row in tx.all(CommandRow, CommandRow.__table__.c.instance == about):
+            lines.append(f"command: {row}")
+        events = Event.__table__.c
+        for event in tx.all(Event, events.object == about, order=[events.at]):
+            lines.append(f"event {event.at:%H:%M:%S.%f} {event.kind} {event.text} ({event.source})")
+
+    fleet.read(tell)
+    return lines

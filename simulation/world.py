@@ -1,0 +1,158 @@
+"""Simulated time and one scheduler: every step of every process is chosen by one seed."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import heapq
+import itertools
+import random
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import greenlet
+
+from common.runtime import Stopped
+
+EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+class Fiber(greenlet.greenlet):  # type: ignore[misc] # it publishes no types
+    """One thread of a simulated process."""
+
+    owner: Any
+    name: str
+    number: int
+    queued: bool
+    ended: bool
+    ticket: int
+
+
+class World:
+    """The clock, the chance and the order of everything."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)  # noqa: S311 - chance must be repeatable here
+        self.now_s = 0.0
+        self.steps = 0
+        self._ready: list[Fiber] = []
+        self._timers: list[tuple[float, int, Fiber | None, int, Callable[[], None] | None]] = []
+        self._numbers = itertools.count(1)
+        self._main = greenlet.getcurrent()
+        self.after_step: Callable[[], None] = lambda: None
+
+    # time and names
+
+    def now(self) -> dt.datetime:
+        return EPOCH + dt.timedelta(seconds=self.now_s)
+
+    def new_id(self) -> str:
+        return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+
+    def chance(self, probability: float) -> bool:
+        return probability > 0 and self.random.random() < probability
+
+    # fibers
+
+    def spawn(self, owner: Any, name: str, fn: Callable[[], None]) -> Fiber:
+        def run() -> None:
+            try:
+                fn()
+            except Stopped:
+                pass
+            finally:
+                fiber.ended = True
+
+        fiber = Fiber(run, parent=self._main)
+        fiber.owner, fiber.name, fiber.number = owner, name, next(self._numbers)
+        fiber.queued = fiber.ended = False
+        fiber.ticket = 0
+        self.wake(fiber)
+        return fiber
+
+    def current(self) -> Fiber | None:
+        found = greenlet.getcurrent()
+        return found if isinstance(found, Fiber) else None
+
+    def wake(self, fiber: Fiber) -> None:
+        """Make a fiber runnable; what of a frozen process wakes waits for its thaw."""
+        if not fiber.queued and not fiber.ended:
+            fiber.queued = True
+            fiber.ticket += 1
+            self._ready.append(fiber)
+
+    def pause(self, timeout_s: float | None) -> None:
+        """Leave the current fiber until it is woken or the time has passed."""
+        fiber = self.current()
+        if fiber is None:
+            raise AssertionError("only a simulated process can wait")
+        if timeout_s is not None:
+            at = self.now_s + max(0.0, timeout_s)
+            heapq.heappush(self._timers, (at, next(self._numbers), fiber, fiber.ticket, None))
+        self._main.switch()
+
+    def yield_now(self) -> None:
+        """Let any other fiber go first."""
+        fiber = self.current()
+        if fiber is not None:
+            self.wake(fiber)
+            self._main.switch()
+
+    def after(self, seconds: float, fn: Callable[[], None]) -> None:
+        """Do something to the world later; it is no part of any process."""
+        at = self.now_s + max(0.0, seconds)
+        heapq.heappush(self._timers, (at, next(self._numbers), None, 0, fn))
+
+    # the scheduler
+
+    def run(self, until_s: float, stop: Callable[[], bool] | None = None) -> None:
+        """Let time pass up to `until_s`, or until `stop()` holds between two steps."""
+        while True:
+            if stop is not None and stop():
+                return
+            fiber = self._take()
+            if fiber is not None:
+                self.steps += 1
+                self.switch_to(fiber)
+                self.after_step()
+                continue
+            if not self._timers or self._timers[0][0] > until_s:
+                self.now_s = max(self.now_s, until_s)
+                return
+            at, _n, sleeper, ticket, act = heapq.heappop(self._timers)
+            self.now_s = max(self.now_s, at)
+            if act is not None:
+                act()
+                self.after_step()
+            elif sleeper is not None and sleeper.ticket == ticket:
+                self.wake(sleeper)
+
+    def switch_to(self, fiber: Fiber) -> None:
+        fiber.queued = False
+        fiber.switch()
+
+    def _take(self) -> Fiber | None:
+        ready = self._ready
+        while ready:
+            at = self.random.randrange(len(ready)) if len(ready) > 1 else 0
+            fiber = ready[at]
+            ready[at] = ready[-1]
+            ready.pop()
+            if fiber.ended:
+                continue
+            if fiber.owner is not None and fiber.owner.frozen:
+                fiber.owner.parked.append(fiber)
+                continue
+            return fiber
+        return None
+
+    def throw(self, fiber: Fiber) -> None:
+        """End a fiber where it stands, as the death of its process does."""
+        if not fiber.ended and fiber is not greenlet.getcurrent():
+            fiber.queued = False
+            fiber.parent = greenlet.getcurrent()  # it comes back here when it has ended
+            with contextlib.suppress(Stopped):  # one that has never run does not catch it
+                fiber.throw(Stopped)
+            fiber.ended = True
