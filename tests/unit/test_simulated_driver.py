@@ -99,6 +99,12 @@ def test_the_whole_life_of_a_guest(driver: SimulatedDriver, store: Store) -> Non
     assert driver.look(A) is None
     assert driver.list_guests().guests == ()
     assert store.uuids() == []
+    # Its own account: each change that had an effect, with the generation it was made for.
+    acts = [(act.by, act.verb, act.uuid, act.generation) for act in store.account()]
+    assert acts == [
+        ("agent", verb, A, 1 if verb == "create" else 2)
+        for verb in ("create", "start", "reboot", "reboot", "stop", "start", "destroy")
+    ]
 
 
 def test_guests_outlive_the_driver_and_its_process(
@@ -315,6 +321,24 @@ def test_the_console_makes_and_changes_strangers(
     assert "CRASHED" in run(store, capsys, "list")
     run(store, capsys, "destroy", made)
     assert json.loads(run(store, capsys, "list", "-f", "json")) == []
+
+
+def test_the_console_tells_what_was_done_and_by_whom(
+    store: Store, driver: SimulatedDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(store, capsys, "log") == ""
+    driver.create(SPEC, mark())
+    run(store, capsys, "create", "byhand", "--start")
+    run(store, capsys, "stop", "web")
+    told = json.loads(run(store, capsys, "log", "-f", "json"))
+    assert [(act["by"], act["verb"], act["name"], act["instance"]) for act in told] == [
+        ("agent", "create", "web", "i-1"),
+        ("console", "create", "byhand", None),
+        ("console", "start", "byhand", None),
+        ("console", "stop", "web", "i-1"),
+    ]
+    assert run(store, capsys, "log", "byhand").count("console") == 2
+    assert "i-1 at generation 1" in run(store, capsys, "log", "i-1")
 
 
 def test_the_console_clones_with_the_mark(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

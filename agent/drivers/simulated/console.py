@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("-f", "--format", choices=["table", "json"], default="table")
     listing.set_defaults(run=_list)
 
+    log = verbs.add_parser("log", help="what was done to guests, by whom, for which command")
+    log.add_argument("-f", "--format", choices=["table", "json"], default="table")
+    log.add_argument("guest", nargs="?", help="only this one: name, uuid or instance")
+    log.set_defaults(run=_log)
+
     making = verbs.add_parser("create", help="make a guest by hand; it carries no mark")
     making.add_argument("name")
     making.add_argument("--vcpus", type=int, default=1)
@@ -58,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         one = verbs.add_parser(verb, help=help_text)
         one.add_argument("guest", help="name or uuid")
-        one.set_defaults(run=_on_guest, change=change)
+        one.set_defaults(run=_on_guest, verb=verb, change=change)
 
     fault = verbs.add_parser("set-fault", help="break an operation, or everything")
     fault.add_argument("op", help="list, look, capacity, create, remark, start, ... or 'down'")
@@ -88,6 +93,23 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         sys.stdout.write(f"{row['uuid']}  {state:<9}  {row.get('name', '?'):<24}  {whose}\n")
 
 
+def _log(store: Store, args: argparse.Namespace) -> None:
+    acts = [
+        act
+        for act in store.account()
+        if args.guest is None or args.guest in (act.name, act.uuid, act.instance)
+    ]
+    if args.format == "json":
+        sys.stdout.write(json.dumps(msgspec.to_builtins(acts), indent=2) + "\n")
+        return
+    for act in acts:
+        whose = f"{act.instance} at generation {act.generation}" if act.instance else "-"
+        sys.stdout.write(
+            f"{act.at:%Y-%m-%dT%H:%M:%S.%fZ}  {act.by:<7}  {act.verb:<7}  {act.uuid}"
+            f"  {act.name:<24}  {whose}\n"
+        )
+
+
 def _create(store: Store, args: argparse.Namespace) -> None:
     with store.lock():
         guest = Guest(
@@ -95,16 +117,19 @@ def _create(store: Store, args: argparse.Namespace) -> None:
         )
         if args.clone_of:
             guest.mark = _find(store, args.clone_of).mark
+        store.write(guest)
+        store.note("console", "create", guest)
         if args.start:
             _start(store, guest)
-        else:
-            store.write(guest)
+            store.note("console", "start", guest)
     sys.stdout.write(f"{guest.uuid}\n")
 
 
 def _on_guest(store: Store, args: argparse.Namespace) -> None:
     with store.lock():
-        args.change(store, _find(store, args.guest))
+        guest = _find(store, args.guest)
+        args.change(store, guest)
+        store.note("console", args.verb, guest)
 
 
 def _start(store: Store, guest: Guest) -> None:

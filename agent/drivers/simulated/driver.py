@@ -131,6 +131,7 @@ class SimulatedDriver:
                 mark=mark,
             )
             self._store.write(guest)
+            self._note("create", guest)
             return guest.report()
 
     def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:
@@ -141,16 +142,22 @@ class SimulatedDriver:
 
     def start(self, guest: OwnedGuest) -> None:
         with self._fault("start"), self._ours(guest) as found:
+            if found.power_state == PowerState.RUNNING.name:
+                return
             if found.power_state not in UP:
                 found.domain_id = self._store.next_domain_id()
             found.power_state = PowerState.RUNNING.name
             self._store.write(found)
+            self._note("start", found)
 
     def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
         # A simulated guest obeys at once, so there is nothing to force and no time to give it.
         with self._fault("stop"), self._ours(guest) as found:
+            if found.power_state == PowerState.SHUTOFF.name:
+                return
             found.power_state, found.domain_id = PowerState.SHUTOFF.name, None
             self._store.write(found)
+            self._note("stop", found)
 
     def reboot(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
         with self._fault("reboot"), self._ours(guest) as found:
@@ -160,10 +167,15 @@ class SimulatedDriver:
                 found.domain_id = self._store.next_domain_id()
             found.power_state = PowerState.RUNNING.name
             self._store.write(found)
+            self._note("reboot", found)
 
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:
             self._store.remove(found.uuid)
+            self._note("destroy", found)
+
+    def _note(self, verb: str, guest: Guest) -> None:
+        self._store.note("agent", verb, guest)
 
     @contextmanager
     def _ours(self, guest: OwnedGuest) -> Iterator[Guest]:

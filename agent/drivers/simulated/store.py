@@ -7,6 +7,7 @@ it while an agent works. Every write is an atomic rename, every change is made u
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import fcntl
 import os
 import uuid
@@ -21,6 +22,7 @@ from common.ownership import Mark
 from common.states import PowerState
 
 FAULTS = "faults.json"
+ACCOUNT = "account.jsonl"
 
 
 class Guest(msgspec.Struct, kw_only=True):
@@ -49,6 +51,18 @@ class Guest(msgspec.Struct, kw_only=True):
             domain_id=self.domain_id,
             macs=self.macs,
         )
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a guest that had its effect; `by` is agent or console."""
+
+    at: dt.datetime
+    by: str
+    verb: str
+    uuid: str
+    name: str
+    instance: str | None = None
+    generation: int | None = None
 
 
 class Faults(msgspec.Struct, kw_only=True):
@@ -110,6 +124,38 @@ class Store:
     def remove(self, guest_uuid: str) -> None:
         """Take a guest away; harmless when it is gone."""
         self._path(guest_uuid).unlink(missing_ok=True)
+
+    def note(self, by: str, verb: str, guest: Guest) -> None:
+        """Add a change to the hypervisor's own account; call it under the lock, after the change.
+
+        An agent that is killed between the two leaves a change without its line, never the reverse.
+        """
+        act = Act(
+            at=dt.datetime.now(dt.UTC),
+            by=by,
+            verb=verb,
+            uuid=guest.uuid,
+            name=guest.name,
+            instance=guest.mark.instance if guest.mark else None,
+            generation=guest.mark.generation if guest.mark else None,
+        )
+        try:
+            with (self.folder / ACCOUNT).open("ab") as account:
+                account.write(msgspec.json.encode(act) + b"\n")
+        except OSError as exc:
+            raise HypervisorUnavailable(f"{ACCOUNT}: {exc.strerror}", "check it") from exc
+
+    def account(self) -> list[Act]:
+        """Everything that was done to guests here, oldest first; a torn last line is left out."""
+        try:
+            lines = (self.folder / ACCOUNT).read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        acts = []
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):
+                acts.append(msgspec.json.decode(line, type=Act))
+        return acts
 
     def next_domain_id(self) -> int:
         """A number that no start on this host has had before; call it under the lock."""
