@@ -140,10 +140,19 @@ class AgentProcess(Process):
 class SimFleet:
     """The whole of it, from one seed."""
 
+    manager_type: type[ManagerProcess] = ManagerProcess
+    agent_type: type[AgentProcess] = AgentProcess
+
     def __init__(
-        self, seed: int, *, managers: int = 2, hosts: tuple[str, ...] = HOSTS, verbose: bool = False
+        self,
+        seed: int,
+        *,
+        managers: int = 2,
+        hosts: tuple[str, ...] = HOSTS,
+        verbose: bool = False,
+        world: World | None = None,
     ) -> None:
-        self.world = World(seed)
+        self.world = world or World(seed)
         self.verbose = verbose
         self.lines: list[str] = []
         self.folder = Path(tempfile.mkdtemp(prefix="muster-sim-", dir=_fast_folder()))
@@ -157,8 +166,8 @@ class SimFleet:
         sa.event.listen(self.engine, "begin", store_engine._sqlite_begin)
         self.edge = SimRuntime(self.world, "world")
         self.broker = Broker(self.edge, poll_s=30.0)
-        self.managers = [ManagerProcess(self, f"m{n}") for n in range(1, managers + 1)]
-        self.agents = {host: AgentProcess(self, host) for host in hosts}
+        self.managers = [self.manager_type(self, f"m{n}") for n in range(1, managers + 1)]
+        self.agents = {host: self.agent_type(self, host) for host in hosts}
         self.operator = SimRuntime(self.world, "operator")
         self.view = SimStore(self.engine, self.edge, Chaos(), lambda: None)
 
