@@ -119,10 +119,12 @@ def _release_waiting(tx: Tx, host: str) -> None:
     """Deletes that wait for this host are looked at now."""
     j, s = Job.__table__.c, JobStep.__table__.c
     waiting = sa.select(s.job).where(s.host == host, s.state == JobState.RUNNING)
-    tx.conn.execute(
-        sa.update(Job.__table__)
-        .where(j.uuid.in_(waiting), j.state.in_(jobs.OPEN), j.kind == "delete")
-        .values(check_at=tx.now, version=j.version + 1)
+    tx.change_where(
+        Job,
+        j.uuid.in_(waiting),
+        j.state.in_(jobs.OPEN),
+        j.kind == "delete",
+        check_at=tx.now,
     )
 
 

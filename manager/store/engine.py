@@ -27,6 +27,7 @@ from manager.store import (
 )
 from manager.store.mapping import Row, metadata
 from manager.store.statements import KEY
+from manager.store.unit import Unit
 
 LOG = logging.getLogger(__name__)
 R = TypeVar("R", bound=Row)
@@ -54,6 +55,7 @@ class Tx:
         self.hints: list[Hint] = []
         self.commands_due = False
         self._now: dt.datetime | None = None
+        self._unit = Unit()
 
     @property
     def now(self) -> dt.datetime:
@@ -72,7 +74,8 @@ class Tx:
 
     def find(self, kind: type[R], *key: Any) -> R | None:
         """The row with this primary key, or None."""
-        return self._at(kind, key, held=False)
+        known = self._unit.get(kind, key)
+        return known if known is not None else self._at(kind, key, held=False)
 
     def get(self, kind: type[R], *key: Any) -> R:
         """The row with this primary key, or NotFound."""
@@ -83,11 +86,17 @@ class Tx:
 
     def lock(self, kind: type[R], *key: Any) -> R | None:
         """The row, held until the end of the transaction (SQLite holds the whole database)."""
-        return self._at(kind, key, held=self.store.dialect == "postgresql")
+        if self.store.dialect != "postgresql":
+            return self.find(kind, *key)
+        known = self._unit.get(kind, key, held=True)
+        if known is not None:
+            return known
+        self._flush()
+        return self._at(kind, key, held=True)
 
     def first(self, kind: type[R], *where: Any) -> R | None:
-        row = self.conn.execute(sa.select(kind.__table__).where(*where).limit(1)).first()
-        return None if row is None else _struct(kind, row)
+        found = self._query(kind, sa.select(kind.__table__).where(*where).limit(1))
+        return found[0] if found else None
 
     def all(
         self, kind: type[R], *where: Any, order: Sequence[Any] = (), limit: int | None = None
@@ -97,27 +106,34 @@ class Tx:
         query = query.order_by(*(order or [kind.__table__.c[k] for k in kind.__key__]))
         if limit is not None:
             query = query.limit(limit)
-        return [_struct(kind, row) for row in self.conn.execute(query)]
+        return self._query(kind, query)
 
     def due(self, kind: type[R], *where: Any, order: Sequence[Any], limit: int) -> list[R]:
         """Rows to work on, held; those that another manager holds right now are passed over."""
         query = sa.select(kind.__table__).where(*where).order_by(*order).limit(limit)
         if self.store.dialect == "postgresql":
             query = query.with_for_update(skip_locked=True)
-        return [_struct(kind, row) for row in self.conn.execute(query)]
+        return self._query(kind, query, held=True)
 
     def count(self, kind: type[R], *where: Any) -> int:
+        self._flush()
         query = sa.select(sa.func.count()).select_from(kind.__table__).where(*where)
         return int(self.conn.execute(query).scalar_one())
 
     def rows(self, query: Any) -> Sequence[Any]:
         """The rows of a query that is more than one table."""
+        self._flush()
         return self.conn.execute(query).all()
 
     def _at(self, kind: type[R], key: Sequence[Any], *, held: bool) -> R | None:
         values = {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
         row = self.conn.execute(statements.by_key(kind, held=held), values).first()
-        return None if row is None else _struct(kind, row)
+        return None if row is None else self._unit.keep(_struct(kind, row), held=held)
+
+    def _query(self, kind: type[R], query: Any, *, held: bool = False) -> list[R]:
+        self._flush()
+        rows = self.conn.execute(query)
+        return [self._unit.keep(_struct(kind, row), held=held) for row in rows]
 
     # writing
 
@@ -127,6 +143,7 @@ class Tx:
             self.conn.execute(statements.insert(type(row)), _values(row))
         except sa.exc.IntegrityError as exc:
             raise Conflict(f"{type(row).__name__} is there already: {exc.orig}") from exc
+        self._unit.keep(row)
 
     def insert_if_new(self, row: Row) -> bool:
         """True when the row was not there yet."""
@@ -135,25 +152,42 @@ class Tx:
 
     def swap(self, row: R, **changes: Any) -> R:
         """Change a versioned row if nobody else has since it was read, else Conflict."""
-        version = row.version  # type: ignore[attr-defined]
-        changes["version"] = version + 1
-        statement = statements.update(type(row), frozenset(changes), versioned=True)
-        values = {**changes, **_key_of(row), f"{KEY}version": version}
-        if self.conn.execute(statement, values).rowcount != 1:
-            raise Conflict(f"{type(row).__name__} was changed by another manager")
-        return msgspec.structs.replace(row, **changes)
+        return self._unit.swap(row, changes)
 
     def put(self, row: R, **changes: Any) -> R:
         """Change an unversioned or held row."""
-        statement = statements.update(type(row), frozenset(changes), versioned=False)
-        self.conn.execute(statement, {**changes, **_key_of(row)})
-        return msgspec.structs.replace(row, **changes)
+        return self._unit.put(row, changes)
 
     def delete(self, row: Row) -> None:
-        self.conn.execute(statements.delete(type(row)), _key_of(row))
+        self._unit.forget(row)
+        self.conn.execute(statements.delete(type(row)), _parameters(row))
 
     def delete_where(self, kind: type[Row], *where: Any) -> int:
+        self._flush()
+        self._unit.forget_kind(kind)
         return int(self.conn.execute(sa.delete(kind.__table__).where(*where)).rowcount)
+
+    def change_where(self, kind: type[Row], *where: Any, **changes: Any) -> int:
+        """Change every row that matches, whoever else has; their versions rise."""
+        self._flush()
+        self._unit.forget_kind(kind)
+        columns = kind.__table__.c
+        if "version" in columns:
+            changes["version"] = columns.version + 1
+        done = self.conn.execute(sa.update(kind.__table__).where(*where).values(**changes))
+        return int(done.rowcount)
+
+    def _flush(self) -> None:
+        """Write what was changed; Conflict when another manager has changed a versioned row."""
+        for (kind, key), change in self._unit.take_changes().items():
+            versioned = change.version is not None
+            statement = statements.update(kind, frozenset(change.values), versioned=versioned)
+            values = {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
+            if versioned:
+                values[f"{KEY}version"] = change.version
+            done = self.conn.execute(statement, {**change.values, **values})
+            if versioned and done.rowcount != 1:
+                raise Conflict(f"{kind.__name__} was changed by another manager")
 
     # saying
 
@@ -181,7 +215,7 @@ def _values(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__struct_fields__}
 
 
-def _key_of(row: Row) -> dict[str, Any]:
+def _parameters(row: Row) -> dict[str, Any]:
     return {f"{KEY}{k}": getattr(row, k) for k in row.__key__}
 
 
@@ -207,6 +241,7 @@ class Store:
             try:
                 with self._gate, self._begin() as tx:
                     result = handler(tx, *args, **kwargs)
+                    tx._flush()
             except Conflict:
                 if attempt == RETRIES - 1:
                     raise

@@ -95,11 +95,8 @@ def test_times_are_kept_in_utc_whatever_zone_they_came_in(store: Store) -> None:
     tokyo = dt.timezone(dt.timedelta(hours=9))
     row = stone(created_at=START.astimezone(tokyo))
 
-    def there_and_back(tx: Tx) -> Tombstone:
-        tx.insert(row)
-        return tx.get(Tombstone, "t-1")
-
-    found = store.run(there_and_back)
+    store.run(lambda tx: tx.insert(row))
+    found = store.run(lambda tx: tx.get(Tombstone, "t-1"))
     assert found.created_at == START
     assert found.created_at.tzinfo is dt.UTC
 
@@ -118,11 +115,8 @@ def test_times_with_and_without_fractions_are_in_order(store: Store) -> None:
 
 
 def test_a_nul_does_not_reach_the_database(store: Store) -> None:
-    def there_and_back(tx: Tx) -> str:
-        tx.insert(sighting(name="by\x00hand"))
-        return tx.get(Sighting, "h1", "u-1").name
-
-    assert store.run(there_and_back) == "by\ufffdhand"
+    store.run(lambda tx: tx.insert(sighting(name="by\x00hand")))
+    assert store.run(lambda tx: tx.get(Sighting, "h1", "u-1")).name == "by\ufffdhand"
 
 
 def test_a_row_that_is_not_there(store: Store) -> None:
@@ -318,3 +312,51 @@ def test_a_schema_of_another_version_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailable, match="9999"):
         migrate.at_start(store, Database(auto_upgrade=False))
     store.close()
+
+
+def test_a_row_is_read_once_and_written_once_in_a_transaction(store: Store) -> None:
+    store.run(lambda tx: tx.insert(stone()))
+    said: list[str] = []
+    sa.event.listen(
+        store.engine, "before_cursor_execute", lambda *a: said.append(a[2].split(" ")[0])
+    )
+
+    def twice(tx: Tx) -> Tombstone:
+        row = tx.swap(tx.get(Tombstone, "t-1"), tries=1)
+        assert tx.get(Tombstone, "t-1") == row
+        return tx.swap(row, answer="no")
+
+    row = store.run(twice)
+    assert [s for s in said if s != "BEGIN"] == ["SELECT", "UPDATE"]
+    assert store.run(lambda tx: tx.get(Tombstone, "t-1")) == row
+    assert (row.tries, row.answer, row.version) == (1, "no", stone().version + 2)
+
+
+def test_what_was_changed_is_seen_by_every_query_after_it(store: Store) -> None:
+    c = Tombstone.__table__.c
+
+    def change(tx: Tx) -> tuple[int, int, list[Tombstone]]:
+        tx.insert(stone())
+        tx.swap(tx.get(Tombstone, "t-1"), tries=7)
+        counted = tx.count(Tombstone, c.tries == 7)
+        moved = tx.change_where(Tombstone, c.tries == 7, tries=8)
+        return counted, moved, tx.all(Tombstone, c.tries == 8)
+
+    counted, moved, found = store.run(change)
+    assert (counted, moved) == (1, 1)
+    assert [(row.tries, row.version) for row in found] == [(8, stone().version + 2)]
+
+
+def test_a_row_that_was_changed_since_it_was_read_is_not_changed_from_the_old_one(
+    store: Store,
+) -> None:
+    store.run(lambda tx: tx.insert(stone()))
+
+    def stale(tx: Tx) -> None:
+        old = tx.get(Tombstone, "t-1")
+        tx.swap(old, tries=1)
+        tx.swap(old, tries=2)
+
+    with pytest.raises(Conflict):
+        store.run(stale)
+    assert store.run(lambda tx: tx.get(Tombstone, "t-1")).tries == 0
