@@ -25,15 +25,15 @@ C = CommandRow.__table__.c
 
 
 def next_generation(tx: Tx, instance: str) -> int:
-    """One above everything that was ever issued for this instance, wherever it is recorded."""
-    known = [0]
-    for column, where in (
-        (Instance.__table__.c.generation, Instance.__table__.c.uuid == instance),
-        (Tombstone.__table__.c.generation, Tombstone.__table__.c.instance == instance),
-        (C.generation, C.instance == instance),
-    ):
-        known.append(tx.rows(sa.select(sa.func.max(column)).where(where))[0][0] or 0)
-    return max(known) + 1
+    """One above everything that was ever issued for this instance.
+
+    Every command's generation is kept in the instance's record or, once that is deleted, in a
+    tombstone: commands themselves are forgotten in time.
+    """
+    vm = tx.find(Instance, instance)
+    t = Tombstone.__table__.c
+    buried = tx.rows(sa.select(sa.func.max(t.generation)).where(t.instance == instance))[0][0]
+    return max(vm.generation if vm else 0, buried or 0) + 1
 
 
 def issue(

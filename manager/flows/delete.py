@@ -278,7 +278,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, step: JobStep, reason: str) -> s
     if step.next_try_at is not None and step.next_try_at > tx.now:
         return f"try {step.tries + 1} at {step.host}, after: {step.detail}"
     vm = tx.get(Instance, job.instance)
-    generation = max(commands.next_generation(tx, vm.uuid), vm.generation + 1)
+    generation = commands.next_generation(tx, vm.uuid)
     tx.swap(vm, generation=generation)
     command = commands.issue(
         tx,

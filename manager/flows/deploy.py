@@ -79,8 +79,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
         trail=job.trail,
         spec={"guest": msgspec.to_builtins(spec), "create": True},
     )
-    step = jobs.add_step(tx, job, 1, f"{CommandKind.START_VM} on {host}", host)
-    tx.put(step, command=command.id)
+    jobs.add_step(tx, job, 1, f"{CommandKind.START_VM} on {host}", host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 

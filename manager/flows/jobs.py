@@ -126,10 +126,18 @@ def end(
     )
 
 
-def add_step(tx: Tx, job: Job, n: int, name: str, host: str | None) -> JobStep:
+def add_step(
+    tx: Tx, job: Job, n: int, name: str, host: str | None, command: str | None = None
+) -> JobStep:
     """A named step, running from now on."""
     step = JobStep(
-        job=job.uuid, n=n, name=name, host=host, state=JobState.RUNNING, started_at=tx.now
+        job=job.uuid,
+        n=n,
+        name=name,
+        host=host,
+        command=command,
+        state=JobState.RUNNING,
+        started_at=tx.now,
     )
     tx.insert(step)
     return step

@@ -67,8 +67,7 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         spec=spec,
     )
     tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
-    step = jobs.add_step(tx, job, 1, verb.command.value, vm.host)
-    tx.put(step, command=command.id)
+    jobs.add_step(tx, job, 1, verb.command.value, vm.host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 
