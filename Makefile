@@ -14,8 +14,8 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # The steps share one .venv and one dpkg lock.
 .NOTPARALLEL:
-.PHONY: help venv deps debian demo test test-unit test-long bench simulate lint format samples \
-	constraints clean
+.PHONY: help venv deps debian demo test test-unit test-long bench simulate scenarios lint format \
+	samples constraints clean
 
 help: ## this list
 	@echo "usage: make TARGET [ARGS=...]   (ARGS goes to pytest, the demo or the benchmark)"
@@ -42,6 +42,9 @@ bench: deps ## casts and heartbeats a second beside raw oslo.messaging and kombu
 simulate: $(READY) ## SEEDS=1000 [FROM=0] [SEED=n] [MUTANT=name] [MUTANTS=all]: faults by the thousand
 	@$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(FROM),--from $(FROM)) $(if $(MUTANT),--mutant $(MUTANT)) $(if $(MUTANTS),--mutants)
+
+scenarios: $(READY) ## every simulation/scenarios/*.scenario against its golden log [NAME=name]
+	@$(BIN)/python -m simulation.play $(if $(NAME),--verbose $(NAME)) $(ARGS)
 
 lint: $(READY) ## style, types, who may import whom, generated files, machine paths
 	@$(BIN)/python -m devstack.lint

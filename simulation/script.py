@@ -1,0 +1,312 @@
+"""The sentences of scenarios, and what each of them does to the stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.bus.base import ANY_MANAGER
+from common.errors import BrokerUnavailable, MusterError, NoManager
+from common.states import PowerState
+from simulation.fleet import Process
+from simulation.hypervisor import Hypervisor, SimGuest
+from simulation.scenario import BadScenario, Line, Scenario
+from simulation.stage import Stage, StageAgent, Trap
+
+CALL_S = 10.0
+ASK_AGAIN_S = 3.0
+TRIES = 60
+_POWER = {
+    "powered off": PowerState.SHUTOFF,
+    "started": PowerState.RUNNING,
+    "paused": PowerState.PAUSED,
+    "crashed": PowerState.CRASHED,
+}
+_HOW = {
+    "is lost": "lost",
+    "comes twice": "twice",
+    "comes late": "late",
+    "fails": "fails",
+    "fails after its effect": "fails-after",
+    "hangs": "hangs",
+    "hangs after its effect": "hangs-after",
+    "finds its sender dead": "before",
+    "leaves its sender dead": "after",
+}
+
+Act = Callable[..., None]
+_SENTENCES: list[tuple[re.Pattern[str], str]] = []
+
+
+def says(pattern: str) -> Callable[[Act], Act]:
+    """This method does what a sentence of this form says; HOST, VM and NAME are words."""
+
+    def decorate(fn: Act) -> Act:
+        regex = re.sub(r"\b(HOST|VM|NAME|PROCESS|KEY)\b", r"([\\w.'-]+)", pattern)
+        _SENTENCES.append((re.compile(regex), fn.__name__))
+        return fn
+
+    return decorate
+
+
+class Script:
+    """Does the lines of one scenario at their times."""
+
+    def __init__(self, scenario: Scenario, stage: Stage) -> None:
+        self._scenario, self._stage = scenario, stage
+        self._bus = stage.broker.bus(stage.operator)
+        self._last: tuple[str, str, dict[str, Any]] | None = None
+        self._taken: dict[str, SimGuest] = {}
+        self._asides: dict[str, Path] = {}
+
+    def lay_out(self) -> None:
+        """Put every line on the clock; raises BadScenario for one that says nothing known."""
+        for line in self._scenario.lines:
+            act = self._meaning(line)
+            self._stage.world.after(line.at_s, self._doing(line, act))
+
+    def _meaning(self, line: Line) -> Callable[[], None]:
+        for pattern, name in _SENTENCES:
+            found = pattern.fullmatch(line.text)
+            if found:
+                method = getattr(self, name)
+                return lambda: method(*found.groups())
+        where = f"{self._scenario.path.name}:{line.number}"
+        raise BadScenario(f"{where}: nobody knows how to: {line.text}")
+
+    def _doing(self, line: Line, act: Callable[[], None]) -> Callable[[], None]:
+        def do() -> None:
+            self._stage.telling = True
+            self._stage.tell(f"> {line.text}")
+            try:
+                act()
+            except KeyError as exc:
+                where = f"{self._scenario.path.name}:{line.number}"
+                raise BadScenario(f"{where}: {exc} is not there: {line.text}") from exc
+
+        return do
+
+    # operators
+
+    @says(r"(\w+): vm create VM(?: on HOST)?")
+    def create(self, who: str, vm: str, host: str | None) -> None:
+        asked: dict[str, Any] = {"name": vm, "vcpus": 1, "memory_mib": 128}
+        self._wish(who, "vm_create", {**asked, "host": host} if host else asked)
+
+    @says(r"(\w+): vm (delete|start|stop|reboot) VM( --force)?")
+    def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
+        self._wish(who, f"vm_{verb}", {"vm": vm, "force": force is not None})
+
+    @says(r"(\w+): host (enable|disable|set-down|unset-down) HOST")
+    def host(self, who: str, verb: str, host: str) -> None:
+        asked = {"host": host, "operator": who, "reason": f"{who} says so"}
+        self._ask(who, f"host_{verb.replace('-', '_')}", asked)
+
+    @says(r"(\w+): the same request again")
+    def again(self, _who: str) -> None:
+        if self._last is not None:
+            self._ask(*self._last)
+
+    def _wish(self, who: str, method: str, asked: dict[str, Any]) -> None:
+        job = self._stage.world.new_id()
+        self._ask(who, method, {"job": job, "operator": who, "reason": f"{who} wants it", **asked})
+
+    def _ask(self, who: str, method: str, kwargs: dict[str, Any]) -> None:
+        self._last = (who, method, kwargs)
+        self._stage.operator.spawn(f"{who} {method}", self._until_answered, who, method, kwargs)
+
+    def _until_answered(self, who: str, method: str, kwargs: dict[str, Any]) -> None:
+        """As the client does it: the same request, same job uuid, until a manager answers."""
+        stage, told = self._stage, False
+        for _ in range(TRIES):
+            try:
+                answer: dict[str, Any] = self._bus.call(ANY_MANAGER, method, kwargs, CALL_S)
+            except (NoManager, BrokerUnavailable):
+                if not told:
+                    stage.tell(f"  {who} gets no answer, and goes on asking")
+                told = True
+                stage.operator.sleep(ASK_AGAIN_S)
+                continue
+            except MusterError as exc:
+                if exc.code in ("DATABASE_UNAVAILABLE", "CONFLICT"):
+                    if not told:
+                        stage.tell(f"  {who} is told {exc.code}, and goes on asking")
+                    told = True
+                    stage.operator.sleep(ASK_AGAIN_S)
+                    continue
+                stage.tell(f"  {who} is refused: {exc.code}: {exc.message}")
+                return
+            if "uuid" in answer:
+                where = f" on {answer['host']}" if answer["host"] else ""
+                job = f"{answer['kind']} {answer['instance']}{where}, {answer['state']}"
+                stage.tell(f"  {who} is given {answer['uuid']}: {job}")
+            else:
+                row = answer["host"]
+                stage.tell(f"  {who} is told: {row['name']} is {row['state']}")
+            return
+
+    # processes
+
+    @says(r"kill (?:agent|manager) PROCESS")
+    def kill(self, name: str) -> None:
+        self._process(name).kill()
+
+    @says(r"start (?:agent|manager) PROCESS")
+    def start(self, name: str) -> None:
+        self._process(name).start()
+
+    @says(r"freeze (?:agent|manager) PROCESS")
+    def freeze(self, name: str) -> None:
+        runtime = self._process(name).runtime
+        if runtime is not None:
+            runtime.freeze()
+
+    @says(r"thaw (?:agent|manager) PROCESS")
+    def thaw(self, name: str) -> None:
+        runtime = self._process(name).runtime
+        if runtime is not None:
+            runtime.thaw()
+
+    @says(r"cut off (?:agent|manager) PROCESS")
+    def cut_off(self, name: str) -> None:
+        self._process(name).bus.inner.cut = True
+
+    @says(r"reconnect (?:agent|manager) PROCESS")
+    def reconnect(self, name: str) -> None:
+        self._process(name).bus.inner.cut = False
+
+    @says(r"a second agent calls itself HOST")
+    def second_agent(self, host: str) -> None:
+        rival = StageAgent(self._stage, f"{host}'")
+        self._stage.agents[rival.name] = rival
+        rival.start()
+
+    # the broker and the database
+
+    @says(r"broker (away|back)")
+    def broker(self, word: str) -> None:
+        self._stage.broker.up = word == "back"
+
+    @says(r"broker loses its queues")
+    def broker_loses(self) -> None:
+        self._stage.broker.lose()
+
+    @says(r"database (away|back)")
+    def database(self, word: str) -> None:
+        self._stage.chaos.database_away = word == "away"
+
+    # hosts, hypervisors and journals
+
+    @says(r"hypervisor HOST (down|up)")
+    def hypervisor(self, host: str, word: str) -> None:
+        self._hv(host).down = word == "down"
+
+    @says(r"listing of HOST (partial|complete)")
+    def listing(self, host: str, word: str) -> None:
+        self._hv(host).partial = word == "partial"
+
+    @says(r"host HOST loses power")
+    def loses_power(self, host: str) -> None:
+        self._process(host).kill()
+        self._hv(host).reboot()
+
+    @says(r"journal of HOST (lost|kept aside|rolled back)")
+    def journal(self, host: str, word: str) -> None:
+        agent = self._stage.agents[host]
+        if word == "kept aside":
+            self._asides[host] = self._stage.folder / f"{host}.aside"
+            agent.keep_journal(self._asides[host])
+            return
+        if agent.alive:
+            raise BadScenario(f"{self._scenario.path.name}: kill agent {host} first")
+        if word == "lost":
+            agent.lose_journal()
+        else:
+            agent.roll_back_journal(self._asides[host])
+
+    # other hands
+
+    @says(r"stranger NAME on HOST")
+    def stranger(self, name: str, host: str) -> None:
+        guest = self._hv(host).make_stranger(name)
+        self._stage.call_it(guest.uuid, f"stranger {name}")
+
+    @says(r"clone of VM on HOST")
+    def clone(self, vm: str, host: str) -> None:
+        _, guest = self._guest(vm)
+        copy = self._hv(host).make_stranger(f"{vm}-clone", guest.mark)
+        self._stage.call_it(copy.uuid, copy.name)
+
+    @says(r"VM is (powered off|started|paused|crashed) by hand")
+    def by_hand(self, vm: str, word: str) -> None:
+        hv, guest = self._guest(vm)
+        hv.set_power(guest, _POWER[word])
+
+    @says(r"VM is moved by hand to HOST")
+    def moved(self, vm: str, host: str) -> None:
+        hv, guest = self._guest(vm)
+        hv.remove(guest)
+        self._put(guest, host)
+
+    @says(r"VM is copied by hand to HOST, uuid and all")
+    def copied(self, vm: str, host: str) -> None:
+        _, guest = self._guest(vm)
+        self._put(guest, host)
+
+    @says(r"VM is taken away by hand")
+    def taken(self, vm: str) -> None:
+        hv, guest = self._guest(vm)
+        hv.remove(guest)
+        self._taken[vm] = guest
+
+    @says(r"VM is put back on HOST")
+    def put_back(self, vm: str, host: str) -> None:
+        self._put(self._taken.pop(vm), host)
+
+    def _put(self, guest: SimGuest, host: str) -> None:
+        hv = self._hv(host)
+        moved = msgspec.structs.replace(guest, domain_id=hv.next_domain_id(), by_hand=True)
+        hv.guests[moved.uuid] = moved
+        hv.note("hand", "put here", moved)
+
+    # traps
+
+    @says(r"the next KEY (?:to|of|at) HOST (is lost|fails|fails after its effect)")
+    def trap(self, what: str, host: str, how: str) -> None:
+        self._stage.traps.append(Trap(what, host, _HOW[how]))
+
+    @says(r"the next KEY (?:to|of|at) HOST (comes twice|comes late), by ([\d.]+) s")
+    def trap_timed(self, what: str, host: str, how: str, seconds: str) -> None:
+        self._stage.traps.append(Trap(what, host, _HOW[how], float(seconds)))
+
+    @says(r"the next KEY at HOST (hangs|hangs after its effect) for ([\d.]+) s")
+    def trap_hangs(self, what: str, host: str, how: str, seconds: str) -> None:
+        self._stage.traps.append(Trap(what, host, _HOW[how], float(seconds)))
+
+    @says(r"the (?:agent|manager) dies (before|after) the next KEY (?:to|of|at) HOST")
+    def trap_death(self, side: str, what: str, host: str) -> None:
+        self._stage.traps.append(Trap(what, host, side))
+
+    @says(r"the manager dies (before|after) its commit of the next (vm \w+|claim|result)")
+    def trap_commit(self, side: str, what: str) -> None:
+        self._stage.traps.append(Trap(f"commit of {what}", "", side))
+
+    # who is meant
+
+    def _process(self, name: str) -> Process:
+        stage = self._stage
+        return {process.name: process for process in stage.processes}[name]
+
+    def _hv(self, host: str) -> Hypervisor:
+        return self._stage.agents[host].hypervisor
+
+    def _guest(self, vm: str) -> tuple[Hypervisor, SimGuest]:
+        for agent in self._stage.agents.values():
+            for guest in agent.hypervisor.guests.values():
+                if guest.name == vm and not guest.stranger:
+                    return agent.hypervisor, guest
+        raise KeyError(vm)
