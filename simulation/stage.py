@@ -187,7 +187,7 @@ class Stage(SimFleet):
     def _new_rows(self, table: str, columns: str) -> list[tuple[Any, ...]]:
         last = self._seen[table]
         query = f"SELECT {columns} FROM {table} WHERE rowid > ? ORDER BY rowid"  # noqa: S608 - ours
-        return self._raw.execute(query, (last,)).fetchall()
+        return list(self.database.execute(query, (last,)))
 
     # traps
 
