@@ -126,6 +126,8 @@ class Door:
         command = m.convert(raw if known else {**raw, "kind": m.CommandKind.START_VM}, m.Command)
         if kind != method:
             raise BadMessage(f"a {kind} came as {method}", "")
+        if (command.instance == "") != (command.kind is m.CommandKind.NOOP):
+            raise BadMessage(f"a {kind} of instance {command.instance!r}", "")
         if command.fleet != self._identity.fleet:
             raise WrongFleet(f"fleet {command.fleet}, this is {self._identity.fleet}", "")
         if command.host != self._identity.host:

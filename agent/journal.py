@@ -521,3 +521,15 @@ def not_run(command: m.Command, code: str, text: str, floor: int | None = None) 
         error=text,
         floor=floor,
     )
+
+
+def done(command: m.Command) -> m.Result:
+    """The result of a command that has no effect at all."""
+    return m.Result(
+        id=command.id,
+        command=command.id,
+        kind=command.kind,
+        instance=command.instance,
+        generation=command.generation,
+        outcome=m.Outcome.SUCCEEDED,
+    )

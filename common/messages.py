@@ -38,6 +38,7 @@ class CommandKind(enum.StrEnum):
     STOP_VM = "stop_vm"
     REBOOT_VM = "reboot_vm"
     TERMINATE_INSTANCE = "terminate_instance"
+    NOOP = "noop"
 
 
 class TrailEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +77,10 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """One order to one agent; `spec` depends on the kind (start_vm: {"guest": GuestSpec})."""
+    """One order to one agent; `spec` depends on the kind (start_vm: {"guest": GuestSpec}).
+
+    Only a noop, the canary, is about no instance: it has an empty one and generation 1.
+    """
 
     schema: int = SCHEMA
     id: Id
@@ -84,7 +88,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     fleet: Name
     host: Name
     session: Count
-    instance: Id
+    instance: Annotated[str, msgspec.Meta(max_length=64)]
     generation: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
     spec: dict[str, Any] = {}

@@ -29,6 +29,15 @@ OPTIONS = [
         help="Seconds without a receipt after which a command is cast again, under the same id.",
     ),
     cfg.FloatOpt(
+        "canary_interval",
+        default=30.0,
+        min=0.0,
+        max=3600.0,
+        help="Seconds between two canaries, commands without effect that prove that a host's agent"
+        " can be told something; 0 sends none. One unanswered for longer than this and than 3 x"
+        " resend_after makes the host SUSPECT.",
+    ),
+    cfg.FloatOpt(
         "command_timeout",
         default=120.0,
         min=1.0,
@@ -90,6 +99,7 @@ class Manager(msgspec.Struct, frozen=True, kw_only=True):
     service_down_time: float = 60.0
     silence_budget: float = 1 / 3
     resend_after: float = 5.0
+    canary_interval: float = 30.0
     command_timeout: float = 120.0
     delete_timeout: float = 600.0
     retention: float = 86400.0

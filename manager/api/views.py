@@ -133,7 +133,12 @@ def host(tx: Tx, row: Host, counts: dict[str, int]) -> dict[str, Any]:
         "report_interval_s": row.interval_s,
         "clock_skew_s": round(row.clock_skew_s, 3),
         "dropped_casts": row.dropped_casts,
+        "canary_age_s": _age_s(tx, row.canary_heard_at),
     }
+
+
+def _age_s(tx: Tx, when: dt.datetime | None) -> float | None:
+    return None if when is None else round((tx.now - when).total_seconds(), 3)
 
 
 def hosts(tx: Tx) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from common.conf import Settings
 from common.errors import BadRequest, MusterError, WrongFleet
 from common.messages import FloorEntry, Hello, Welcome
 from common.states import HostState
-from manager.flows import commands, reap
+from manager.flows import canary, commands, reap
 from manager.rules.liveness import LATE
 from manager.store import timeline
 from manager.store.commands import CommandRow, Void
@@ -48,6 +48,8 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
     session = host.session if repeated else host.session + 1
     # A journal without a timeline has kept no welcome yet: an earlier one was lost on its way.
     new_journal = host.journal_id != hello.journal_id or hello.store_timeline is None
+    if not repeated:
+        host = canary.forget(tx, host)
     host = tx.put(
         host,
         driver=hello.driver,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.states import HOST, HostEffect, JobState
-from manager.flows import jobs
+from manager.flows import canary, jobs
 from manager.rules import liveness as rule
 from manager.store.engine import Tx
 from manager.store.hosts import Host, ManagerRow
@@ -61,7 +61,7 @@ def judge_all(tx: Tx, cfg: Settings) -> None:
     """One round over the fleet: write down each verdict that differs from what is stored."""
     heard = hearing(tx, cfg)
     hosts = tx.all(Host)
-    facts = {host.name: _facts(tx, host) for host in hosts}
+    facts = {host.name: _facts(tx, cfg, host, heard) for host in hosts}
     mass = frozenset[str]()
     if not rule.is_blind(heard, limits(cfg)):
         mass = rule.mass_silence(list(facts.values()), limits(cfg))
@@ -75,7 +75,7 @@ def judge_all(tx: Tx, cfg: Settings) -> None:
 def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
     """One host at once, for an operator's command."""
     heard = hearing(tx, cfg)
-    fleet = [_facts(tx, host) for host in tx.all(Host)]
+    fleet = [_facts(tx, cfg, host, heard) for host in tx.all(Host)]
     blind = rule.is_blind(heard, limits(cfg))
     mass = frozenset[str]() if blind else rule.mass_silence(fleet, limits(cfg))
     _apply(tx, cfg, name, heard, mass)
@@ -87,7 +87,7 @@ def _apply(tx: Tx, cfg: Settings, name: str, heard: rule.Hearing, mass: frozense
     host = tx.lock(Host, name)
     if host is None:
         return
-    verdict = rule.judge(_facts(tx, host), hearing=heard, mass=mass, limits=limits(cfg))
+    verdict = rule.judge(_facts(tx, cfg, host, heard), hearing=heard, mass=mass, limits=limits(cfg))
     if not _differs(host, verdict):
         return
     step = HOST.step(host.state, verdict.state)
@@ -101,6 +101,8 @@ def _apply(tx: Tx, cfg: Settings, name: str, heard: rule.Hearing, mass: frozense
             f"{host.state} -> {step.state}: {verdict.reason}",
             row=verdict.row,
         )
+    if HostEffect.END_SESSION in step.effects:
+        host = canary.forget(tx, host)
     tx.put(
         host,
         state=step.state,
@@ -139,7 +141,7 @@ def _differs(host: Host, verdict: rule.Verdict) -> bool:
     )
 
 
-def _facts(tx: Tx, host: Host) -> rule.HostFacts:
+def _facts(tx: Tx, cfg: Settings, host: Host, heard: rule.Hearing) -> rule.HostFacts:
     message = host.driver_message
     if host.inventory_partial and host.driver_healthy:
         message = "its listing was partial"
@@ -157,6 +159,7 @@ def _facts(tx: Tx, host: Host) -> rule.HostFacts:
         reported=host.inventory_digest is not None,
         clash=host.clash,
         mass_silent=host.mass_silent,
+        canary_overdue=canary.overdue(tx, cfg, host, heard),
     )
 
 

@@ -12,6 +12,7 @@ from common.conf import Settings
 from common.errors import WrongFleet
 from common.messages import (
     Answers,
+    CommandKind,
     Heartbeat,
     Outcome,
     Receipt,
@@ -21,7 +22,7 @@ from common.messages import (
     VoidOutcome,
 )
 from common.states import CommandEvent, CommandState
-from manager.flows import commands, delete, inventory, power, reap
+from manager.flows import canary, commands, delete, inventory, power, reap
 from manager.flows.hello import heard_from
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
@@ -130,6 +131,9 @@ def _receipt(tx: Tx, host: Host, receipt: Receipt) -> None:
 
 def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     """The end of a command; a repeat changes nothing and is confirmed again."""
+    if result.kind == CommandKind.NOOP:
+        canary.answered(tx, tx.get(Host, host.name), result)
+        return
     row = tx.lock(CommandRow, result.command)
     if row is None or row.host != host.name:
         _dead_letter(

@@ -169,7 +169,7 @@ def _doubt(host: HostFacts) -> tuple[str, str]:
     if host.has_consumer is False:
         return "deaf", "nobody consumes its command queue"
     if host.canary_overdue:
-        return "canary", "its canary is overdue"
+        return "canary", "its agent speaks and does not answer commands: its canary is overdue"
     if not host.driver_healthy:
         return "driver", f"its hypervisor does not answer: {host.driver_message}"
     if host.clash:

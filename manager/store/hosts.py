@@ -10,7 +10,11 @@ from manager.store.mapping import Row, table
 
 @table("hosts", "name")
 class Host(Row, frozen=True, kw_only=True):
-    """One host. `heard_at` is the database's clock at the arrival of its last report."""
+    """One host. `heard_at` is the database's clock at the arrival of its last report.
+
+    `canary` is the one in flight, `canary_at` when the last was sent, `canary_heard_at` when one
+    was last answered.
+    """
 
     name: str
     fleet: str
@@ -49,6 +53,9 @@ class Host(Row, frozen=True, kw_only=True):
     memory_mib_used: int = 0
     clock_skew_s: float = 0.0
     dropped_casts: int = 0
+    canary: str | None = None
+    canary_at: dt.datetime | None = None
+    canary_heard_at: dt.datetime | None = None
     version: int = 0
 
 

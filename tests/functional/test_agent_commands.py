@@ -215,6 +215,30 @@ def test_void_tells_running_then_done(rig: Rig) -> None:
     eventually(lambda: [v.answer for v in rig.manager.void_answers()][-1:] == ["done"])
 
 
+def test_a_canary_is_answered_at_once_also_while_everything_hangs(rig: Rig) -> None:
+    rig.up(max_parallel=1)
+    rig.running("i-1")
+    rig.fault(stop="hang")
+    stop = rig.manager.send("stop_vm", "i-1", 2)
+    eventually(lambda: "started" in rig.manager.receipts(stop))
+    canary = rig.manager.send("noop", "", 1)
+    result = rig.manager.result(canary)
+    assert (result.outcome, result.kind, result.look) == ("succeeded", "noop", None)
+    # Written down like any other answer, and told until a manager has it.
+    eventually(lambda: len(rig.manager.results(canary)) > 1, "told again")
+    rig.manager.cast("confirm", ids=[canary])
+    # It leaves no floor: the next one has the same generation.
+    assert rig.manager.result(rig.manager.send("noop", "", 1)).outcome == "succeeded"
+    rig.fault()
+
+
+@pytest.mark.parametrize(("kind", "instance"), [("noop", "i-1"), ("stop_vm", "")])
+def test_only_a_canary_is_about_no_instance(rig: Rig, kind: str, instance: str) -> None:
+    rig.up()
+    rig.manager.send(kind, instance, 1)
+    eventually(lambda: rig.manager.refusals().get("BAD_MESSAGE"), "refused")
+
+
 def test_what_was_voided_before_it_came_never_runs(rig: Rig) -> None:
     rig.up()
     rig.manager.cast("void", instance="i-1", generation=3, session=1)

@@ -107,6 +107,9 @@ def upgrade() -> None:
         sa.Column("memory_mib_used", sa.BigInteger(), nullable=False),
         sa.Column("clock_skew_s", sa.Float(), nullable=False),
         sa.Column("dropped_casts", sa.BigInteger(), nullable=False),
+        sa.Column("canary", sa.Text(), nullable=True),
+        sa.Column("canary_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("canary_heard_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_hosts")),
     )
