@@ -1,0 +1,189 @@
+"""Operators who command without pause, repeat what got no answer, and write down what was accepted.
+
+Their ledger is the only witness of what was promised: neither the database nor a log is asked.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from client.follow import PASSING
+from common.bus.base import ANY_MANAGER, Bus
+from common.errors import MusterError
+from devstack.faults.hypervisors import MEMORY_MIB
+
+CALL_S = 4.0
+VMS_EACH = 5
+# Asked again as a lost answer would be; a manager that stumbled has promised nothing either.
+AGAIN = PASSING | {"INTERNAL_ERROR"}
+ENOUGH_S = 0.7  # after which a command has probably ended
+
+
+class Promise(msgspec.Struct, kw_only=True):
+    """A wish that a manager has accepted: what was asked, and the job that it answered."""
+
+    method: str
+    asked: dict[str, Any]
+    job: str
+    instance: str
+    at: float
+    repeats: int = 0
+
+
+class Vm(msgspec.Struct, kw_only=True):
+    """A VM as the operators remember it."""
+
+    uuid: str
+    on: bool = True
+    touched: float = 0.0
+
+
+class Ledger:
+    """What was asked and answered; safe for all operators at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.promises: dict[str, Promise] = {}
+        self.vms: dict[str, Vm] = {}
+        self.refused: Counter[str] = Counter()
+        self.unanswered: Counter[str] = Counter()
+        self.verbs: Counter[str] = Counter()
+        self.repeated = 0
+        self.broken: list[str] = []
+
+    @property
+    def accepted(self) -> int:
+        return len(self.promises)
+
+    def promise(self, method: str, asked: dict[str, Any], answer: dict[str, Any]) -> None:
+        """A manager has said yes; a second yes must name the same job."""
+        job, instance = str(answer["uuid"]), str(answer["instance"])
+        with self.lock:
+            before = self.promises.get(asked["job"])
+            if before is None:
+                self.promises[asked["job"]] = Promise(
+                    method=method, asked=asked, job=job, instance=instance, at=time.time()
+                )
+                self.verbs[method] += 1
+                return
+            before.repeats += 1
+            self.repeated += 1
+            if (before.job, before.instance) != (job, instance):
+                self.broken.append(
+                    f"{method} under job {asked['job']} was answered {before.job}, then {job}"
+                )
+
+
+class Operator(threading.Thread):
+    """One operator, with dice of his own."""
+
+    def __init__(
+        self, n: int, bus: Bus, ledger: Ledger, hosts: tuple[str, ...], wanted: int, seed: str
+    ) -> None:
+        super().__init__(name=f"operator-{n}", daemon=True)
+        self._bus, self._ledger, self._hosts, self._wanted = bus, ledger, hosts, wanted
+        self._dice = random.Random(f"{seed}/operator-{n}")  # noqa: S311 - chance, no secret
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.is_set() and self._ledger.accepted < self._wanted:
+            if self._dice.random() < 0.004:
+                self._set_down(self._dice.choice(self._hosts))
+            else:
+                self._wish()
+            self.stopping.wait(self._dice.uniform(0.2, 1.4))
+
+    def _wish(self) -> None:
+        vm = self._choose()
+        if vm is None:
+            name = f"vm-{uuid.UUID(int=self._dice.getrandbits(128)).hex[:8]}"
+            self._change("vm_create", name=name, vcpus=1, memory_mib=MEMORY_MIB)
+            return
+        verbs = ["vm_stop", "vm_reboot", "vm_reboot"] if vm.on else ["vm_start", "vm_start"]
+        if self._dice.random() < 0.1:
+            verbs = ["vm_stop", "vm_start", "vm_reboot"]  # without looking
+        verb = self._dice.choice([*verbs, "vm_delete"])
+        if verb == "vm_delete":
+            self._change(verb, vm, force=self._dice.random() < 0.3)
+        else:
+            self._change(verb, vm, force=self._dice.random() < 0.6)
+
+    def _choose(self) -> Vm | None:
+        """A VM to do something with; None when another one is to be made."""
+        with self._ledger.lock:
+            vms = list(self._ledger.vms.values())
+        if len(vms) < 3 or self._dice.random() < 0.25 * (len(vms) < VMS_EACH * 8):
+            return None
+        quiet = [vm for vm in vms if time.monotonic() - vm.touched > ENOUGH_S]
+        return self._dice.choice(quiet if quiet and self._dice.random() < 0.85 else vms)
+
+    def _change(self, method: str, vm: Vm | None = None, **fields: Any) -> None:
+        asked = {
+            "job": str(uuid.UUID(int=self._dice.getrandbits(128), version=4)),
+            "operator": self.name,
+            "reason": "a storm",
+            **fields,
+        }
+        if vm is not None:
+            asked["vm"] = vm.uuid
+            vm.touched = time.monotonic()
+        answer = self._ask(method, asked, vm)
+        if answer is None:
+            return
+        self._ledger.promise(method, asked, answer)
+        self._remember(method, vm, str(answer["instance"]))
+        if self._dice.random() < 0.15:
+            # As after an answer that was lost on its way.
+            again = self._ask(method, asked, vm)
+            if again is not None:
+                self._ledger.promise(method, asked, again)
+
+    def _remember(self, method: str, vm: Vm | None, instance: str) -> None:
+        with self._ledger.lock:
+            if vm is None:
+                self._ledger.vms[instance] = Vm(uuid=instance, touched=time.monotonic())
+            elif method == "vm_delete":
+                self._ledger.vms.pop(instance, None)
+            else:
+                vm.on = method != "vm_stop"
+                vm.touched = time.monotonic()
+
+    def _ask(self, method: str, asked: dict[str, Any], vm: Vm | None) -> dict[str, Any] | None:
+        """Ask, under the same job, until somebody answers; None when it was refused."""
+        while True:
+            try:
+                answer: dict[str, Any] = self._bus.call(ANY_MANAGER, method, asked, CALL_S)
+                return answer
+            except MusterError as exc:
+                if exc.code not in AGAIN and exc.code not in ("NO_MANAGER", "BROKER_UNAVAILABLE"):
+                    self._refused(exc, vm)
+                    return None
+                self._ledger.unanswered[exc.code] += 1
+                if exc.code == "INTERNAL_ERROR":
+                    self._ledger.broken.append(f"{method}: {exc}")
+            # Also after the storm: who was promised nothing has to be told so.
+            time.sleep(self._dice.uniform(0.2, 1.0))
+
+    def _refused(self, exc: MusterError, vm: Vm | None) -> None:
+        with self._ledger.lock:
+            self._ledger.refused[exc.code] += 1
+            if vm is None:
+                return
+            if exc.code == "WRONG_STATE":
+                vm.on = not vm.on
+            if exc.code in ("NOT_FOUND", "ALREADY_DELETED"):
+                self._ledger.vms.pop(vm.uuid, None)
+
+    def _set_down(self, host: str) -> None:
+        asked = {"host": host, "operator": self.name, "reason": "a storm"}
+        self._ask("host_set_down", asked, None)
+        self.stopping.wait(self._dice.uniform(1.0, 6.0))
+        self._ask("host_unset_down", asked, None)
+        self._ledger.verbs["host_set_down"] += 1
