@@ -110,7 +110,8 @@ def retry_due(tx: Tx, cfg: Settings, limit: int = 50) -> int:
     for stone in stones:
         host = tx.find(Host, stone.host)
         if host is not None and host.session_open:
-            issue(tx, cfg, stone, f"try {stone.tries + 1}, after: {stone.answer}")
+            after = f", after: {stone.answer}" if stone.answer else ""
+            issue(tx, cfg, stone, f"try {stone.tries + 1}{after}")
         else:
             tx.swap(stone, issue_at=None)  # its next hello issues it
     return len(stones)
