@@ -168,9 +168,10 @@ class Embedded:
 class Service(Process):
     """A manager or agent as a process of its own, with its configuration and log."""
 
-    def __init__(self, command: str, config: Path, log: Path) -> None:
+    def __init__(self, command: str, config: Path, log: Path, prefix: Sequence[str] = ()) -> None:
+        """`prefix` is a program that becomes the service, in another namespace for instance."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("OS_")}
-        super().__init__([str(BIN / command), "--config-file", str(config)], env, log)
+        super().__init__([*prefix, str(BIN / command), "--config-file", str(config)], env, log)
 
     def kill(self) -> None:
         """kill -9."""
@@ -184,9 +185,11 @@ class Service(Process):
 class Real:
     """RabbitMQ, PostgreSQL, managers, agents and hypervisors as processes on this machine.
 
-    `driver` simulated or libvirt (a private daemon a host, QEMU guests). Parts that are given are
-    used and left running; the others are started here and end with the fleet. `options` are more
-    configuration for every process, by group; `agents_rabbit_url` is another login for the agents.
+    `driver` simulated or libvirt (a private daemon a host, QEMU guests); the hosts that
+    `connection_uris` names have libvirt all the same. Parts that are given are used and left
+    running; the others are started here and end with the fleet. `options` are more configuration
+    for every process, by group; `agents_rabbit_url` is another login for the agents, `prefixes`
+    what starts them, by host.
     """
 
     def __init__(
@@ -203,10 +206,11 @@ class Real:
         connection_uris: dict[str, str] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         agents_rabbit_url: str | None = None,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
         tell: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.hosts = tuple(hosts)
-        self._options = options or {}
+        self._options, self._prefixes = options or {}, prefixes or {}
         self.folder, self._times, self._driver = folder, times or Times(), driver
         self._executor, self._tell = executor, tell
         self._uris = dict(connection_uris or {})
@@ -272,7 +276,7 @@ class Real:
                 "tick_interval": t.tick_interval,
                 "auto_enable_hosts": True,
             },
-            "agent": {"driver": self._driver, "state_dir": self.folder / "agents" / host},
+            "agent": {"driver": self._driver_of(host), "state_dir": self.folder / "agents" / host},
             "simulated": {"state_dir": self.folder / "hypervisors", "memory_mib": 4096},
             "libvirt": {
                 "connection_uri": self._uris.get(host, "qemu:///system"),
@@ -290,6 +294,9 @@ class Real:
         path.write_text("\n".join(lines))
         return path
 
+    def _driver_of(self, host: str) -> str:
+        return "libvirt" if host in self._uris else self._driver
+
     def upgrade(self) -> None:
         done = self.muster("db", "upgrade")
         if done.code != 0:
@@ -304,7 +311,8 @@ class Real:
 
     def start_agent(self, host: str) -> None:
         config = self._write_config(host, host)
-        self.agents[host] = Service("muster-agent", config, self.folder / f"{host}.log")
+        log, prefix = self.folder / f"{host}.log", self._prefixes.get(host, ())
+        self.agents[host] = Service("muster-agent", config, log, prefix)
 
     def kill_agent(self, host: str) -> None:
         self.agents.pop(host).kill()

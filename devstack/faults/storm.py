@@ -52,7 +52,7 @@ class Storm:
         ]
         for name, blows, low, high in (
             ("processes", processes, 0.5, 3.0),
-            ("parts", parts, 2.0, 10.0),
+            ("parts", parts, 2.0, 14.0),
         ):
             hand = threading.Thread(
                 target=self._strike, args=(name, blows, low, high), name=name, daemon=True

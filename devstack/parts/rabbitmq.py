@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import signal
 import uuid
+from collections.abc import Sequence
 
 from devstack.parts.base import (
     Part,
@@ -30,9 +32,11 @@ class RabbitMQ(Part):
 
     name = "rabbitmq"
 
-    def __init__(self, folder: pathlib.Path | None = None) -> None:
+    def __init__(self, folder: pathlib.Path | None = None, *, also_at: Sequence[str] = ()) -> None:
+        """`also_at`: more addresses to listen at, for hosts in network namespaces of this run."""
         super().__init__(folder)
         self.port = free_port()
+        self._also_at = tuple(also_at)
         self._dist_port = free_port()
         self._epmd_port = free_port()
         self._node = f"muster-{uuid.uuid4().hex[:8]}@localhost"
@@ -55,6 +59,13 @@ class RabbitMQ(Part):
     def prepare(self) -> None:
         give_to(USER, self._data, self._home)
         config = self.folder / "rabbitmq.conf"
+        more = [
+            f"listeners.tcp.{n} = {address}:{self.port}\n"
+            for n, address in enumerate(self._also_at, start=2)
+        ]
+        if more:
+            # Else the user guest is let in from the loopback interface only.
+            more.append("loopback_users = none\n")
         config.write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             # A test machine's disk is nobody's concern here.
@@ -63,7 +74,7 @@ class RabbitMQ(Part):
             "log.console = true\n"
             "log.console.level = warning\n"
             "log.file = false\n"
-            "queue_index_embed_msgs_below = 4096\n"
+            "queue_index_embed_msgs_below = 4096\n" + "".join(more)
         )
         plugins = self.folder / "enabled_plugins"
         plugins.write_text("[].\n")
@@ -104,8 +115,14 @@ class RabbitMQ(Part):
             self._environment(),
         )
 
+    def lose_data(self) -> None:
+        """Forget every queue and exchange: the next start is that of a new broker."""
+        if self.process is not None:
+            raise PartError("rabbitmq: kill it before its data goes")
+        shutil.rmtree(self._data)
+
     def _add_vhost(self, name: str) -> None:
-        """What rabbitmqctl does, without the seconds that starting its Erlang machine takes twice."""
+        """What rabbitmqctl does, without the seconds in which its Erlang machine starts twice."""
         doing = (
             f'ok = rabbit_vhost:add(<<"{name}">>, <<"muster">>),'
             f' ok = rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"{name}">>,'
@@ -139,6 +156,7 @@ class RabbitMQ(Part):
 
     def _environment(self) -> dict[str, str]:
         return {
+            **self._listener(),
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             "LANG": "C.UTF-8",
             # The cookie is made in HOME: a fresh one here, so no other node can join.
@@ -146,8 +164,6 @@ class RabbitMQ(Part):
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": self._node,
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none"
@@ -161,3 +177,8 @@ class RabbitMQ(Part):
             # Makes the script become the Erlang machine, so that our pid is the broker's.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
+
+    def _listener(self) -> dict[str, str]:
+        if self._also_at:
+            return {}  # it would overrule the listeners of the configuration file
+        return {"RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1", "RABBITMQ_NODE_PORT": str(self.port)}
