@@ -14,7 +14,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # The steps share one .venv and one dpkg lock.
 .NOTPARALLEL:
-.PHONY: help venv deps debian demo test test-unit test-long bench simulate scenarios lint format \
+.PHONY: help venv deps debian demo test test-unit test-long bench simulate faults scenarios lint format \
 	samples constraints clean
 
 help: ## this list
@@ -45,6 +45,10 @@ simulate: $(READY) ## SEEDS=1000 [FROM=0] [SEED=n] [MUTANT=name] [MUTANTS=all]: 
 
 scenarios: $(READY) ## every simulation/scenarios/*.scenario against its golden log [NAME=name]
 	@$(BIN)/python -m simulation.play $(if $(NAME),--verbose $(NAME)) $(ARGS)
+
+faults: deps ## COMMANDS=2000 [SEED=n]: real processes in a storm of kill -9, SIGSTOP and partitions
+	@$(BIN)/python -m devstack.faults $(if $(COMMANDS),--commands $(COMMANDS)) \
+		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: $(READY) ## style, types, who may import whom, generated files, machine paths
 	@$(BIN)/python -m devstack.lint
