@@ -14,8 +14,8 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # The steps share one .venv and one dpkg lock.
 .NOTPARALLEL:
-.PHONY: help venv deps debian demo test test-unit test-long bench simulate faults scenarios lint format \
-	samples constraints clean
+.PHONY: help venv deps debian demo test test-unit test-long bench simulate scenarios faults lint \
+	format samples constraints clean
 
 help: ## this list
 	@echo "usage: make TARGET [ARGS=...]   (ARGS goes to pytest, the demo or the benchmark)"

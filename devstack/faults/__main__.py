@@ -57,32 +57,43 @@ class Run:
             Operator(n, field.bus, ledger, field.hosts, self._args.commands, self._seed)
             for n in range(1, OPERATORS + 1)
         ]
-        storm, supervisor = Storm(field, self._seed, self.tell), Supervisor(field)
-        deadline = time.monotonic() + self._args.limit
-        supervisor.start()
-        for operator in operators:
-            operator.start()
-        storm.begin()
-        told = time.monotonic()
+        storm, supervisor = Storm(field, self._seed), Supervisor(field)
+        try:
+            supervisor.start()
+            for operator in operators:
+                operator.start()
+            storm.begin()
+            self._watch(field, ledger, storm, operators)
+            self.tell("the storm is over; everything is started again")
+            storm.end()
+            field.calm()
+            reckoning = self._converge(field, ledger)
+        finally:
+            # Before the field is closed: they would start again what is ended there.
+            for operator in operators:
+                operator.stopping.set()
+            storm.end()
+            supervisor.end()
+        return self._verdict(field, ledger, storm, supervisor, reckoning)
+
+    def _watch(self, field: Field, ledger: Ledger, storm: Storm, operators: list[Operator]) -> None:
+        """Returns when every operator has commanded enough and been answered."""
+        deadline, told = time.monotonic() + self._args.limit, time.monotonic()
         while any(operator.is_alive() for operator in operators):
             time.sleep(0.5)
             if storm.failure is not None:
                 raise PartError(f"the storm broke off: {storm.failure}")
-            if time.monotonic() > deadline:
+            late_s = time.monotonic() - deadline
+            if late_s > 0:
                 for operator in operators:
                     operator.stopping.set()
                 storm.end()
+            if late_s > CONVERGENCE_S:
+                raise PartError("operators are left without an answer, with everything running")
             self._meddle(field)
             if time.monotonic() - told > PROGRESS_S:
                 told = time.monotonic()
                 self._progress(ledger, storm)
-        self.tell("the storm is over; everything is started again")
-        storm.end()
-        field.calm()
-        reckoning = self._converge(field, ledger)
-        supervisor.stopping.set()
-        supervisor.join()
-        return self._verdict(field, ledger, storm, supervisor, reckoning)
 
     def _meddle(self, field: Field) -> None:
         """Now and then somebody makes a guest by hand, or copies one of ours."""

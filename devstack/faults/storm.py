@@ -25,8 +25,8 @@ class Storm:
     Each deals its kinds of fault like a shuffled pack of cards, so that a short run meets all.
     """
 
-    def __init__(self, field: Field, seed: str, tell: Callable[[str], None]) -> None:
-        self._field, self._seed, self._tell = field, seed, tell
+    def __init__(self, field: Field, seed: str) -> None:
+        self._field, self._seed = field, seed
         self._stopping = threading.Event()
         self._hands: list[threading.Thread] = []
         self.faults: Counter[str] = Counter()
@@ -225,11 +225,17 @@ class Supervisor(threading.Thread):
     def __init__(self, field: Field) -> None:
         super().__init__(name="supervisor", daemon=True)
         self._field = field
-        self.stopping = threading.Event()
+        self._stopping = threading.Event()
         self.ended: list[str] = []
 
+    def end(self) -> None:
+        """Look after nothing any more."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join()
+
     def run(self) -> None:
-        while not self.stopping.wait(0.5):
+        while not self._stopping.wait(0.5):
             for name in (*self._field.manager_names, *self._field.hosts):
                 lock = self._field.locks[name]
                 # One that is held has been killed or stopped on purpose.
@@ -243,7 +249,7 @@ class Supervisor(threading.Thread):
         fleet = self._field.fleet
         agent = name in self._field.hosts
         service = (fleet.agents if agent else fleet.managers)[name]
-        if service.running() or self.stopping.is_set():
+        if service.running() or self._stopping.is_set():
             return
         when = time.strftime("%H:%M:%S", time.gmtime())
         self.ended.append(f"{when} {name} ended by itself, status {service.popen.returncode}")

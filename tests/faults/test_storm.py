@@ -34,10 +34,10 @@ def storm(rabbit: RabbitMQ) -> Iterator[subprocess.Popen[str]]:
     yield running
     if running.poll() is None:
         running.terminate()
-        running.wait(60.0)
+        running.wait(120.0)
 
 
-@pytest.mark.timeout(360)
+@pytest.mark.timeout(420)
 def test_150_commands_in_a_storm_end_and_touch_no_stranger(storm: subprocess.Popen[str]) -> None:
     out, _ = storm.communicate(timeout=LIMIT_S)
     assert storm.returncode == 0, out
