@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from agent.answers import Answers
 from agent.effects import Mode, Work
-from agent.journal import Journal, Reception, State, done
+from agent.journal import Journal, Reception, State
 from agent.session import Session
 from common import messages as m
 from common.errors import JournalUnavailable
@@ -57,7 +57,7 @@ class Commands:
         """A command of our fleet, host and session has arrived, perhaps not for the first time."""
         if command.kind is m.CommandKind.NOOP:
             # The canary: written down and answered. It waits for nothing that may take its time.
-            self._journal.answer(done(command))
+            self._journal.canary(command)
             self._answers.wake()
             return
         with self._lock:

@@ -15,7 +15,7 @@ from agent.commands import Commands
 from agent.journal import Journal, not_run
 from agent.session import Session
 from common import messages as m
-from common.errors import BadMessage, MusterError, UnknownKind, WrongFleet, WrongHost
+from common.errors import BadMessage, IdReused, MusterError, UnknownKind, WrongFleet, WrongHost
 from common.runtime import Runtime
 
 LOG = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Door:
                 "session": self._session.current,
             }
         try:
+            m.within_limit(method, kwargs)
             self._cast(method, kwargs)
         except (BadMessage, UnknownKind, WrongFleet, WrongHost) as exc:
             self._refuse(exc, method, kwargs)
@@ -138,9 +139,14 @@ class Door:
             self._journal.answer(msgspec.structs.replace(result, kind=str(kind)))
             self._answers.wake()
 
-        self._in_session(
-            command.session, (lambda: self._commands.take(command)) if known else unknown
-        )
+        def take() -> None:
+            try:
+                self._commands.take(command)
+            except IdReused as exc:
+                # Here, and not where casts are judged: it may have been held for a welcome.
+                self._refuse(exc, method, {"command": raw})
+
+        self._in_session(command.session, take if known else unknown)
 
     def _in_session(self, session: int, act: Callable[[], None]) -> None:
         with self._lock:

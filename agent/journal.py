@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from common import messages as m
-from common.errors import BadConfig, JournalUnavailable
+from common.errors import BadConfig, IdReused, JournalUnavailable
 from common.ownership import is_stale
 from common.runtime import Runtime, Stopped
 
@@ -134,14 +134,17 @@ class Journal:
     def receive(self, command: m.Command) -> Received:
         """Take a command: once by its id, never at or below its instance's floor.
 
-        A terminate ends what it supersedes: older commands that have not started.
+        A terminate ends what it supersedes: older commands that have not started. IdReused when
+        the id is that of another command, of which nothing changes.
         """
 
         def act(db: sqlite3.Connection) -> Received:
             row = db.execute(
-                "SELECT state, result FROM commands WHERE id = ?", (command.id,)
+                "SELECT state, result, body, instance, generation FROM commands WHERE id = ?",
+                (command.id,),
             ).fetchone()
             if row is not None:
+                _same(command, *row[1:])
                 if row[0] != State.FINISHED:
                     return Received(reception=Reception.KNOWN)
                 self._answer(db, msgspec.json.decode(row[1], type=m.Result))
@@ -224,6 +227,28 @@ class Journal:
                 " WHERE kind = 'refusal' ORDER BY n DESC LIMIT 1 OFFSET ?)",
                 (KEEP_REFUSALS,),
             )
+
+        self._write(act)
+
+    def canary(self, command: m.Command) -> None:
+        """Answer a command without effect, on disk like any other answer; it leaves no floor."""
+
+        def act(db: sqlite3.Connection) -> None:
+            taken = db.execute(
+                "SELECT result, body, instance, generation FROM commands WHERE id = ?",
+                (command.id,),
+            ).fetchone()
+            if taken is not None:
+                _same(command, *taken)
+            result = m.Result(
+                id=command.id,
+                command=command.id,
+                kind=command.kind,
+                instance=command.instance,
+                generation=command.generation,
+                outcome=m.Outcome.SUCCEEDED,
+            )
+            self._answer(db, result)
 
         self._write(act)
 
@@ -508,6 +533,28 @@ def _of(rows: Iterable[tuple[int, str, str]], kind: type[M]) -> tuple[M, ...]:
     return tuple(msgspec.json.decode(b, type=kind) for _, k, b in rows if k == _KINDS[kind])
 
 
+def _same(
+    command: m.Command, result: bytes | None, body: bytes | None, instance: str, generation: int
+) -> None:
+    """IdReused unless the command is the one that was journalled under its id.
+
+    Another session casts the same command again. Of one whose end was confirmed, less is kept.
+    """
+    known = (instance, generation)
+    if body is not None:
+        first = msgspec.json.decode(body, type=m.Command)
+        same = msgspec.structs.replace(command, session=first.session) == first
+    else:
+        ended = msgspec.json.decode(result or b"{}", type=m.Result)
+        same = (command.instance, command.generation, command.kind) == (*known, ended.kind)
+    if not same:
+        raise IdReused(
+            f"{command.kind} came under id {command.id}, which is that of another command of"
+            f" instance {instance}, generation {generation}",
+            "find who sends this",
+        )
+
+
 def not_run(command: m.Command, code: str, text: str, floor: int | None = None) -> m.Result:
     """The result of a command that had no effect; a result has its command's id."""
     return m.Result(
@@ -520,16 +567,4 @@ def not_run(command: m.Command, code: str, text: str, floor: int | None = None) 
         error_code=code,
         error=text,
         floor=floor,
-    )
-
-
-def done(command: m.Command) -> m.Result:
-    """The result of a command that has no effect at all."""
-    return m.Result(
-        id=command.id,
-        command=command.id,
-        kind=command.kind,
-        instance=command.instance,
-        generation=command.generation,
-        outcome=m.Outcome.SUCCEEDED,
     )

@@ -141,7 +141,7 @@ class NotSupported(Refused):
 
 
 class IdReused(Refused):
-    """A job uuid came again with another request."""
+    """A job uuid came again with another request, or a command id with another command."""
 
     code = "ID_REUSED"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -24,6 +24,8 @@ MANAGER_TOPIC = "muster-manager"
 AGENT_TOPIC = "muster-agent"
 CONTROL_EXCHANGE = "muster"
 REPORTS_EXCHANGE = "muster.reports"
+DEAD_EXCHANGE = "muster.dead"
+RPC_LIMIT_BYTES = 1024 * 1024
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -182,7 +184,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     error_code: str | None = None
     error: str | None = None
-    floor: Count | None = None
+    floor: Annotated[int, msgspec.Meta(ge=0, le=2**52)] | None = None
     look: Look | None = None
 
 
@@ -350,6 +352,18 @@ def convert(value: Any, kind: type[M]) -> M:
     except (msgspec.ValidationError, RecursionError) as exc:
         raise BadMessage(f"{kind.__name__}: {exc}", "see the dead-letter queue") from exc
     return _checked(message)
+
+
+def within_limit(what: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise BadMessage for the arguments of an RPC that nobody of ours could have sent."""
+    try:
+        size = len(msgspec.json.encode(kwargs))
+    except (OverflowError, RecursionError) as exc:
+        raise BadMessage(f"{what}: {exc}", "find who sends this") from exc
+    if size > RPC_LIMIT_BYTES:
+        raise BadMessage(
+            f"{what}: {size} bytes are more than {RPC_LIMIT_BYTES}", "find who sends this"
+        )
 
 
 def _checked(message: M) -> M:

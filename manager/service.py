@@ -8,7 +8,7 @@ from typing import Any
 from common.bus.base import HEARTBEATS, RESULTS, Address, Bus, Handle
 from common.conf import Settings
 from common.errors import BrokerUnavailable, Conflict, DatabaseUnavailable, MusterError
-from common.messages import MANAGER_TOPIC
+from common.messages import MANAGER_TOPIC, within_limit
 from common.runtime import Runtime
 from manager import ticks
 from manager.api.endpoint import Api
@@ -109,6 +109,7 @@ class Manager:
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> Any:
         try:
+            within_limit(method, kwargs)
             if method == "hello":
                 return hello(self.store, self.settings, kwargs)
             return self._api(method, kwargs)

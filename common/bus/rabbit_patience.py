@@ -13,6 +13,7 @@ from oslo_messaging._drivers import common as oslo_common
 from oslo_messaging._drivers import impl_rabbit
 
 from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Outage, drain
+from common.messages import AGENT_TOPIC, DEAD_EXCHANGE, MANAGER_TOPIC
 
 POLL_S = 0.5
 REFUSED_S = 1.0
@@ -64,6 +65,12 @@ class BoundedConnection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.me
         super().__init__(conf, url, purpose, retry=len(url.hosts) - 1 if retry is None else retry)
         # An idle server looks this often whether it shall stop.
         self._poll_timeout = POLL_S
+
+    def declare_consumer(self, consumer: Any) -> Any:
+        # What is no JSON is rejected before it is acknowledged: keep it where people can look.
+        if consumer.queue_name.startswith((MANAGER_TOPIC, AGENT_TOPIC)):
+            consumer.queue_arguments["x-dead-letter-exchange"] = DEAD_EXCHANGE
+        return super().declare_consumer(consumer)
 
     def ensure_connection(self) -> None:
         self.connection.connect_timeout = _DEADLINE.left()

@@ -19,11 +19,11 @@ from common.bus.rabbit_link import (
 )
 from common.bus.rabbit_publisher import Publisher, discard, release, reports_exchange
 from common.errors import BadMessage
-from common.messages import REPORTS_EXCHANGE
+from common.messages import DEAD_EXCHANGE, REPORTS_EXCHANGE
 
 LOG = logging.getLogger(__name__)
 
-DEAD = "muster.dead"
+DEAD = DEAD_EXCHANGE
 DEAD_LENGTH = 10_000
 STREAM_LENGTH = 20_000
 PREFETCH = 200

@@ -209,7 +209,11 @@ def _guests(tx: Tx) -> list[Finding]:
         for guest in tx.all(Sighting, columns.kind == GuestKind.ORPHAN, columns.present, limit=100)
     ]
     events = Event.__table__.c
-    for kind, level in (("ADDRESS_CONFLICT", ERROR), ("instance.duplicate", ERROR)):
+    for kind, level in (
+        ("ADDRESS_CONFLICT", ERROR),
+        ("instance.duplicate", ERROR),
+        ("GENERATION_AHEAD", WARNING),
+    ):
         for event in tx.all(Event, events.kind == kind, events.at > tx.now - DAY, limit=20):
             code = kind.rpartition(".")[2].upper()
             found.append(_finding(code, level, event.object, event.text, "muster vm show"))

@@ -12,7 +12,7 @@ from common.conf import Settings
 from common.messages import GuestReport, Inventory, Look, digest
 from common.ownership import is_ours
 from common.states import GuestKind, TombstoneState, VmState
-from manager.flows import power, reap
+from manager.flows import commands, power, reap
 from manager.rules import inventory as rule
 from manager.store.engine import LOG, Tx
 from manager.store.hosts import Host
@@ -89,6 +89,10 @@ def see(
     doom = stone.generation if stone and stone.state is TombstoneState.OPEN else None
     kind = rule.classify(guest, fleet=fleet, tombstone=doom, live=live)
     _record(tx, host, guest, pair, kind, instance, old)
+    if instance and guest.mark is not None and (old is None or old.mark != guest.mark):
+        held = max(vm.generation if vm else 0, stone.generation if stone else 0)
+        if guest.mark.generation > held > 0:
+            ahead(tx, host, instance, guest.mark.generation)
     if kind is GuestKind.DOOMED and stone is not None:
         reap.issue(tx, cfg, stone, f"seen on {host}")
     elif kind is GuestKind.ORPHAN and instance is not None:
@@ -96,6 +100,21 @@ def see(
             reap.hold_mac(tx, instance, mac, host)
     elif kind is GuestKind.MANAGED and vm is not None:
         power.report(tx, cfg, host, vm, guest, pair)
+
+
+def ahead(tx: Tx, host: str, instance: str, generation: int) -> None:
+    """Tell of a generation above all that were ever issued; nothing is done about it."""
+    issued = commands.next_generation(tx, instance) - 1
+    if generation > issued:
+        tx.event(
+            "GENERATION_AHEAD",
+            instance,
+            f"host {host}",
+            f"{host} knows generation {generation}, {issued} is the highest that was issued: was"
+            " the database restored, or is another fleet of this name at work?",
+            generation=generation,
+            issued=issued,
+        )
 
 
 def vanish(tx: Tx, sighting: Sighting, pair: Pair) -> None:

@@ -127,6 +127,20 @@ def _receipt(tx: Tx, host: Host, receipt: Receipt) -> None:
     row = tx.find(CommandRow, receipt.command)
     if row is not None and row.host == host.name:
         commands.receipt(tx, receipt)
+    else:
+        _unknown(tx, host, "receipts", receipt.command, receipt.step)
+
+
+def _unknown(tx: Tx, host: Host, what: str, command: str, body: str) -> None:
+    """Kept once a host and command, however often it is repeated."""
+    _dead_letter(
+        tx,
+        f"host {host.name}",
+        "UNKNOWN_COMMAND",
+        f"{what} for command {command}, which was not given to {host.name}",
+        body,
+        key=f"{host.name}/{command}/{what}",
+    )
 
 
 def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
@@ -136,19 +150,15 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         return
     row = tx.lock(CommandRow, result.command)
     if row is None or row.host != host.name:
-        _dead_letter(
-            tx,
-            f"host {host.name}",
-            "UNKNOWN_COMMAND",
-            f"a result for command {result.command}, which was not given to {host.name}",
-            result.error or "",
-        )
+        _unknown(tx, host, "a result", result.command, result.error or "")
         return
     pair = (host.session, host.seq)
     if result.look is not None:
         pair = (result.look.session, result.look.seq)
         if row.state in commands.OPEN:
             inventory.take_look(tx, cfg, host.name, row.instance, result.look)
+    if row.state in commands.OPEN:
+        inventory.ahead(tx, host.name, row.instance, max(result.generation, result.floor or 0))
     row = tx.get(CommandRow, row.id)
     code = result.error_code if result.outcome is not Outcome.SUCCEEDED else None
     moved, changed = commands.move(

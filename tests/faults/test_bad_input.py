@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from common.bus.base import agent_at
+from common.bus.base import ANY_MANAGER, agent_at
+from common.errors import MusterError
 from devstack.fleet import BIN
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -162,7 +163,10 @@ def dead_letters(vhost: str) -> list[str]:
         while (
             letter := connection.default_channel.basic_get("muster.dead", no_ack=True)
         ) is not None:
-            reasons.append(letter.headers["x-muster-reason"])
+            if "x-death" in letter.headers:
+                reasons.append(f"rejected by {letter.headers['x-death'][0]['queue']}")
+            else:
+                reasons.append(letter.headers["x-muster-reason"])
     return reasons
 
 
@@ -228,8 +232,10 @@ def test_a_command_that_is_not_for_this_agent_is_refused_and_reported(stage: Sta
 
 def test_what_is_no_rpc_at_all_stops_neither_agent_nor_manager(stage: Stage, vhost: str) -> None:
     with stage.watched(), raw(vhost) as connection:
+        dead_letters(vhost)
         producer = connection.Producer()
-        for queue in ("muster-agent.beta", "muster-manager"):
+        queues = ("muster-agent.beta", "muster-manager")
+        for queue in queues:
             for body, kind in (
                 (b"\xff\xfe", "application/octet-stream"),
                 (b"{", "application/json"),
@@ -241,4 +247,32 @@ def test_what_is_no_rpc_at_all_stops_neither_agent_nor_manager(stage: Stage, vho
                     content_type=kind,
                     content_encoding="utf-8",
                 )
+        buried: list[str] = []
+
+        def all_buried() -> bool:
+            buried.extend(dead_letters(vhost))
+            return sorted(buried) == sorted(2 * [f"rejected by {queue}" for queue in queues])
+
+        wait_until(all_buried, 30, f"what could not be read is kept: {buried}")
         goes_on(stage, "beta", "after-garbage")
+
+
+def test_ten_megabytes_by_rpc_are_refused_by_agent_and_manager(stage: Stage) -> None:
+    with stage.watched():
+        huge = forged(stage, "beta", stage.runtime.new_id(), kind="start_vm")
+        huge["spec"] = {"guest": "x" * 10_000_000}
+        stage.bus.cast(agent_at("beta"), "start_vm", {"command": huge})
+        with pytest.raises(MusterError) as refused:
+            stage.bus.call(ANY_MANAGER, "vm_show", {"vm": "x" * 10_000_000}, 30.0)
+        assert refused.value.code == "BAD_MESSAGE"
+        assert "bytes are more than" in refused.value.message
+        wait_until(
+            lambda: [
+                f
+                for f in stage.findings("DEAD_LETTER")
+                if f["object"] == "host beta" and "bytes are more than" in f["message"]
+            ],
+            30,
+            "the agent has refused it",
+        )
+        goes_on(stage, "beta", "after-ten-megabytes")

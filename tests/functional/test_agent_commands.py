@@ -278,6 +278,52 @@ def test_an_unknown_kind_is_not_run_and_says_so(rig: Rig) -> None:
     eventually(lambda: "UNKNOWN_KIND" in rig.manager.refusals())
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_id_that_comes_again_with_another_command_is_refused_and_not_run(
+    rig: Rig, finished: bool
+) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.running("i-2")
+    if not finished:
+        rig.fault(stop="hang")
+    stop = rig.manager.send("stop_vm", "i-1", 2, id="one-id")
+    eventually(lambda: "started" in rig.manager.receipts(stop))
+    if finished:
+        assert rig.manager.result(stop).outcome == "succeeded"
+        rig.manager.cast("confirm", ids=[stop])
+    for kind, instance, generation in (
+        ("terminate_instance", "i-2", 2),
+        ("terminate_instance", "i-1", 2),
+        ("stop_vm", "i-1", 3),
+        ("noop", "", 1),
+    ):
+        rig.manager.send(kind, instance, generation, id="one-id")
+
+    def reported() -> set[str]:
+        said = {r for a in list(rig.manager.answers) for r in a.refusals}
+        return {r.message.split()[0] for r in said if r.code == "ID_REUSED"}
+
+    eventually(lambda: reported() == {"terminate_instance", "stop_vm", "noop"}, "reported")
+    assert rig.guest_of("i-1") is not None
+    assert rig.guest_of("i-2") is not None
+    rig.fault()
+    # What it is the id of goes on as if nothing had been.
+    result = rig.manager.result(stop)
+    assert (result.kind, result.generation, result.outcome) == ("stop_vm", 2, "succeeded")
+    assert rig.manager.result(rig.manager.send("start_vm", "i-1", 4)).outcome == "succeeded"
+
+
+def test_ten_megabytes_are_refused_and_nothing_of_them_is_kept(rig: Rig) -> None:
+    agent = rig.up()
+    rig.create("i-1", trail=[["ann", "x" * 10_000_000, "2026-01-01T00:00:00Z"]])
+    refusal = eventually(lambda: rig.manager.refusals().get("BAD_MESSAGE"), "refused")
+    assert "bytes are more than" in refusal.message
+    assert len(refusal.body) <= 500
+    assert agent._journal.unfinished() == ()
+    assert rig.manager.result(rig.create("i-1")).outcome == "succeeded"
+
+
 def test_a_cast_of_another_session_is_dropped_counted_and_never_answered(rig: Rig) -> None:
     rig.up()
     command = rig.create("i-1", session=7)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common import messages as m
 from common.errors import BadMessage, DatabaseUnavailable
 from common.ownership import Mark
-from common.states import GuestKind, HostState, PowerState, TaskState, VmState
+from common.states import GuestKind, HostState, PowerState, TaskState, TombstoneState, VmState
 from manager.flows import reports
 from manager.store.instances import Instance, Mac
 from manager.store.sightings import Sighting
@@ -616,3 +616,31 @@ def test_a_cast_that_an_agent_refused_is_a_letter_for_the_doctor(
         h1.say(refusals=(refusal,))
         assert fleet.wire.take("confirm")[0].kwargs == {"ids": ["x-1"]}
     assert fleet.letters() == ["WRONG_HOST"]
+
+
+def test_a_mark_from_the_future_is_told_once_and_changes_nothing(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1)
+    before = fleet.vm()
+    bearer = h1.of(vm.uuid).hypervisor_uuid
+    ahead = Mark(fleet=FLEET, instance=vm.uuid, generation=2**62, bearer=bearer)
+    h1.change(vm.uuid, mark=ahead)
+    for _ in range(3):
+        h1.beat(full=True)
+    after = fleet.vm()
+    assert (after.vm_state, after.generation, after.host) == (
+        before.vm_state,
+        before.generation,
+        before.host,
+    )
+    (event,) = fleet.events("GENERATION_AHEAD")
+    assert event.object == vm.uuid
+    found = [f for f in fleet.ask("doctor")["findings"] if f["code"] == "GENERATION_AHEAD"]
+    assert [f["level"] for f in found] == ["WARNING"]
+    fleet.delete()
+    (cast,) = fleet.publish()
+    h1.carry_out(cast.command)
+    assert fleet.stone().state is TombstoneState.CLOSED
+    h1.beat(full=True)
+    assert fleet.events("tombstone.reopened") == []

@@ -186,7 +186,9 @@ def test_a_receipt_from_another_host_or_for_nothing_counts_for_nothing(
     before = fleet.everything()
     h2.receipt(cast.command.id)
     h2.receipt("no-such-command")
+    h2.receipt("no-such-command")
     assert fleet.everything() == before
+    assert fleet.letters() == 2 * ["UNKNOWN_COMMAND"]
 
 
 # results
@@ -233,6 +235,26 @@ def test_a_result_for_a_command_nobody_gave_is_kept_confirmed_and_harmless(
     assert fleet.everything() == before
     assert fleet.letters() == ["UNKNOWN_COMMAND"]
     assert fleet.wire.take("confirm")[0].kwargs == {"ids": [forged.id]}
+
+
+def test_a_result_of_a_generation_that_was_never_issued_counts_and_is_told(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job, cast = stopping(fleet, h1)
+    h1.succeed(cast.command, generation=7)
+    assert fleet.job(job).state is JobState.SUCCEEDED
+    (event,) = fleet.events("GENERATION_AHEAD")
+    assert event.data == {"generation": 7, "issued": 2}
+    assert "GENERATION_AHEAD" in {f["code"] for f in fleet.ask("doctor")["findings"]}
+    # The agent's word is not raised above: its floors are, when it refuses for one.
+    again = fleet.ask("vm_stop", vm="web-1")
+    (stop,) = fleet.publish()
+    h1.say(results=(h1.result(stop.command, m.Outcome.NOT_RUN, error_code="STALE", floor=2**52),))
+    assert fleet.job(again).state is JobState.FAILED
+    fleet.ask("vm_stop", vm="web-1")
+    (stop,) = fleet.publish()
+    assert stop.command.generation == 2**52 + 1
+    assert len(fleet.events("GENERATION_AHEAD")) == 2
 
 
 def test_a_failed_verb_ends_its_job_and_leaves_the_vm_as_it_is_reported(
