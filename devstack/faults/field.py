@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from common.runtime import Runtime
 from devstack.faults.hypervisors import FLEET, Hypervisor, LibvirtMock, Simulated
 from devstack.faults.network import Network
 from devstack.fleet import Real, Scratch, Times, all_up
-from devstack.parts.base import PartError, PartMissing
+from devstack.parts.base import Part, PartError, PartMissing
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -72,12 +73,19 @@ class Field:
         self._tell("starting a private RabbitMQ, PostgreSQL and libvirtd")
         self.rabbit = RabbitMQ(also_at=[at] if self.network is not None else ())
         self.postgres = Postgres()
-        connection_uris = {}
-        for part in (self.rabbit, self.postgres):
-            self._ending.enter_context(part)
-        daemon = self._libvirtd()
-        if daemon is not None:
-            connection_uris[MOCK_HOST] = daemon.mock_uri
+        mock = Libvirtd()
+        # Side by side: each of them mostly waits.
+        with ThreadPoolExecutor(3) as starting:
+            begun = [starting.submit(self._begin, p) for p in (self.rabbit, self.postgres, mock)]
+        for future in begun[:2]:
+            future.result()
+        daemon: Libvirtd | None = mock
+        try:
+            begun[2].result()
+        except PartMissing as exc:
+            self._tell(f"{exc}; all hypervisors are simulated")
+            daemon = None
+        connection_uris = {} if daemon is None else {MOCK_HOST: daemon.mock_uri}
         self._tell(f"starting {managers} managers and agents on {', '.join(self.hosts)}")
         self.fleet = Real(
             self.folder,
@@ -121,12 +129,9 @@ class Field:
         self.network = network
         return {host: network.prefix(host) for host in self.hosts}
 
-    def _libvirtd(self) -> Libvirtd | None:
-        try:
-            return self._ending.enter_context(Libvirtd())
-        except PartMissing as exc:
-            self._tell(f"{exc}; all hypervisors are simulated")
-            return None
+    def _begin(self, part: Part) -> None:
+        self._ending.callback(part.close)
+        part.start()
 
     def rows(self, query: str, **parameters: Any) -> list[Any]:
         """What the database holds."""
