@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -18,10 +20,13 @@ import time
 from collections.abc import Iterable, Iterator
 
 from simulation import mutants
-from simulation.run import Outcome, run_seed
+from simulation.run import PATIENCE_S, Outcome, run_seed
 
 MUTANT_SEEDS = 2000
+MUTANT_PATIENCE_S = 900.0  # simulated, after the faults
+MUTANTS_LIMIT_S = 600.0  # of real time, for all of them
 PROGRESS_S = 5.0
+COLLECT_EVERY = 8  # seeds
 
 
 def main() -> int:
@@ -84,17 +89,14 @@ def many(seeds: range, mutant: str | None, jobs: int) -> int:
 def all_mutants(jobs: int) -> int:
     """Each mutant until a seed catches it."""
     uncaught = []
+    end = time.monotonic() + MUTANTS_LIMIT_S
     for name in mutants.names():
         began = time.monotonic()
-        caught = None
-        for outcome in outcomes(range(MUTANT_SEEDS), name, jobs):
-            if outcome.broken:
-                caught = outcome
-                break
+        tried, caught = hunt(name, jobs, end)
         took_s = time.monotonic() - began
         if caught is None:
             uncaught.append(name)
-            say(f"NOT CAUGHT {name}: {mutants.about(name)}")
+            say(f"NOT CAUGHT {name} in {tried} seeds, {took_s:.0f} s: {mutants.about(name)}")
         else:
             what = (caught.broken or "").split(";")[0][:90]
             say(f"caught {name} by seed {caught.seed} in {took_s:.0f} s: {what}")
@@ -103,22 +105,57 @@ def all_mutants(jobs: int) -> int:
     return 1 if uncaught else 0
 
 
-def outcomes(seeds: Iterable[int], mutant: str | None, jobs: int) -> Iterator[Outcome]:
+def hunt(name: str, jobs: int, end: float) -> tuple[int, Outcome | None]:
+    """How many seeds were tried, and the one that a mutant breaks and the real thing holds."""
+    tried = 0
+    for outcome in outcomes(range(MUTANT_SEEDS), name, jobs, MUTANT_PATIENCE_S):
+        tried += 1
+        if outcome.broken:
+            if run_seed(outcome.seed, patience_s=MUTANT_PATIENCE_S).broken is None:
+                return tried, outcome
+            say(f"seed {outcome.seed} is broken without a mutant")
+        if time.monotonic() > end:
+            break
+    return tried, None
+
+
+def outcomes(
+    seeds: Iterable[int], mutant: str | None, jobs: int, patience_s: float = PATIENCE_S
+) -> Iterator[Outcome]:
     """What became of each seed, as they end."""
+    run = functools.partial(_run, patience_s=patience_s)
     if jobs <= 1:
-        with mutants.switched_on(mutant):
-            yield from map(run_seed, seeds)
+        _collect_seldom()
+        for seed in seeds:
+            with mutants.switched_on(mutant):
+                outcome = run(seed)
+            yield outcome
         return
     context = multiprocessing.get_context("fork")
-    with context.Pool(jobs, initializer=_switch_on, initargs=(mutant,)) as pool:
-        yield from pool.imap_unordered(run_seed, seeds, chunksize=4)
+    with context.Pool(jobs, initializer=_begin, initargs=(mutant,)) as pool:
+        yield from pool.imap_unordered(run, seeds, chunksize=2)
+
+
+def _run(seed: int, patience_s: float) -> Outcome:
+    outcome = run_seed(seed, patience_s=patience_s)
+    if seed % COLLECT_EVERY == 0:
+        gc.collect()
+    return outcome
+
+
+def _collect_seldom() -> None:
+    """A seed leaves little behind, and looking for it took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 _LASTING = contextlib.ExitStack()
 
 
-def _switch_on(mutant: str | None) -> None:
+def _begin(mutant: str | None) -> None:
     """For the whole life of a process of the pool."""
+    _collect_seldom()
     _LASTING.enter_context(mutants.switched_on(mutant))
 
 

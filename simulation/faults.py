@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from common.ownership import Mark
 from common.states import PowerState
 from simulation.fleet import AgentProcess, Process, SimFleet
 from simulation.hypervisor import Hypervisor, SimGuest
+from simulation.ports import quietly
 
 
 class Faults:
@@ -18,9 +20,11 @@ class Faults:
     def __init__(self, fleet: SimFleet) -> None:
         self._fleet = fleet
         self.moved: set[str] = set()
-        self.removed: set[str] = set()
+        # Hosts whose journal was lost or rolled back.
+        self.forgetful: set[str] = set()
         self._kinds: list[Callable[[], None]] = [
             self.kill_manager,
+            self.all_managers_away,
             self.kill_agent,
             self.kill_agent,
             self.freeze,
@@ -40,6 +44,8 @@ class Faults:
             self.move_by_hand,
             self.bad_network,
             self.bad_network,
+            self.echo,
+            self.echo,
             self.crashes,
             self.crashes,
         ]
@@ -78,6 +84,13 @@ class Faults:
         world = self._fleet.world
         process.kill()
         world.after(world.random.choice((0.5, 3.0, 30.0, 120.0)), process.start)
+
+    def all_managers_away(self) -> None:
+        """The whole cluster is down, for long enough that every host has been silent."""
+        world = self._fleet.world
+        for process in self._fleet.managers:
+            process.kill()
+            world.after(world.random.uniform(30.0, 150.0), process.start)
 
     def freeze(self) -> None:
         process = self._pick(self._fleet.processes)
@@ -129,6 +142,16 @@ class Faults:
 
         self._later(10.0, 100.0, mend, "good network")
 
+    def echo(self) -> None:
+        """Much of what was sent in the last minutes arrives once more."""
+        world = self._fleet.world
+        first_s = world.now_s - world.random.choice((5.0, 40.0, 150.0))
+        old = [send for at_s, send in self._fleet.chaos.sent if at_s >= first_s]
+        again = [send for send in old if world.chance(0.4)]
+        self._fleet.tell(f"{len(again)} messages of the last minutes come again")
+        for send in again:
+            world.after(world.random.uniform(0.0, 5.0), quietly(send))
+
     def crashes(self) -> None:
         chaos = self._fleet.chaos
         chaos.crash = self._fleet.world.random.choice((0.01, 0.05))
@@ -173,6 +196,7 @@ class Faults:
     def journal_lost(self) -> None:
         agent = self._agent()
         self._fleet.tell(f"{agent.name} loses its journal")
+        self.forgetful.add(agent.name)
         agent.kill()
         agent.lose_journal()
         world = self._fleet.world
@@ -190,6 +214,7 @@ class Faults:
 
         def put_back() -> None:
             self._fleet.tell(f"{agent.name} gets an older copy of its journal")
+            self.forgetful.add(agent.name)
             agent.kill()
             agent.roll_back_journal(aside)
             world.after(2.0, agent.start)
@@ -202,6 +227,9 @@ class Faults:
         hv = self._agent().hypervisor
         name = self._fleet.world.random.choice(("vm1", "vm2", "payroll", ""))
         guest = hv.make_stranger(name)
+        if self._fleet.world.chance(0.3):
+            other = self._fleet.world.new_id()
+            guest.mark = Mark(fleet="another", instance=other, generation=9, bearer=guest.uuid)
         self._fleet.tell(f"a stranger's VM {name!r} ({guest.uuid[:8]}) on {hv.host}")
 
     def clone(self) -> None:

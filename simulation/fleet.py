@@ -140,6 +140,8 @@ class AgentProcess(Process):
 class SimFleet:
     """The whole of it, from one seed."""
 
+    tick_s = 5.0
+    resend_after_s = 5.0
     manager_type: type[ManagerProcess] = ManagerProcess
     agent_type: type[AgentProcess] = AgentProcess
 
@@ -157,10 +159,10 @@ class SimFleet:
         self.lines: list[str] = []
         self.folder = Path(tempfile.mkdtemp(prefix="muster-sim-", dir=_fast_folder()))
         self.chaos = Chaos()
-        self._raw = sqlite3.connect(":memory:", check_same_thread=False)
-        _template().backup(self._raw)
+        self.database = sqlite3.connect(":memory:", check_same_thread=False)
+        _template().backup(self.database)
         self.engine = sa.create_engine(
-            "sqlite://", creator=lambda: self._raw, poolclass=sa.pool.StaticPool
+            "sqlite://", creator=lambda: self.database, poolclass=sa.pool.StaticPool
         )
         sa.event.listen(self.engine, "connect", _plain_transactions)
         sa.event.listen(self.engine, "begin", store_engine._sqlite_begin)
@@ -178,10 +180,10 @@ class SimFleet:
             ),
             manager=conf.manager.Manager(
                 service_down_time=DOWN_S,
-                resend_after=5.0,
+                resend_after=self.resend_after_s,
                 command_timeout=60.0,
                 delete_timeout=300.0,
-                tick_interval=5.0,
+                tick_interval=self.tick_s,
                 auto_enable_hosts=True,
             ),
             agent=conf.agent.Agent(
@@ -224,7 +226,7 @@ class SimFleet:
         self.operator.kill()
         self.edge.kill()
         self.engine.dispose()
-        self._raw.close()
+        self.database.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from common.messages import CommandKind
 from common.ownership import is_ours
-from common.states import PowerState, TaskState, TombstoneState, VmState
+from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
 from manager.flows import commands, jobs
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
+from manager.store.hosts import Host
 from manager.store.instances import Instance, Mac
 from manager.store.jobs import Job
+from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone
+from simulation import watch
 from simulation.faults import Faults
 from simulation.fleet import FLEET, SimFleet
+from simulation.hypervisor import Act, SimGuest
 from simulation.operators import Operators
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
+HOSTS_EVERY_S = 2.0
+# A host with which nothing has been wrong for so long can not be called DOWN, whatever the
+# managers and their broker went through.
+WELL_S = 90.0
+# A guest that has been there for so long can not be called missing.
+THERE_S = 120.0
+CANARY = "noop"
+_JUDGE = {"not_run": "not_run_told"}
 
 
 class Broken(AssertionError):
@@ -32,48 +43,166 @@ class Invariants:
     def __init__(self, fleet: SimFleet, operators: Operators, faults: Faults) -> None:
         self._fleet, self._operators, self._faults = fleet, operators, faults
         self._read: dict[str, int] = {}
-        self._created: set[tuple[str, int]] = set()
-        self._rebooted: set[tuple[str, int]] = set()
+        self._created: dict[tuple[str, int], float] = {}
+        self._done: set[tuple[str, int, str]] = set()
+        self._not_run: set[tuple[str, int, str]] = set()
+        self._told: list[tuple[str, ...]] = []
+        self._well_since: dict[str, tuple[object, float]] = {}
+        watch.install(fleet.database, self._hear)
+        self._look_at_hosts()
 
     def after_step(self) -> None:
-        """Look at what hypervisors were made to do since the last step."""
+        """Look at what hypervisors were made to do since the last step, and the database."""
         for host, agent in self._fleet.agents.items():
-            hv = agent.hypervisor
+            acts = agent.hypervisor.acts
             start = self._read.get(host, 0)
-            if len(hv.acts) == start:
+            if len(acts) == start:
                 continue
-            self._read[host] = len(hv.acts)
-            for act in hv.acts[start:]:
-                if act.by != "agent":
-                    continue
-                self._fleet.tell(
-                    f"{host}: {act.verb} of {str(act.instance)[:8]} generation {act.generation}"
-                )
-                if act.stranger:
-                    raise Broken(f"a stranger's VM on {host} was touched: {act.verb}", act.instance)
-                key = (str(act.instance), act.generation or 0)
-                if act.verb == "create":
-                    if key in self._created:
-                        raise Broken(f"create of {key} had its effect twice", act.instance)
-                    self._created.add(key)
-                if act.verb == "reboot":
-                    if key in self._rebooted:
-                        raise Broken(f"reboot of {key} had its effect twice", act.instance)
-                    self._rebooted.add(key)
-                if act.verb in ("create", "start"):
-                    self._one_place(str(act.instance))
+            self._read[host] = len(acts)
+            for act in acts[start:]:
+                if act.by == "agent":
+                    self._acted(host, act)
+        if self._told:
+            told, self._told = self._told, []
+            for name, *values in told:
+                getattr(self, f"_{_JUDGE.get(name, name)}")(*values)
+
+    # what hypervisors were made to do
+
+    def _acted(self, host: str, act: Act) -> None:
+        instance, generation = str(act.instance), act.generation or 0
+        self._fleet.tell(f"{host}: {act.verb} of {instance[:8]} generation {generation}")
+        if act.stranger:
+            raise Broken(f"a stranger's VM on {host} was touched: {act.verb}", act.instance)
+        key = (instance, generation)
+        if act.verb == "create":
+            if key in self._created:
+                raise Broken(f"create of {key} had its effect twice", instance)
+            self._created[key] = self._fleet.world.now_s
+        if act.verb == "reboot" and (*key, "reboot") in self._done:
+            raise Broken(f"reboot of {key} had its effect twice", instance)
+        self._done.add((*key, act.verb))
+        if act.verb != "destroy" and (*key, host) in self._not_run:
+            raise Broken(f"{act.verb} of {key}, which had ended as not run", instance)
+        if act.verb in ("create", "start"):
+            self._one_place(instance)
 
     def _one_place(self, instance: str) -> None:
         if instance in self._faults.moved:
             return
-        places = [
-            host
+        places = {host for host, _ in self._guests_of(instance)}
+        if len(places) > 1:
+            raise Broken(f"instance {instance} is on {sorted(places)} by our doing", instance)
+
+    def _guests_of(self, instance: str) -> list[tuple[str, SimGuest]]:
+        return [
+            (host, g)
             for host, agent in self._fleet.agents.items()
             for g in agent.hypervisor.guests.values()
             if not g.stranger and g.mark is not None and g.mark.instance == instance
         ]
-        if len(set(places)) > 1:
-            raise Broken(f"instance {instance} is on {places} by our doing", instance)
+
+    # what was written
+
+    def _hear(self, name: str, *values: str) -> None:
+        """A watch on the database fires; some of them can only be judged at once."""
+        if name == "released":
+            self._may_be_released(*values)
+        else:
+            self._told.append((name, *values))
+
+    def _may_be_released(self, mac: str, instance: str) -> None:
+        if instance in self._faults.moved:
+            return
+        for host, guest in self._guests_of(instance):
+            if mac in guest.macs:
+                self._told.append(("early", mac, instance, host))
+
+    def _early(self, mac: str, instance: str, host: str) -> None:
+        if self._fleet.read(lambda tx: tx.find(Mac, mac)) is None:
+            raise Broken(f"{mac} was given back while its guest is on {host}", instance)
+
+    def _given(self, mac: str, instance: str) -> None:
+        for host, agent in self._fleet.agents.items():
+            for guest in agent.hypervisor.guests.values():
+                if mac not in guest.macs or guest.mark is None or guest.stranger:
+                    continue
+                if guest.mark.instance != instance:
+                    raise Broken(f"{mac}, in use on {host}, was given to {instance}", instance)
+
+    def _older_power(self, instance: str) -> None:
+        raise Broken(f"an older power state of {instance} overwrote a newer one", instance)
+
+    def _missing(self, instance: str) -> None:
+        vm = self._fleet.read(lambda tx: tx.find(Instance, instance))
+        if vm is None or not vm.missing or instance in self._faults.moved:
+            return
+        born = max((at for (i, _), at in self._created.items() if i == instance), default=0.0)
+        there = any(host == vm.host for host, _ in self._guests_of(instance))
+        if there and self._fleet.world.now_s - born > THERE_S:
+            raise Broken(f"{vm.name} was called missing and is on {vm.host}", instance)
+
+    def _seen(self, uuid: str, kind: str, host: str) -> None:
+        guest = self._fleet.agents[host].hypervisor.guests.get(uuid)
+        if guest is not None and guest.stranger:
+            raise Broken(f"stranger {uuid} on {host} was taken for {kind}")
+
+    _seen_otherwise = _seen
+
+    def _closed(self, instance: str, host: str) -> None:
+        c, t = CommandRow.__table__.c, Tombstone.__table__.c
+
+        def answered(tx: Tx) -> bool:
+            stone = tx.first(Tombstone, t.host == host, t.instance == instance)
+            if stone is None or stone.state is not TombstoneState.CLOSED:
+                return True
+            done = tx.first(
+                CommandRow,
+                c.instance == instance,
+                c.host == host,
+                c.kind == "terminate_instance",
+                c.state == CommandState.SUCCEEDED,
+            )
+            return done is not None
+
+        if not self._fleet.read(answered):
+            text = f"the tombstone of {instance} on {host} closed without its agent's answer"
+            raise Broken(text, instance)
+
+    def _not_run_told(self, command: str, instance: str, generation: int, host: str) -> None:
+        row = self._fleet.read(lambda tx: tx.find(CommandRow, command))
+        if row is None or row.state is not CommandState.NOT_RUN:
+            return
+        if host in self._faults.forgetful:
+            return  # it can not know what its older journal had not been told
+        verbs = {v for i, g, v in self._done if (i, g) == (instance, generation)}
+        if verbs - {"destroy"}:
+            text = f"{row.kind} {command} ended as not run and had done: {', '.join(verbs)}"
+            raise Broken(text, instance)
+        self._not_run.add((instance, generation, host))
+
+    def _down(self, host: str) -> None:
+        well_s = self._fleet.world.now_s - self._well_since[host][1]
+        row = self._fleet.read(lambda tx: tx.find(Host, host))
+        if row.state is HostState.DOWN and well_s > WELL_S:
+            raise Broken(f"{host} was called DOWN and has been well for {well_s:.0f} s")
+
+    def _look_at_hosts(self) -> None:
+        """Since when nothing is wrong with each host itself."""
+        now, chaos = self._fleet.world.now_s, self._fleet.chaos
+        for name, agent in self._fleet.agents.items():
+            runtime, hv = agent.runtime, agent.hypervisor
+            well = (
+                agent.alive
+                and runtime is not None
+                and not (runtime.frozen or agent.bus.inner.cut or hv.down)
+                and not (chaos.drop or chaos.delay)
+            )
+            life, since = self._well_since.get(name, (None, now))
+            if not well or life is not runtime:
+                since = now
+            self._well_since[name] = (runtime, since)
+        self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
 
     # at the end
 
@@ -97,7 +226,7 @@ class Invariants:
             if tx.find(Job, asked) is None and tx.find(Job, answered) is None:
                 found.append((f"accepted job {asked} is lost", None))
         for row in tx.all(CommandRow, CommandRow.__table__.c.state.in_(commands.OPEN)):
-            if row.kind == CommandKind.NOOP:
+            if row.kind == CANARY:
                 continue  # there is always another canary
             found.append((f"{row.kind} {row.id} is {row.state}", row.instance))
         live = {}
@@ -110,6 +239,9 @@ class Invariants:
                 found.append((f"{vm.name} is still owed its deletion", vm.uuid))
         for stone in tx.all(Tombstone, Tombstone.__table__.c.state == TombstoneState.OPEN):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
+        for host in tx.all(Host):
+            if host.state is not HostState.UP and host.name not in self._operators.set_down:
+                found.append((f"{host.name} is {host.state}: {host.reason}", None))
         for void in tx.all(Void):
             found.append((f"void of {void.instance} is owed to {void.host}", void.instance))
         moved = self._faults.moved
@@ -124,7 +256,35 @@ class Invariants:
             lost = {k: v for k, v in wanted.items() if macs.get(k) != v}
             found.append((f"MACs do not balance: {extra} too many, {lost} lost", None))
         found += self._guests(live)
+        found += self._sightings(tx)
+        found += self._stale_for_nothing(tx)
         return found
+
+    def _stale_for_nothing(self, tx: Tx) -> list[tuple[str, str | None]]:
+        """Commands that were refused as stale although nothing newer had been asked for."""
+        found: list[tuple[str, str | None]] = []
+        c = CommandRow.__table__.c
+        for row in tx.all(CommandRow, c.error_code == "STALE_COMMAND"):
+            if row.asked_at is not None or row.host in self._faults.forgetful:
+                continue
+            newer = tx.first(CommandRow, c.instance == row.instance, c.generation > row.generation)
+            if newer is None:
+                found.append((f"{row.kind} {row.id} was stale for nothing", row.instance))
+        return found
+
+    def _sightings(self, tx: Tx) -> list[tuple[str, str | None]]:
+        """What the managers have seen is what is there, strangers included."""
+        seen = {(s.host, s.hypervisor_uuid): s.power_state for s in tx.all(Sighting) if s.present}
+        there = {
+            (host, g.uuid): g.power_state
+            for host, agent in self._fleet.agents.items()
+            for g in agent.hypervisor.guests.values()
+        }
+        wrong = [key for key in {*seen, *there} if seen.get(key) is not there.get(key)]
+        return [
+            (f"guest {key[1]} on {key[0]}: seen {seen.get(key)}, is {there.get(key)}", None)
+            for key in sorted(wrong)
+        ]
 
     def _guests(self, live: dict[str, Instance]) -> list[tuple[str, str | None]]:
         found: list[tuple[str, str | None]] = []

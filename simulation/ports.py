@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from simulation.world import World
 
 T = TypeVar("T")
 
+SENT_KEPT = 400
+
 
 class Chaos:
     """How often what goes wrong; all probabilities 0 once the faults have stopped."""
@@ -28,6 +31,8 @@ class Chaos:
         self.longest_delay_s = 20.0
         self.crash = 0.0
         self.database_away = False
+        # When and what was sent lately: a network may deliver it again.
+        self.sent: deque[tuple[float, Callable[[], None]]] = deque(maxlen=SENT_KEPT)
 
     def calm(self) -> None:
         self.drop = self.duplicate = self.delay = self.crash = 0.0
@@ -84,14 +89,15 @@ class FaultyBus:
     def _send(self, send: Callable[[], None]) -> None:
         self._runtime.point()
         chaos, world = self._chaos, self._world
+        chaos.sent.append((world.now_s, send))
         if world.chance(chaos.drop):
             return
         if world.chance(chaos.delay):
-            world.after(world.random.uniform(0.0, chaos.longest_delay_s), _quietly(send))
+            world.after(world.random.uniform(0.0, chaos.longest_delay_s), quietly(send))
             return
         send()
         if world.chance(chaos.duplicate):
-            world.after(world.random.uniform(0.0, chaos.longest_delay_s), _quietly(send))
+            world.after(world.random.uniform(0.0, chaos.longest_delay_s), quietly(send))
 
     def _maybe_die(self) -> None:
         if self._world.chance(self._chaos.crash):
@@ -99,7 +105,9 @@ class FaultyBus:
             raise Stopped
 
 
-def _quietly(send: Callable[[], None]) -> Callable[[], None]:
+def quietly(send: Callable[[], None]) -> Callable[[], None]:
+    """The same for a time when the broker may be away: then it is lost."""
+
     def later() -> None:
         try:
             send()

@@ -40,3 +40,8 @@ def switched_on(name: str | None) -> Iterator[None]:
     finally:
         for owner, attribute, good in reversed(kept):
             setattr(owner, attribute, good)
+
+
+def manager_of(tx: Any) -> Any:
+    """The manager whose transaction this is."""
+    return tx.store._told.__self__

@@ -1,0 +1,68 @@
+"""Watches on the database: triggers that tell the simulator of changes which need a reason.
+
+A trigger costs nothing while nothing happens, where a look at the tables after each step would
+cost more than the step. What a transaction did that is rolled back is told as well: whoever is
+told looks again after the step.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+# name: what it fires on, when, and what it tells
+_WATCHES = {
+    "older_power": (
+        "UPDATE OF power_seq ON instances",
+        "NEW.host IS OLD.host AND (NEW.power_session, NEW.power_seq)"
+        " < (OLD.power_session, OLD.power_seq)",
+        "NEW.uuid",
+    ),
+    "missing": ("UPDATE OF missing ON instances", "NEW.missing AND NOT OLD.missing", "NEW.uuid"),
+    "seen": (
+        "INSERT ON sightings",
+        "NEW.kind != 'ALIEN'",
+        "NEW.hypervisor_uuid, NEW.kind, NEW.host",
+    ),
+    "seen_otherwise": (
+        "UPDATE OF kind ON sightings",
+        "NEW.kind != 'ALIEN'",
+        "NEW.hypervisor_uuid, NEW.kind, NEW.host",
+    ),
+    "released": ("DELETE ON macs", "1", "OLD.mac, OLD.instance"),
+    "given": ("INSERT ON macs", "1", "NEW.mac, NEW.instance"),
+    "closed": (
+        "UPDATE OF state ON tombstones",
+        "NEW.state = 'CLOSED' AND OLD.state = 'OPEN'",
+        "NEW.instance, NEW.host",
+    ),
+    "not_run": (
+        "UPDATE OF state ON commands",
+        "NEW.state = 'NOT_RUN' AND OLD.state != 'NOT_RUN'",
+        "NEW.id, NEW.instance, NEW.generation, NEW.host",
+    ),
+    "down": (
+        "UPDATE OF state ON hosts",
+        "NEW.state = 'DOWN' AND OLD.state != 'DOWN' AND NOT NEW.forced_down AND NOT NEW.fenced",
+        "NEW.name",
+    ),
+}
+
+
+def install(database: sqlite3.Connection, told: Callable[..., None]) -> None:
+    """Call `told(name, ...)` for each change that is watched, within its transaction."""
+    database.create_function("told", -1, _plain(told))
+    for name, (change, when, values) in _WATCHES.items():
+        database.execute(
+            f"CREATE TEMP TRIGGER watch_{name} AFTER {change} WHEN {when}"
+            f" BEGIN SELECT told('{name}', {values}); END"
+        )
+
+
+def _plain(told: Callable[..., None]) -> Callable[..., int]:
+    def call(*values: Any) -> int:
+        told(*values)
+        return 0
+
+    return call
