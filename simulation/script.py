@@ -11,6 +11,7 @@ import msgspec
 
 from common.bus.base import ANY_MANAGER
 from common.errors import BrokerUnavailable, MusterError, NoManager
+from common.messages import AGENT_TOPIC
 from common.states import PowerState
 from simulation.fleet import Process
 from simulation.hypervisor import Hypervisor, SimGuest
@@ -34,8 +35,6 @@ _HOW = {
     "fails after its effect": "fails-after",
     "hangs": "hangs",
     "hangs after its effect": "hangs-after",
-    "finds its sender dead": "before",
-    "leaves its sender dead": "after",
 }
 
 Act = Callable[..., None]
@@ -62,12 +61,16 @@ class Script:
         self._last: tuple[str, str, dict[str, Any]] | None = None
         self._taken: dict[str, SimGuest] = {}
         self._asides: dict[str, Path] = {}
+        self._deaf: dict[str, Any] = {}
 
     def lay_out(self) -> None:
         """Put every line on the clock; raises BadScenario for one that says nothing known."""
         for line in self._scenario.lines:
-            act = self._meaning(line)
-            self._stage.world.after(line.at_s, self._doing(line, act))
+            do = self._doing(line, self._meaning(line))
+            if line.at_s:
+                self._stage.world.after(line.at_s, do)
+            else:
+                do()  # before anything else happens
 
     def _meaning(self, line: Line) -> Callable[[], None]:
         for pattern, name in _SENTENCES:
@@ -182,6 +185,7 @@ class Script:
     @says(r"a second agent calls itself HOST")
     def second_agent(self, host: str) -> None:
         rival = StageAgent(self._stage, f"{host}'")
+        rival.rivals_queue = self._stage.broker.servers[AGENT_TOPIC][host]
         self._stage.agents[rival.name] = rival
         rival.start()
 
@@ -198,6 +202,21 @@ class Script:
     @says(r"database (away|back)")
     def database(self, word: str) -> None:
         self._stage.chaos.database_away = word == "away"
+
+    @says(r"database (kept aside|rolled back)")
+    def backup(self, word: str) -> None:
+        if word == "kept aside":
+            self._stage.keep_database()
+        else:
+            self._stage.roll_back_database()
+
+    @says(r"agent PROCESS goes deaf")
+    def deaf(self, host: str) -> None:
+        self._deaf[host] = self._stage.broker.servers[AGENT_TOPIC].pop(host)
+
+    @says(r"agent PROCESS hears again")
+    def hears(self, host: str) -> None:
+        self._stage.broker.servers[AGENT_TOPIC][host] = self._deaf.pop(host)
 
     # hosts, hypervisors and journals
 
@@ -294,6 +313,10 @@ class Script:
     @says(r"the manager dies (before|after) its commit of the next (vm \w+|claim|result)")
     def trap_commit(self, side: str, what: str) -> None:
         self._stage.traps.append(Trap(f"commit of {what}", "", side))
+
+    @says(r"the manager freezes after its commit of the next (vm \w+|claim|result)")
+    def trap_freeze(self, what: str) -> None:
+        self._stage.traps.append(Trap(f"commit of {what}", "", "freezes"))
 
     # who is meant
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from common import messages as m
 from common.bus.base import Address
 from common.conf import Settings
 from common.errors import HypervisorError
+from common.messages import AGENT_TOPIC
 from common.runtime import Stopped
 from manager.service import Manager
 from manager.store.engine import Tx
@@ -79,8 +81,8 @@ class OrderlyWorld(World):
 class Trap:
     """What happens to the next `what` at `where` (a host; "" anywhere).
 
-    `how`: lost, twice, late, fails, fails-after, hangs, hangs-after, before, after (its process
-    dies on that side of it). `seconds` is for late and hangs.
+    `how`: lost, twice, late, fails, fails-after, hangs, hangs-after, freezes, before, after (its
+    process dies on that side of it). `seconds` is for late and hangs.
     """
 
     what: str
@@ -103,6 +105,8 @@ class Stage(SimFleet):
         self.traps: list[Trap] = []
         self.telling = False
         super().__init__(0, managers=managers, hosts=hosts, world=OrderlyWorld())
+        # Beside the store, which is told of nothing: there is but this one connection.
+        self._tables: Any = self.engine.raw_connection().driver_connection
 
     def settings(self, name: str) -> Settings:
         settings = super().settings(name.partition("'")[0])
@@ -120,10 +124,12 @@ class Stage(SimFleet):
 
     def tell(self, line: str) -> None:
         if self.telling:
+            line = line if line.startswith((">", " ")) else f"  {line}"
             self.lines.append(f"{self.world.now_s:6.1f}  {self.in_names(line)}")
 
     def in_names(self, text: str) -> str:
-        return _UUID.sub(lambda found: self._aliases.get(found[0], UNKNOWN), text)
+        named = _UUID.sub(lambda found: self._aliases.get(found[0], UNKNOWN), text)
+        return named.replace("job job", "job")
 
     def call_it(self, uuid: str, name: str) -> str:
         """A name for an id, once: web-1, and web-1' for the next one of that name."""
@@ -146,12 +152,11 @@ class Stage(SimFleet):
         if method == "void":
             what = f"void of {kwargs['instance']} up to {kwargs['generation']}"
             self.tell(f"  {sender} -> {to.server}: {what}")
-        elif method == "hello_wanted":
-            self.tell(f"  {sender} -> {to.server}: hello wanted")
         elif "command" in kwargs and method != NOOP:
             command = kwargs["command"]
             again = ", again" if command["id"] in self._cast else ""
             self._cast.add(command["id"])
+            self._aliases[command["id"]] = f"({command['generation']})"
             what = f"{method} {command['instance']} ({command['generation']})"
             self.tell(f"  {sender} -> {to.server}: {what}{again}")
 
@@ -187,7 +192,19 @@ class Stage(SimFleet):
     def _new_rows(self, table: str, columns: str) -> list[tuple[Any, ...]]:
         last = self._seen[table]
         query = f"SELECT {columns} FROM {table} WHERE rowid > ? ORDER BY rowid"  # noqa: S608 - ours
-        return list(self.database.execute(query, (last,)))
+        return list(self._tables.execute(query, (last,)))
+
+    def keep_database(self) -> None:
+        """A backup of the database as it is now."""
+        self._backup = sqlite3.connect(":memory:", check_same_thread=False)
+        self._tables.backup(self._backup)
+
+    def roll_back_database(self) -> None:
+        """The backup is restored: what came after it has never been."""
+        self._backup.backup(self._tables)
+        for table in self._seen:
+            query = f"SELECT max(rowid) FROM {table}"  # noqa: S608 - ours
+            self._seen[table] = self._tables.execute(query).fetchone()[0] or 0
 
     # traps
 
@@ -285,6 +302,10 @@ class StageStore(SimStore):
         self._stage.tell_news()
         if self._stage.sprung(f"commit of {what}", where, "after"):
             self._stage.die(self._process)
+        if self._stage.sprung(f"commit of {what}", where, "freezes"):
+            self._stage.tell(f"{self._process.name} is stopped (SIGSTOP)")
+            self._sim.freeze()
+            self._sim.point()
         super()._committed(tx)
 
 
@@ -371,6 +392,13 @@ class StageAgent(AgentProcess):
     def __init__(self, fleet: Stage, host: str) -> None:
         super().__init__(fleet, host)
         self.hypervisor = StageHypervisor(fleet, host)
+        self.rivals_queue: Any = None
+
+    def buried(self) -> None:
+        super().buried()
+        if self.rivals_queue is not None:
+            # The broker's queue of this name has one consumer less.
+            self.fleet.broker.servers[AGENT_TOPIC][self.service.host] = self.rivals_queue
 
     def make(self, runtime: SimRuntime) -> None:
         self.bus = StageBus(self, self.fleet)
