@@ -29,10 +29,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("same")
 
 
-def pytest_configure() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """End like on Ctrl-C when terminated: else the parts of this session would live on."""
 
     def interrupt(*_: object) -> None:
+        # The `muster` command, run in this process, takes the interrupt for its own.
+        session.shouldstop = "terminated"
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
