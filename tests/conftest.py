@@ -14,7 +14,6 @@ from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 
-
 # The same examples in every run: what passed once does not fail a change that it has nothing to
 # do with. `make test-long` looks for new ones.
 hypothesis.settings.register_profile(
