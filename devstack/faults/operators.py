@@ -134,9 +134,12 @@ class Operator(threading.Thread):
         if vm is not None:
             asked["vm"] = vm.uuid
             vm.touched = time.monotonic()
-        answer = self._ask(method, asked, vm)
+        answers = self._at_once(method, asked, vm, twice=self._dice.random() < 0.05)
+        answer = next((one for one in answers if one is not None), None)
         if answer is None:
             return
+        if None in answers:
+            self._ledger.broken.append(f"{method} {asked['job']} was accepted and refused at once")
         self._ledger.promise(method, asked, answer)
         self._remember(method, vm, str(answer["instance"]))
         if self._dice.random() < 0.15:
@@ -144,6 +147,28 @@ class Operator(threading.Thread):
             again = self._ask(method, asked, vm)
             if again is not None:
                 self._ledger.promise(method, asked, again)
+            else:
+                self._ledger.broken.append(f"{method} {asked['job']} was accepted, then refused")
+
+    def _at_once(
+        self, method: str, asked: dict[str, Any], vm: Vm | None, *, twice: bool
+    ) -> list[dict[str, Any] | None]:
+        """The answers to a request, which an impatient client may have sent to two managers."""
+        answers: list[dict[str, Any] | None] = []
+        clients = [
+            threading.Thread(
+                target=lambda: answers.append(self._ask(method, asked, vm)), daemon=True
+            )
+            for _ in range(1 + twice)
+        ]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        for answer in answers[1:]:
+            if answer is not None:
+                self._ledger.promise(method, asked, answer)
+        return answers
 
     def _remember(self, method: str, vm: Vm | None, instance: str) -> None:
         with self._ledger.lock:

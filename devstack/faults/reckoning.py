@@ -149,11 +149,13 @@ class Reckoning:
     def _strangers(self) -> None:
         for (host, guest_uuid), made in list(self._field.strangers.items()):
             now = self._guests[host].get(guest_uuid)
+            # What became of a clone is told in the story of the VM it was copied from.
+            about = made.mark.instance if made.mark is not None else guest_uuid
             if now is None:
-                self._found("strangers", f"{made.name} on {host} is gone", guest_uuid)
+                self._found("strangers", f"{made.name} on {host} is gone", about)
             elif _identity(now) != _identity(made):
                 text = f"{made.name} on {host} was {_identity(made)}, is {_identity(now)}"
-                self._found("strangers", text, guest_uuid)
+                self._found("strangers", text, about)
 
     # what was done, by the hypervisors' own account
 
