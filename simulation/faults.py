@@ -20,6 +20,7 @@ class Faults:
     def __init__(self, fleet: SimFleet) -> None:
         self._fleet = fleet
         self.moved: set[str] = set()
+        self.removed: set[str] = set()
         # Hosts whose journal was lost or rolled back.
         self.forgetful: set[str] = set()
         self._kinds: list[Callable[[], None]] = [
@@ -33,6 +34,8 @@ class Faults:
             self.database_away,
             self.hypervisor_away,
             self.hypervisor_fails,
+            self.hypervisor_slow,
+            self.hypervisor_slow,
             self.partial_listing,
             self.host_reboots,
             self.journal_lost,
@@ -42,6 +45,7 @@ class Faults:
             self.guest_by_hand,
             self.guest_by_hand,
             self.move_by_hand,
+            self.remove_by_hand,
             self.bad_network,
             self.bad_network,
             self.echo,
@@ -70,7 +74,7 @@ class Faults:
         for agent in fleet.agents.values():
             hv = agent.hypervisor
             hv.down = hv.partial = False
-            hv.failure_rate = hv.after_error_rate = hv.hang_rate = 0.0
+            hv.failure_rate = hv.after_error_rate = hv.hang_rate = hv.slow_s = 0.0
 
     # processes
 
@@ -129,7 +133,7 @@ class Faults:
 
     def bad_network(self) -> None:
         chaos, world = self._fleet.chaos, self._fleet.world
-        chaos.drop = world.random.choice((0.0, 0.05, 0.3))
+        chaos.drop = world.random.choice((0.0, 0.1, 0.4))
         chaos.duplicate = world.random.choice((0.0, 0.1, 0.3))
         chaos.delay = world.random.choice((0.0, 0.1, 0.5))
         chaos.longest_delay_s = world.random.choice((1.0, 20.0, 90.0))
@@ -154,7 +158,7 @@ class Faults:
 
     def crashes(self) -> None:
         chaos = self._fleet.chaos
-        chaos.crash = self._fleet.world.random.choice((0.01, 0.05))
+        chaos.crash = self._fleet.world.random.choice((0.02, 0.08))
         self._fleet.tell(f"processes die at {chaos.crash} of their ports")
         self._later(5.0, 40.0, lambda: setattr(chaos, "crash", 0.0), "no more deaths by chance")
 
@@ -184,6 +188,16 @@ class Faults:
 
         self._later(10.0, 100.0, mend, f"calls of {hv.host} are well")
 
+    def hypervisor_slow(self) -> None:
+        """Everything takes time, and the agent may well die meanwhile."""
+        agent, world = self._agent(), self._fleet.world
+        hv = agent.hypervisor
+        self._fleet.tell(f"the hypervisor of {hv.host} is slow")
+        hv.slow_s = world.random.choice((2.0, 8.0))
+        self._later(20.0, 100.0, lambda: setattr(hv, "slow_s", 0.0), f"{hv.host} is fast again")
+        if world.chance(0.5):
+            world.after(world.random.uniform(0.0, 60.0), lambda: self._kill(agent))
+
     def host_reboots(self) -> None:
         agent = self._agent()
         self._fleet.tell(f"{agent.name} reboots")
@@ -200,7 +214,10 @@ class Faults:
         agent.kill()
         agent.lose_journal()
         world = self._fleet.world
-        world.after(world.random.uniform(1.0, 60.0), agent.start)
+        after_s = world.random.uniform(1.0, 60.0)
+        world.after(after_s, agent.start)
+        if world.chance(0.5):
+            world.after(after_s + 5.0, self.echo)
 
     def journal_rolled_back(self) -> None:
         agent = self._agent()
@@ -218,6 +235,8 @@ class Faults:
             agent.kill()
             agent.roll_back_journal(aside)
             world.after(2.0, agent.start)
+            if world.chance(0.5):
+                world.after(7.0, self.echo)
 
         world.after(world.random.uniform(10.0, 90.0), put_back)
 
@@ -261,6 +280,14 @@ class Faults:
         moved = msgspec.structs.replace(guest, domain_id=to.next_domain_id(), by_hand=True)
         to.guests[moved.uuid] = moved
         to.note("hand", "moved here", moved)
+
+    def remove_by_hand(self) -> None:
+        hv, guest = self._some_guest()
+        if guest is None or hv is None or guest.mark is None:
+            return
+        self._fleet.tell(f"{guest.name} is removed from {hv.host} by hand")
+        self.removed.add(guest.mark.instance)
+        hv.remove(guest)
 
     # helpers
 

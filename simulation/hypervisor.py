@@ -64,7 +64,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hypervisor:
-    """The guests of one host. `down`: it does not answer; `failing`: the next calls that fail."""
+    """The guests of one host. `down`: it does not answer; `slow_s`: the most that a step takes."""
 
     def __init__(self, world: World, host: str) -> None:
         self.world, self.host = world, host
@@ -76,6 +76,7 @@ class Hypervisor:
         self.after_error_rate = 0.0
         self.hang_rate = 0.0
         self.hung_until_s = 0.0
+        self.slow_s = 0.0
         self._domain_ids = 0
         self.watchers: dict[int, Callable[[str | None], None]] = {}
 
@@ -263,8 +264,14 @@ class SimDriver:
             self._runtime.sleep(self._hv.hung_until_s - world.now_s)
         if changing and world.chance(self._hv.failure_rate):
             raise HypervisorError(f"{op} fails", "")
+        self._take_time()
 
     def _after(self, op: str) -> None:
         self._runtime.point()
+        self._take_time()
         if self._hv.world.chance(self._hv.after_error_rate):
             raise HypervisorError(f"{op} fails after its effect", "")
+
+    def _take_time(self) -> None:
+        if self._hv.slow_s:
+            self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))

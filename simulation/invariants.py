@@ -46,6 +46,7 @@ class Invariants:
         self._created: dict[tuple[str, int], float] = {}
         self._done: set[tuple[str, int, str]] = set()
         self._not_run: set[tuple[str, int, str]] = set()
+        self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._well_since: dict[str, tuple[object, float]] = {}
         watch.install(fleet.database, self._hear)
@@ -75,12 +76,15 @@ class Invariants:
         if act.stranger:
             raise Broken(f"a stranger's VM on {host} was touched: {act.verb}", act.instance)
         key = (instance, generation)
+        again = (*key, act.verb) in self._done
+        # An agent whose journal was rolled back knows of it only what the managers still know.
+        excused = host in self._faults.forgetful and key not in self._over
+        if act.verb in ("create", "reboot") and again and not excused:
+            raise Broken(f"{act.verb} of {key} had its effect twice", instance)
+        if act.verb in ("create", "reboot", "stop") and key in self._over:
+            raise Broken(f"{act.verb} of {key}, which had succeeded before", instance)
         if act.verb == "create":
-            if key in self._created:
-                raise Broken(f"create of {key} had its effect twice", instance)
             self._created[key] = self._fleet.world.now_s
-        if act.verb == "reboot" and (*key, "reboot") in self._done:
-            raise Broken(f"reboot of {key} had its effect twice", instance)
         self._done.add((*key, act.verb))
         if act.verb != "destroy" and (*key, host) in self._not_run:
             raise Broken(f"{act.verb} of {key}, which had ended as not run", instance)
@@ -181,6 +185,11 @@ class Invariants:
             raise Broken(text, instance)
         self._not_run.add((instance, generation, host))
 
+    def _succeeded(self, command: str, instance: str, generation: int) -> None:
+        row = self._fleet.read(lambda tx: tx.find(CommandRow, command))
+        if row is not None and row.state is CommandState.SUCCEEDED:
+            self._over.add((instance, generation))
+
     def _down(self, host: str) -> None:
         well_s = self._fleet.world.now_s - self._well_since[host][1]
         row = self._fleet.read(lambda tx: tx.find(Host, host))
@@ -240,7 +249,7 @@ class Invariants:
         for stone in tx.all(Tombstone, Tombstone.__table__.c.state == TombstoneState.OPEN):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
         for host in tx.all(Host):
-            if host.state is not HostState.UP and host.name not in self._operators.set_down:
+            if host.state is not HostState.UP and not host.forced_down:
                 found.append((f"{host.name} is {host.state}: {host.reason}", None))
         for void in tx.all(Void):
             found.append((f"void of {void.instance} is owed to {void.host}", void.instance))
@@ -309,7 +318,8 @@ class Invariants:
                 elif vm.vm_state is VmState.ACTIVE and g.power_state not in _ON:
                     found.append((f"{vm.name} is ACTIVE and {g.power_state.name}", instance))
         for vm in live.values():
-            if (vm.host, vm.uuid) in shown or vm.uuid in self._faults.moved:
+            elsewhere = vm.uuid in self._faults.moved or vm.uuid in self._faults.removed
+            if (vm.host, vm.uuid) in shown or elsewhere:
                 continue
             if vm.vm_state is not VmState.ERROR:
                 found.append((f"{vm.name} is {vm.vm_state} and {vm.host} has no guest", vm.uuid))

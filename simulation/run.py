@@ -14,7 +14,7 @@ from simulation.invariants import Broken, Invariants
 from simulation.operators import Operators
 
 COMMANDS = 15
-FAULTS = 9
+FAULTS = 12
 FIRST_S, LAST_S = 20.0, 260.0
 FAULTS_END_S = 330.0
 LOOK_EVERY_S = 20.0

@@ -42,6 +42,11 @@ _WATCHES = {
         "NEW.state = 'NOT_RUN' AND OLD.state != 'NOT_RUN'",
         "NEW.id, NEW.instance, NEW.generation, NEW.host",
     ),
+    "succeeded": (
+        "UPDATE OF state ON commands",
+        "NEW.state = 'SUCCEEDED' AND OLD.state != 'SUCCEEDED'",
+        "NEW.id, NEW.instance, NEW.generation",
+    ),
     "down": (
         "UPDATE OF state ON hosts",
         "NEW.state = 'DOWN' AND OLD.state != 'DOWN' AND NOT NEW.forced_down AND NOT NEW.fenced",
