@@ -175,8 +175,12 @@ class JobCommand(Command):
                     )
                 except follow.WaitTimeout as exc:
                     self.verdict, job = exc, exc.job
-        self.verdict = self.verdict or follow.failure(job)
+        self.verdict = self.verdict or self.judge(job)
         return self.one(JOB_COLUMNS, job)
+
+    def judge(self, job: Answer) -> MusterError | None:
+        """Why a job that has ended is not what the command wanted; None when it is, or goes on."""
+        return follow.failure(job)
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[follow.Progress]:

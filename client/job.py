@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from client.base import Answer, JobCommand, ListCommand, Rows, ShowCommand
+from client.base import Answer, JobCommand, ListCommand, Rows, ShowCommand, add_reason
+from client.follow import ended
+from client.rpc import operator
+from common.errors import MusterError, WrongState
+from common.states import JobState
 
 RECEIPTS = ("accepted_at", "published_at", "received_at", "started_at", "ended_at")
 
@@ -93,3 +97,28 @@ class Wait(JobCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
         return self.job(self.app.client.ask("job_show", job=parsed_args.job), wait=True)
+
+
+class Cancel(JobCommand):
+    """Take back a job that its host has not begun; a delete only before it was sent"""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("job", metavar="JOB", help="its UUID")
+        add_reason(parser)
+        parser.add_argument(
+            "--wait", action="store_true", help="follow the job; exit 0 only when it was cancelled"
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        answer = self.app.client.ask(
+            "job_cancel", job=parsed_args.job, reason=parsed_args.reason, operator=operator()
+        )
+        return self.job(answer, parsed_args.wait)
+
+    def judge(self, job: Answer) -> MusterError | None:
+        if job["state"] == JobState.CANCELLED or not ended(job):
+            return None
+        text = f"the job was not cancelled: it ended {job['state']}"
+        return WrongState(text, f"muster job show {job.get('uuid')}")

@@ -11,7 +11,7 @@ from common.conf import Settings
 from common.errors import AlreadyDeleted, BadRequest, NotFound
 from manager.api import doctor, views
 from manager.api import requests as ask
-from manager.flows import delete, deploy, hosts, jobs, power
+from manager.flows import cancel, delete, deploy, hosts, jobs, power
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
 from manager.store.jobs import Job
@@ -150,6 +150,10 @@ def job_show(tx: Tx, _cfg: Settings, r: ask.JobShow) -> Any:
     return views.job_whole(tx, jobs.resolve(tx, job))
 
 
+def job_cancel(tx: Tx, cfg: Settings, r: ask.JobCancel) -> Any:
+    return views.job(tx, cancel.cancel(tx, cfg, r.job, r.operator, r.reason))
+
+
 def alien_list(tx: Tx, _cfg: Settings, r: ask.AlienList) -> Any:
     return {"aliens": views.aliens(tx, r.host), "notices": views.notices(tx)}
 
@@ -178,6 +182,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "host_unset_down": (ask.HostChange, host_unset_down),
     "job_list": (ask.JobList, job_list),
     "job_show": (ask.JobShow, job_show),
+    "job_cancel": (ask.JobCancel, job_cancel),
     "alien_list": (ask.AlienList, alien_list),
     "tombstone_list": (ask.TombstoneList, tombstone_list),
     "doctor": (ask.Nothing, doctor_),

@@ -97,6 +97,12 @@ class JobShow(Request, frozen=True, kw_only=True):
     job: JobId
 
 
+class JobCancel(Request, frozen=True, kw_only=True):
+    job: JobId
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Text | None = None
+
+
 class AlienList(Request, frozen=True, kw_only=True):
     host: NameOrId | None = None
 

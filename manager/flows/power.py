@@ -90,6 +90,8 @@ def command_ended(
     if command.state is CommandState.NOT_RUN and superseded:
         event = JobEvent.CANCEL
     code, error = (None, None) if done else (command.error_code, command.error)
+    if command.state is CommandState.NOT_RUN and job.cancelling:
+        event, code = JobEvent.CANCEL, "CANCELLED"
     floor = result.floor if result is not None else None
     if vm is not None and floor is not None and floor > vm.generation:
         # The agent has heard of a newer command than we remember: the next one goes above it.

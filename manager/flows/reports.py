@@ -22,7 +22,7 @@ from common.messages import (
     VoidOutcome,
 )
 from common.states import CommandEvent, CommandState
-from manager.flows import canary, commands, delete, inventory, power, reap
+from manager.flows import canary, cancel, commands, delete, inventory, power, reap
 from manager.flows.hello import heard_from
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
@@ -194,7 +194,10 @@ def _void_answer(tx: Tx, cfg: Settings, host: Host, answer: VoidAnswer) -> None:
         return
     row = tx.lock(CommandRow, owed.command)
     if answer.answer is VoidOutcome.RUNNING:
-        return  # asked again by the watchdog, which also knows when to stop
+        # Asked again by the watchdog, which also knows when to stop.
+        if row is not None:
+            cancel.too_late(tx, row, owed)
+        return
     tx.delete(owed)
     if row is None or answer.answer is not VoidOutcome.NOT_RUN:
         return
@@ -203,8 +206,8 @@ def _void_answer(tx: Tx, cfg: Settings, host: Host, answer: VoidAnswer) -> None:
         row,
         CommandEvent.NOT_RUN,
         error_code="VOIDED",
-        error=f"not carried out within {row.timeout_s:g} s; {host.name} has confirmed that it"
-        " did not run and never will",
+        error=f"{host.name} has confirmed that it did not run and never will"
+        + ("" if row.asked_at is None else f"; it was not carried out within {row.timeout_s:g} s"),
     )
     if changed and moved.job is not None:
         power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)

@@ -15,6 +15,7 @@ class Job(Row, frozen=True, kw_only=True):
     """One accepted wish; `uuid` was chosen by the client, `request` tells a repeat from a reuse.
 
     `same_as`: the job that does this one's work; an equal wish was under way already.
+    `cancelling`: an operator wants it back, and its host is asked whether it has begun.
     `check_at` is when a manager looks at it again without being asked.
     """
 
@@ -28,6 +29,7 @@ class Job(Row, frozen=True, kw_only=True):
     waiting_for: str = ""
     strength: int = 0
     unconfirmed: bool = False
+    cancelling: bool = False
     same_as: str | None = None
     error_code: str | None = None
     error: str | None = None

@@ -337,3 +337,21 @@ def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:
     done = fleet.muster("doctor", "-f", "json")
     assert done.code == 1
     assert [finding["level"] for finding in done.json] == ["WARNING", "ERROR"]
+
+
+def test_job_cancel_sends_the_reason_and_exits_0_unless_the_job_went_on_to_its_end(
+    fleet: Fleet,
+) -> None:
+    job = {"uuid": "j-1", "kind": "stop", "instance": "i-1", "host": "h1", "state": "CANCELLED"}
+    fleet.answers["job_cancel"] = {**job, "error_code": "CANCELLED"}
+    done = fleet.muster("job", "cancel", "j-1", "--reason", "a mistake")
+    assert done.code == 0, done.err
+    (asked,) = fleet.asked
+    assert asked[0] == "job_cancel"
+    assert (asked[1]["job"], asked[1]["reason"]) == ("j-1", "a mistake")
+    fleet.answers["job_cancel"] = {**job, "state": "RUNNING", "waiting_for": "h1 to say"}
+    assert fleet.muster("job", "cancel", "j-1").code == 0
+    fleet.answers["job_show"] = {**job, "state": "SUCCEEDED"}
+    late = fleet.muster("job", "cancel", "j-1", "--wait")
+    assert late.code == 4
+    assert "it ended SUCCEEDED" in late.err

@@ -175,6 +175,7 @@ def upgrade() -> None:
         sa.Column("waiting_for", sa.Text(), nullable=False),
         sa.Column("strength", sa.BigInteger(), nullable=False),
         sa.Column("unconfirmed", sa.Boolean(), nullable=False),
+        sa.Column("cancelling", sa.Boolean(), nullable=False),
         sa.Column("same_as", sa.Text(), nullable=True),
         sa.Column("error_code", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),

@@ -1,0 +1,104 @@
+"""Cancel: an operator takes a wish back, as far as its host has not begun to carry it out.
+
+What was not sent is withdrawn. What was sent is voided: only its agent can say that it did not run,
+and the job is CANCELLED when it has. What had begun goes on and ends as it ends.
+"""
+
+from __future__ import annotations
+
+from common.conf import Settings
+from common.errors import NotFound, WrongState
+from common.messages import TrailEntry
+from common.states import CommandEvent, CommandState, JobEvent, JobState
+from manager.flows import commands, jobs, power
+from manager.store.commands import CommandRow, Void
+from manager.store.engine import Tx
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+
+WITHDRAWN = "withdrawn before it was sent"
+
+
+def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) -> Job:
+    """Withdraw or void a job's command; the same job again when that was asked before.
+
+    Raises NotFound, and WrongState for a job that has ended or can not be called back any more.
+    """
+    named = tx.find(Job, uuid)
+    if named is None:
+        raise NotFound(f"no job {uuid}", "muster job list --all shows all")
+    job = jobs.resolve(tx, named)
+    if job.state is JobState.CANCELLED or job.cancelling:
+        return job
+    if job.state not in jobs.OPEN:
+        raise WrongState(f"job {job.uuid} has {job.state} already", "muster job show")
+    rows = _held(tx, job)
+    if job.kind == "delete":
+        return _delete(tx, cfg, _marked(tx, job, operator, reason), rows)
+    begun = [row for row in rows if row.state is CommandState.STARTED]
+    if begun:
+        raise WrongState(
+            f"{begun[0].host} has begun to carry out {begun[0].kind}",
+            f"wait for its end: muster job wait {job.uuid}",
+        )
+    job = _marked(tx, job, operator, reason)
+    for row in rows:
+        if row.state is CommandState.ACCEPTED:
+            _withdraw(tx, cfg, row)
+        else:
+            commands.owe_void(tx, row)
+            tx.commands_due = True
+            text = f"{row.host} to say whether it has begun, to be cancelled"
+            job = tx.swap(tx.get(Job, job.uuid), waiting_for=text)
+    if not rows:
+        jobs.end_steps(tx, job, JobEvent.CANCEL, "cancelled")
+        jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error="cancelled")
+    return tx.get(Job, job.uuid)
+
+
+def too_late(tx: Tx, row: CommandRow, owed: Void) -> None:
+    """Its agent had begun: the void of a cancelled job is taken back, and the job goes on."""
+    job = tx.find(Job, row.job) if row.job else None
+    if job is None or not job.cancelling or job.state not in jobs.OPEN:
+        return
+    tx.delete(owed)
+    tx.swap(job, cancelling=False, waiting_for="")
+    text = f"{job.kind} is not cancelled: {row.host} had begun to carry it out"
+    tx.event("job.not_cancelled", job.instance or job.uuid, f"host {row.host}", text, job=job.uuid)
+
+
+def _held(tx: Tx, job: Job) -> list[CommandRow]:
+    """The job's open commands, held: their answers may be coming in."""
+    found = [tx.lock(CommandRow, row.id) for row in commands.open_of_job(tx, job.uuid)]
+    return [row for row in found if row is not None and row.state in commands.OPEN]
+
+
+def _marked(tx: Tx, job: Job, operator: str, reason: str | None) -> Job:
+    said = TrailEntry(operator, f"cancel: {reason or 'no reason given'}", tx.now)
+    return tx.swap(job, cancelling=True, trail=(*job.trail, said))
+
+
+def _withdraw(tx: Tx, cfg: Settings, row: CommandRow) -> None:
+    moved, _ = commands.move(tx, row, CommandEvent.NOT_RUN, error_code="CANCELLED", error=WITHDRAWN)
+    if moved.job is not None:
+        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+
+
+def _delete(tx: Tx, cfg: Settings, job: Job, rows: list[CommandRow]) -> Job:
+    """A delete is taken back only as a whole: not one host may have heard of it."""
+    steps = jobs.steps(tx, job)
+    waiting = {row.id for row in rows if row.state is CommandState.ACCEPTED}
+    others = [other for other in jobs.open_of(tx, job.instance or "") if other.uuid != job.uuid]
+    if others or not all(s.state is JobState.RUNNING and s.command in waiting for s in steps):
+        raise WrongState(
+            "a delete can not be cancelled once it has been sent or has taken another job's place",
+            f"wait for its end: muster job wait {job.uuid}",
+        )
+    for row in rows:
+        commands.move(tx, row, CommandEvent.NOT_RUN, error_code="CANCELLED", error=WITHDRAWN)
+    jobs.end_steps(tx, job, JobEvent.CANCEL, WITHDRAWN)
+    job = jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=WITHDRAWN)
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is not None and vm.job == job.uuid:
+        power.settle(tx, cfg, vm, vm.vm_state, looked=True)
+    return job

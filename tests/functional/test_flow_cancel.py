@@ -1,0 +1,151 @@
+"""`muster job cancel`: what its host has not begun can be taken back, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common import messages as m
+from common.errors import NotFound, WrongState
+from common.states import CommandState, JobState, PowerState, TaskState, VmState
+from manager.store.commands import CommandRow, Void
+from manager.store.instances import Mac
+from tests.functional.fleet import Fleet, ScriptedAgent
+
+
+def cancel(fleet: Fleet, job: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    return fleet.ask("job_cancel", job=job["uuid"], operator="ann", reason="a mistake", **kwargs)
+
+
+def voided(agent: ScriptedAgent, fleet: Fleet, answer: m.VoidOutcome) -> None:
+    """The agent gets the void and answers it."""
+    fleet.clock.move(0.001)
+    fleet.publish()
+    (owed,) = fleet.rows(Void)
+    said = m.VoidAnswer(id="v-1", instance=owed.instance, generation=owed.generation, answer=answer)
+    agent.say(voids=(said,))
+
+
+@pytest.mark.parametrize(("verb", "state"), [("vm_stop", "ACTIVE"), ("vm_reboot", "ACTIVE")])
+def test_what_was_not_sent_is_withdrawn_at_once(
+    fleet: Fleet, h1: ScriptedAgent, verb: str, state: str
+) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask(verb, vm="web-1")
+    assert cancel(fleet, job)["state"] == "CANCELLED"
+    assert fleet.publish() == []
+    vm = fleet.vm()
+    assert (vm.vm_state, vm.task_state, vm.job) == (state, TaskState.NONE, None)
+    assert fleet.one(CommandRow, job=job["uuid"]).state is CommandState.NOT_RUN
+    shown = fleet.shown(job)
+    assert shown["error_code"] == "CANCELLED"
+    assert [entry[:2] for entry in shown["reason"]][-1] == ["ann", "cancel: a mistake"]
+    assert cancel(fleet, job)["state"] == "CANCELLED"
+    assert fleet.ask("vm_stop", vm="web-1")["state"] == "RUNNING"
+
+
+def test_a_create_that_was_not_sent_leaves_a_vm_that_can_only_be_deleted(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job = fleet.create(host="h1")
+    assert cancel(fleet, job)["state"] == "CANCELLED"
+    vm = fleet.vm()
+    assert (vm.vm_state, vm.task_state) == (VmState.ERROR, TaskState.NONE)
+    assert "CANCELLED" in vm.error
+    fleet.delete()
+    (terminate,) = fleet.publish()
+    h1.succeed(terminate.command)
+    assert fleet.rows(Mac) == []
+
+
+def test_what_was_sent_is_cancelled_when_its_agent_says_that_it_did_not_run(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (stop,) = fleet.publish()
+    h1.receipt(stop.command.id)
+    asked = cancel(fleet, job)
+    assert asked["state"] == "RUNNING"
+    assert "to be cancelled" in asked["waiting_for"]
+    assert cancel(fleet, job)["uuid"] == job["uuid"]
+    voided(h1, fleet, m.VoidOutcome.NOT_RUN)
+    assert fleet.job(job).state is JobState.CANCELLED
+    assert fleet.rows(Void) == []
+    assert (fleet.vm().vm_state, fleet.vm().task_state) == (VmState.ACTIVE, TaskState.NONE)
+    # What is left of it in a queue is stale, and says so to nobody's surprise.
+    h1.say(results=(h1.result(stop.command, m.Outcome.NOT_RUN, error_code="STALE_COMMAND"),))
+    assert fleet.job(job).state is JobState.CANCELLED
+
+
+def test_the_result_of_the_voided_command_may_come_before_the_answer_to_the_void(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (stop,) = fleet.publish()
+    cancel(fleet, job)
+    h1.say(results=(h1.result(stop.command, m.Outcome.NOT_RUN, error_code="VOIDED"),))
+    assert fleet.job(job).state is JobState.CANCELLED
+    assert fleet.rows(Void) == []
+
+
+def test_what_was_running_or_done_ends_as_it_ends(fleet: Fleet, h1: ScriptedAgent) -> None:
+    vm = fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (stop,) = fleet.publish()
+    cancel(fleet, job)
+    voided(h1, fleet, m.VoidOutcome.RUNNING)
+    assert fleet.rows(Void) == []
+    assert fleet.job(job).state is JobState.RUNNING
+    assert len(fleet.events("job.not_cancelled")) == 1
+    h1.receipt(stop.command.id, m.Step.STARTED)
+    with pytest.raises(WrongState, match="begun to carry out"):
+        cancel(fleet, job)
+    h1.power(vm.uuid, PowerState.SHUTOFF)
+    h1.succeed(stop.command)
+    assert fleet.job(job).state is JobState.SUCCEEDED
+    with pytest.raises(WrongState, match="SUCCEEDED already"):
+        cancel(fleet, job)
+    again = fleet.ask("vm_start", vm="web-1")
+    (start,) = fleet.publish()
+    cancel(fleet, again)
+    voided(h1, fleet, m.VoidOutcome.DONE)
+    h1.power(vm.uuid, PowerState.RUNNING)
+    h1.succeed(start.command)
+    assert fleet.job(again).state is JobState.SUCCEEDED
+
+
+def test_a_delete_is_taken_back_only_before_it_was_sent(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    job = fleet.delete()
+    assert cancel(fleet, job)["state"] == "CANCELLED"
+    vm = fleet.vm()
+    assert (vm.vm_state, vm.task_state, vm.job) == (VmState.ACTIVE, TaskState.NONE, None)
+    assert fleet.publish() == []
+    assert fleet.stones() == []
+    fleet.tick()
+    again = fleet.delete()
+    (terminate,) = fleet.publish()
+    before = fleet.everything()
+    with pytest.raises(WrongState, match="once it has been sent"):
+        cancel(fleet, again)
+    assert fleet.everything() == before
+    h1.carry_out(terminate.command)
+    assert fleet.job(again).state is JobState.SUCCEEDED
+
+
+def test_a_delete_that_took_another_jobs_place_is_not_taken_back(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    fleet.ask("vm_stop", vm="web-1")
+    fleet.publish()
+    with pytest.raises(WrongState):
+        cancel(fleet, fleet.delete())
+
+
+def test_a_job_that_nobody_knows(fleet: Fleet) -> None:
+    with pytest.raises(NotFound):
+        cancel(fleet, {"uuid": "00000000-0000-4000-8000-000000000000"})
