@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from common.conf import Settings
-from common.errors import AlreadyDeleted, BadRequest, NotFound
+from common.errors import AlreadyDeleted, Ambiguous, BadRequest, NotFound, Refused
 from manager.api import doctor, views
 from manager.api import requests as ask
 from manager.flows import cancel, delete, deploy, hosts, jobs, power
@@ -201,4 +201,17 @@ class Api:
             raise BadRequest(f"this manager has no method {method}", "upgrade the managers first")
         kind, handler = found
         request = ask.parse(kind, kwargs)
-        return msgspec.to_builtins(self._store.run(handler, self._cfg, request))
+        try:
+            answer = self._store.run(handler, self._cfg, request)
+        except (Refused, NotFound, AlreadyDeleted, Ambiguous):
+            if not self._accepted(request):
+                raise
+            # Another manager accepted a copy of it after we had looked for its job, and what we
+            # would refuse it for is its own doing.
+            answer = self._store.run(handler, self._cfg, request)
+        return msgspec.to_builtins(answer)
+
+    def _accepted(self, request: ask.Request) -> bool:
+        if not isinstance(request, ask.Change):
+            return False
+        return self._store.run(lambda tx: tx.find(Job, request.job)) is not None

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from common.conf import Settings, database, manager
-from common.errors import Ambiguous, BadRequest, NotFound, NoValidHost
+from common.errors import Ambiguous, BadRequest, NotFound, NoValidHost, TaskUnderWay
 from common.states import HostState, PowerState, TaskState, VmState
 from manager.api.endpoint import METHODS, Api
+from manager.flows import jobs
 from manager.store.engine import Store, create_all
 from manager.store.hosts import Host
 from manager.store.instances import Instance
@@ -91,6 +92,22 @@ def test_a_method_nobody_has_is_refused(desk: Desk) -> None:
 @pytest.mark.parametrize("method", [m for m, (k, _) in METHODS.items() if not k.__struct_fields__])
 def test_what_takes_nothing_answers_on_an_empty_fleet(desk: Desk, method: str) -> None:
     assert desk.ask(method)
+
+
+def test_a_request_that_another_manager_accepts_at_the_same_moment_gets_its_job(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.host()
+    desk.vm()
+    request = {"vm": "web-1", "job": str(uuid.uuid4())}
+    accepted = desk.ask("vm_stop", **request)
+    # What a manager saw that had looked for the job before the other one's commit, and for the VM
+    # after it.
+    known, looks = jobs.known, iter([None, None])
+    monkeypatch.setattr(jobs, "known", lambda tx, wish: next(looks, known(tx, wish)))
+    assert desk.ask("vm_stop", **request)["uuid"] == accepted["uuid"]
+    with pytest.raises(TaskUnderWay):
+        desk.ask("vm_stop", vm="web-1", job=str(uuid.uuid4()))
 
 
 def test_a_vm_is_found_by_name_or_uuid_in_any_case(desk: Desk) -> None:
