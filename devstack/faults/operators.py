@@ -142,6 +142,11 @@ class Operator(threading.Thread):
             self._ledger.broken.append(f"{method} {asked['job']} was accepted and refused at once")
         self._ledger.promise(method, asked, answer)
         self._remember(method, vm, str(answer["instance"]))
+        if self._dice.random() < 0.04:
+            # No wish of its own: the job that it takes back has to end all the same.
+            taken_back = {"job": answer["uuid"], "operator": self.name, "reason": "a storm"}
+            if self._ask("job_cancel", taken_back, None) is not None:
+                self._ledger.verbs["job_cancel"] += 1
         if self._dice.random() < 0.15:
             # As after an answer that was lost on its way.
             again = self._ask(method, asked, vm)
