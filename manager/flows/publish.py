@@ -24,12 +24,20 @@ BATCH = 50
 
 
 def publish_due(store: Store, cfg: Settings, bus: Bus) -> int:
-    """Cast what is due; returns how many commands and voids that were."""
+    """Cast what is due; returns how many commands and voids that were.
+
+    What the broker does not take is given back at once: another manager may be able to reach it,
+    and must not wait for one that can't and keeps on claiming.
+    """
     claimed, voids = store.run(_claim, cfg)
-    for command in claimed:
-        _cast(bus, command.host, command.kind.value, {"command": builtins(command)})
-    for void in voids:
-        _cast(bus, void.host, void.method, void.kwargs)
+    for n, command in enumerate(claimed):
+        if not _cast(bus, command.host, command.kind.value, {"command": builtins(command)}):
+            store.run(_give_back, claimed[n:], voids)
+            return 0
+    for n, void in enumerate(voids):
+        if not _cast(bus, void.host, void.method, void.kwargs):
+            store.run(_give_back, [], voids[n:])
+            return 0
     return len(claimed) + len(voids)
 
 
@@ -39,11 +47,13 @@ def say(bus: Bus, hints: list[Hint]) -> None:
         _cast(bus, hint.host, hint.method, hint.kwargs)
 
 
-def _cast(bus: Bus, host: str, method: str, kwargs: dict[str, object]) -> None:
+def _cast(bus: Bus, host: str, method: str, kwargs: dict[str, object]) -> bool:
     try:
         bus.cast(agent_at(host), method, kwargs)
     except BrokerUnavailable as exc:
         LOG.warning("%s to %s is not sent yet: %s", method, host, exc)
+        return False
+    return True
 
 
 def _claim(tx: Tx, cfg: Settings) -> tuple[list[Command], list[Hint]]:
@@ -90,6 +100,18 @@ def _claim_voids(tx: Tx, resend: dt.timedelta) -> list[Hint]:
                 )
             )
     return hints
+
+
+def _give_back(tx: Tx, unsent: list[Command], voids: list[Hint]) -> None:
+    """Due again, still PUBLISHED: a broker that broke off may have taken it all the same."""
+    for command in unsent:
+        row = tx.lock(CommandRow, command.id)
+        if row is not None and row.publish_at is not None:
+            tx.swap(row, publish_at=tx.now)
+    for hint in voids:
+        void = tx.lock(Void, hint.host, hint.kwargs["instance"])
+        if void is not None:
+            tx.put(void, next_at=tx.now)
 
 
 def _message(cfg: Settings, row: CommandRow, session: int) -> Command:

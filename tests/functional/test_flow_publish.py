@@ -141,6 +141,20 @@ def test_a_cast_that_the_broker_did_not_take_is_made_again(fleet: Fleet, h1: Scr
     assert len(fleet.publish()) == 1
 
 
+def test_what_one_manager_can_not_send_is_given_back_to_the_others_at_once(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """Or one that has lost the broker would claim it again and again, and nobody send it."""
+    job, _ = stopping(fleet, h1)
+    fleet.create(name="web-2", host="h1")
+    fleet.clock.move(RESEND_S)
+    fleet.wire.up = False
+    assert fleet.publish() == []
+    assert command(fleet, job).state is C.PUBLISHED
+    fleet.wire.up = True
+    assert len(fleet.publish()) == 2
+
+
 def test_nothing_is_cast_to_a_host_without_a_session_until_it_has_one(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
@@ -376,6 +390,16 @@ def test_an_unanswered_void_is_cast_again_every_resend_after(
     for _ in range(3):
         fleet.clock.move(RESEND_S)
         assert len(cast_voids(fleet)) == 1
+
+
+def test_a_void_that_one_manager_can_not_send_is_given_back_to_the_others_at_once(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    past_deadline(fleet, h1)
+    fleet.wire.up = False
+    assert cast_voids(fleet) == []
+    fleet.wire.up = True
+    assert len(cast_voids(fleet)) == 1
 
 
 def test_not_run_expires_the_job_and_the_state_is_what_the_hypervisor_says(
