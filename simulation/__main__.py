@@ -57,7 +57,7 @@ def main() -> int:
 def one(seed: int, mutant: str | None) -> int:
     """One seed with everything that happened."""
     with mutants.switched_on(mutant):
-        outcome = run_seed(seed)
+        outcome = run_seed(seed, told=True)
     for line in outcome.story:
         say(line)
     say(_verdict(outcome))

@@ -41,9 +41,12 @@ class CalmFleet(SimFleet):
     resend_after_s = 10.0
 
 
-def run_seed(seed: int, *, verbose: bool = False, patience_s: float = PATIENCE_S) -> Outcome:
-    """Run one seed; `broken` is None when everything held, within `patience_s` of the faults."""
-    fleet = CalmFleet(seed, verbose=verbose)
+def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -> Outcome:
+    """Run one seed; `broken` is None when everything held, within `patience_s` of the faults.
+
+    Its story is kept when something broke, or when it is to be `told`.
+    """
+    fleet = CalmFleet(seed)
     outcome = Outcome(seed)
     try:
         operators, faults = Operators(fleet), Faults(fleet)
@@ -64,7 +67,7 @@ def run_seed(seed: int, *, verbose: bool = False, patience_s: float = PATIENCE_S
             outcome.story = _traceback(exc)
         outcome.simulated_s, outcome.steps = fleet.world.now_s, fleet.world.steps
         outcome.accepted = len(operators.accepted)
-        if outcome.broken is not None:
+        if told or outcome.broken is not None:
             outcome.story += _story(fleet, outcome.about)
     finally:
         fleet.world.after_step = lambda: None
