@@ -27,7 +27,7 @@ from manager.flows.hello import heard_from
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
-from manager.store.events import DeadLetter
+from manager.store.events import DeadLetter, Event
 from manager.store.hosts import Host
 from manager.store.jobs import Job
 
@@ -166,13 +166,7 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     )
     if not changed:
         if row.state is CommandState.UNKNOWN:
-            tx.event(
-                "command.late_result",
-                row.instance,
-                f"host {host.name}",
-                f"{row.kind} had been given up and {result.outcome} after all",
-                command=row.id,
-            )
+            _tell_late(tx, host, row, result)
         return
     if row.kind == "terminate_instance":
         reap.answered(tx, moved, result, pair)
@@ -185,6 +179,15 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         Void.__table__.c.host == host.name,
         Void.__table__.c.command == row.id,
     )
+
+
+def _tell_late(tx: Tx, host: Host, row: CommandRow, result: Result) -> None:
+    """Once, however often the agent repeats itself until it is confirmed."""
+    kind, e = "command.late_result", Event.__table__.c
+    told = tx.all(Event, e.object == row.instance, e.kind == kind)
+    if not any(event.data.get("command") == row.id for event in told):
+        text = f"{row.kind} had been given up and {result.outcome} after all"
+        tx.event(kind, row.instance, f"host {host.name}", text, command=row.id)
 
 
 def _void_answer(tx: Tx, cfg: Settings, host: Host, answer: VoidAnswer) -> None:

@@ -463,6 +463,9 @@ def test_a_late_result_after_giving_up_is_told_and_rewrites_nothing(
     assert fleet.shown(job)["state"] == "FAILED"
     assert len(fleet.events("command.late_result")) == 1
     assert fleet.wire.take("confirm")[-1].kwargs == {"ids": [late.id]}
+    h1.say(results=(late,))
+    assert len(fleet.events("command.late_result")) == 1, "a repeat tells nothing new"
+    assert fleet.wire.take("confirm")[-1].kwargs == {"ids": [late.id]}
 
 
 def unreachable(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast]:
