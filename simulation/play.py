@@ -53,9 +53,11 @@ def _at_the_end(stage: Stage) -> list[str]:
     lines = ["at the end"]
     lines += [f"  {line}" for line in stage.read(lambda tx: _tables(tx, stage))]
     for host, agent in stage.agents.items():
-        for guest in sorted(agent.hypervisor.guests.values(), key=lambda g: (g.name, g.uuid)):
+        guests = []
+        for guest in agent.hypervisor.guests.values():
             whose = "a stranger's" if guest.stranger else _marked(stage, guest.mark)
-            lines.append(f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}")
+            guests.append(f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}")
+        lines += sorted(guests)
     return [stage.in_names(line) for line in lines]
 
 

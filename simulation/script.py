@@ -109,6 +109,15 @@ class Script:
         asked = {"host": host, "operator": who, "reason": f"{who} says so"}
         self._ask(who, f"host_{verb.replace('-', '_')}", asked)
 
+    @says(r"(\w+): job cancel (job \d+)")
+    def cancel(self, who: str, job: str) -> None:
+        asked = {"job": self._stage.uuid_of(job), "operator": who, "reason": f"{who} says so"}
+        self._ask(who, "job_cancel", asked)
+
+    @says(r"(\w+): db accept-restore")
+    def accept_restore(self, who: str) -> None:
+        self._ask(who, "db_accept_restore", {"operator": who, "reason": f"{who} says so"})
+
     @says(r"(\w+): the same request again")
     def again(self, _who: str) -> None:
         if self._last is not None:
@@ -147,9 +156,10 @@ class Script:
                 where = f" on {answer['host']}" if answer["host"] else ""
                 job = f"{answer['kind']} {answer['instance']}{where}, {answer['state']}"
                 stage.tell(f"  {who} is given {answer['uuid']}: {job}")
-            else:
-                row = answer["host"]
+            elif isinstance(row := answer.get("host"), dict):
                 stage.tell(f"  {who} is told: {row['name']} is {row['state']}")
+            else:
+                stage.tell(f"  {who} is told: done")
             return
 
     # processes
