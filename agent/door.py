@@ -58,7 +58,7 @@ class Door:
         commands: Commands,
         answers: Answers,
         report: Callable[[], None],
-        hello: Callable[[], None],
+        hello: Callable[..., None],
     ) -> None:
         self._identity = identity
         self._journal = journal
@@ -142,11 +142,20 @@ class Door:
         def take() -> None:
             try:
                 self._commands.take(command)
+                if command.kind is m.CommandKind.NOOP and not self._follows(command):
+                    self._hello("the managers' database is older than we know it")
             except IdReused as exc:
                 # Here, and not where casts are judged: it may have been held for a welcome.
                 self._refuse(exc, method, {"command": raw})
 
         self._in_session(command.session, take if known else unknown)
+
+    def _follows(self, canary: m.Command) -> bool:
+        """A canary carries the mark of the managers' store; False when that went back."""
+        timeline, mark = canary.spec.get("timeline"), canary.spec.get("mark")
+        if not isinstance(timeline, str) or not isinstance(mark, int):
+            return True
+        return self._journal.follow(timeline, mark)
 
     def _in_session(self, session: int, act: Callable[[], None]) -> None:
         with self._lock:

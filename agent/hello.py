@@ -15,7 +15,7 @@ from agent.session import Session
 from common import __version__
 from common import messages as m
 from common.bus.base import ANY_MANAGER, Bus
-from common.errors import BrokerUnavailable, MusterError, NoManager
+from common.errors import BrokerUnavailable, DbRolledBack, MusterError, NoManager
 from common.runtime import Runtime
 
 LOG = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ FIRST_PAUSE_S = 0.5
 LAST_PAUSE_S = 10.0
 # A `hello_wanted` so soon after a welcome answers a heartbeat from before it.
 SETTLING_S = 1.0
+FLOORS_AT_ONCE = 1000
 
 
 class Greeter:
@@ -57,11 +58,16 @@ class Greeter:
         self._wanted = runtime.event()
         self._welcomed_at = runtime.monotonic()
 
-    def wanted(self) -> None:
-        """The managers ask for a hello: from now on nothing is changed until it is answered."""
+    def wanted(self, why: str = "") -> None:
+        """The managers ask for a hello: from now on nothing is changed until it is answered.
+
+        `why` when it is us who can not go on; that does not have to settle.
+        """
         age = self._runtime.monotonic() - self._welcomed_at
-        if self._session.current is not None and age >= min(SETTLING_S, self._interval_s / 2):
-            LOG.warning("session %s is not known any more: hello again", self._session.current)
+        settled = why or age >= min(SETTLING_S, self._interval_s / 2)
+        if self._session.current is not None and settled:
+            told = why or "it is not known any more"
+            LOG.warning("session %s: %s: hello again", self._session.current, told)
             self._session.end()
             self._wanted.set()
 
@@ -92,6 +98,8 @@ class Greeter:
                     LOG.warning("no session yet, tried again until there is one: %s", exc)
                 last_code = exc.code
                 nobody = isinstance(exc, NoManager | BrokerUnavailable)
+                if exc.code == DbRolledBack.code:
+                    self._tell_floors(exc.data.get("floors"))
             if nobody:
                 self._runtime.sleep(pause * self._runtime.jitter(0.8, 1.2))
                 pause = min(pause * 2, LAST_PAUSE_S, max(first, self._interval_s))
@@ -118,6 +126,22 @@ class Greeter:
             store_mark=meta.store_mark,
             unfinished=tuple(e.command.id for e in self._journal.unfinished()),
         )
+
+    def _tell_floors(self, known: object) -> None:
+        """The managers' database was restored: tell all that it may have forgotten."""
+        floors = self._journal.floors()
+        if len(floors) == known:
+            return
+        for start in range(0, len(floors), FLOORS_AT_ONCE):
+            answers = m.Answers(
+                fleet=self._identity.fleet,
+                host=self._identity.host,
+                session=None,
+                agent_run=self._identity.agent_run,
+                floors=floors[start : start + FLOORS_AT_ONCE],
+            )
+            with contextlib.suppress(MusterError):  # told again at the next hello
+                self._bus.publish(f"result.{self._identity.host}", m.encode(answers))
 
     def _welcome(self, hello: m.Hello, welcome: m.Welcome, door: Door) -> None:
         """Floors and voids first, so that nothing they forbid is started by what follows."""

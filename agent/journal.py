@@ -384,6 +384,29 @@ class Journal:
 
         self._write(act)
 
+    def follow(self, timeline: str, mark: int) -> bool:
+        """Keep how far the managers' store is; False when it is older than we know, or another."""
+
+        def act(db: sqlite3.Connection) -> bool:
+            kept = dict(db.execute("SELECT key, value FROM meta"))
+            known = int(kept.get("store_mark", 0))
+            if kept.get("store_timeline", timeline) != timeline or mark < known:
+                return False
+            if mark > known:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('store_mark', ?)", (str(mark),))
+            return True
+
+        return self._write(act)
+
+    def floors(self) -> tuple[m.FloorEntry, ...]:
+        """Every floor, for managers that have forgotten what they gave out."""
+
+        def act(db: sqlite3.Connection) -> tuple[m.FloorEntry, ...]:
+            rows = db.execute("SELECT instance, generation FROM floors ORDER BY instance")
+            return tuple(m.FloorEntry(instance, generation) for instance, generation in rows)
+
+        return self._read(act)
+
     def floor(self, instance: str) -> int | None:
         """The highest generation received or voided for an instance."""
         return self._read(lambda db: self._floor(db, instance))

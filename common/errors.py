@@ -214,6 +214,12 @@ class BrokerUnavailable(MusterError):
     exit_code = EXIT_NO_MANAGER
 
 
+class DbRolledBack(Refused):
+    """An agent has seen a later state of the database; `data['floors']` of its floors are known."""
+
+    code = "DB_ROLLED_BACK"
+
+
 class DatabaseUnavailable(MusterError):
     """The database can not be reached or is not ready."""
 

@@ -214,8 +214,18 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     body: str
 
 
+class FloorEntry(msgspec.Struct, frozen=True, array_like=True):
+    """(instance, generation): nothing at or below it may run any more."""
+
+    instance: str
+    generation: int
+
+
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent tells outside its heartbeats, on routing key `result.<host>`."""
+    """What an agent tells outside its heartbeats, on routing key `result.<host>`.
+
+    `floors` only when its hello was answered DB_ROLLED_BACK.
+    """
 
     schema: int = SCHEMA
     fleet: Name
@@ -226,6 +236,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     results: tuple[Result, ...] = ()
     voids: tuple[VoidAnswer, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    floors: tuple[FloorEntry, ...] = ()
 
 
 class DriverReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,13 +309,6 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     store_timeline: str | None
     store_mark: Count
     unfinished: tuple[str, ...] = ()
-
-
-class FloorEntry(msgspec.Struct, frozen=True, array_like=True):
-    """(instance, generation): nothing at or below it may run any more."""
-
-    instance: str
-    generation: int
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):

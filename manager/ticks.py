@@ -6,7 +6,7 @@ import logging
 
 from common.conf import Settings
 from common.errors import MusterError
-from manager.flows import canary, delete, liveness, reap, reports, retention, watchdog
+from manager.flows import canary, delete, liveness, reap, reports, restore, retention, watchdog
 from manager.store.engine import Store
 
 LOG = logging.getLogger(__name__)
@@ -14,6 +14,7 @@ LETTERS_KEPT_S = 7 * 86400.0
 
 ROUNDS = (
     liveness.judge_all,
+    restore.rise,
     canary.send_due,
     delete.pursue_due,
     delete.settle_owed,

@@ -9,7 +9,7 @@ from common.conf import Settings
 from common.states import GuestKind, HostState, TaskState, TombstoneState, VmState
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
-from manager.flows import liveness
+from manager.flows import liveness, restore
 from manager.rules.liveness import is_blind
 from manager.store.commands import Void
 from manager.store.engine import Tx
@@ -17,6 +17,7 @@ from manager.store.events import DeadLetter, Event
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone
 
@@ -67,6 +68,17 @@ def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
                 "wait; if it stays, look at the broker and the managers' logs",
             )
         )
+    found += [
+        _finding(
+            "DB_ROLLED_BACK",
+            ERROR,
+            row.host,
+            f"its agent has seen a later state of this database (mark {row.mark}) and changes"
+            f" nothing; it has reported {restore.floors_of(tx, row.host)} floors",
+            "if the database was restored from a backup on purpose: muster db accept-restore",
+        )
+        for row in tx.all(Rollback)
+    ]
     silent = tx.all(Host, Host.__table__.c.mass_silent, Host.__table__.c.enabled)
     if silent:
         found.append(

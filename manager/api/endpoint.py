@@ -11,7 +11,7 @@ from common.conf import Settings
 from common.errors import AlreadyDeleted, Ambiguous, BadRequest, NotFound, Refused
 from manager.api import doctor, views
 from manager.api import requests as ask
-from manager.flows import cancel, delete, deploy, hosts, jobs, power
+from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
 from manager.store.jobs import Job
@@ -154,6 +154,13 @@ def job_cancel(tx: Tx, cfg: Settings, r: ask.JobCancel) -> Any:
     return views.job(tx, cancel.cancel(tx, cfg, r.job, r.operator, r.reason))
 
 
+def db_accept_restore(tx: Tx, _cfg: Settings, r: ask.AcceptRestore) -> Any:
+    done = restore.accept(tx, r.operator, r.reason)
+    alive = {stone.uuid for stone in done["tombstones"]}
+    stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
+    return {**done, "tombstones": stones}
+
+
 def alien_list(tx: Tx, _cfg: Settings, r: ask.AlienList) -> Any:
     return {"aliens": views.aliens(tx, r.host), "notices": views.notices(tx)}
 
@@ -183,6 +190,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "job_list": (ask.JobList, job_list),
     "job_show": (ask.JobShow, job_show),
     "job_cancel": (ask.JobCancel, job_cancel),
+    "db_accept_restore": (ask.AcceptRestore, db_accept_restore),
     "alien_list": (ask.AlienList, alien_list),
     "tombstone_list": (ask.TombstoneList, tombstone_list),
     "doctor": (ask.Nothing, doctor_),

@@ -103,6 +103,11 @@ class JobCancel(Request, frozen=True, kw_only=True):
     reason: Text | None = None
 
 
+class AcceptRestore(Request, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
 class AlienList(Request, frozen=True, kw_only=True):
     host: NameOrId | None = None
 

@@ -6,7 +6,7 @@ from common.conf import Settings
 from common.errors import BadRequest, MusterError, WrongFleet
 from common.messages import FloorEntry, Hello, Welcome
 from common.states import HostState
-from manager.flows import canary, commands, reap
+from manager.flows import canary, commands, reap, restore
 from manager.rules.liveness import LATE
 from manager.store import timeline
 from manager.store.commands import CommandRow, Void
@@ -38,6 +38,7 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
             f"set it below {cfg.manager.service_down_time / LATE:g}",
             field="report_interval",
         )
+    restore.judge(tx, hello)
     host = tx.lock(Host, hello.host) or _meet(tx, cfg, hello)
     host = heard_from(tx, cfg, host, hello.agent_run)
     if host.clash:
@@ -69,7 +70,7 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
     stones = reap.issue_for_host(tx, cfg, host.name, "its host said hello")
     wanted = _resume(tx, host.name, frozenset(hello.unfinished))
     voids = tx.all(Void, Void.__table__.c.host == host.name)
-    mark = timeline.advance(tx)
+    mark = timeline.current(tx)
     return Welcome(
         session=session,
         tombstones=tuple(FloorEntry(s.instance, s.generation) for s in stones),

@@ -22,7 +22,7 @@ from common.messages import (
     VoidOutcome,
 )
 from common.states import CommandEvent, CommandState
-from manager.flows import canary, cancel, commands, delete, inventory, power, reap
+from manager.flows import canary, cancel, commands, delete, inventory, power, reap, restore
 from manager.flows.hello import heard_from
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
@@ -78,6 +78,8 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
 def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
     """What an agent tells between its heartbeats."""
     host = _heard(tx, cfg, message)
+    # Also of a host that the database has never heard of, or not any more.
+    restore.floors(tx, message.host, message.floors)
     if host is not None:
         _answers(tx, cfg, host, message)
         if not host.clash and not _in_session(host, message.session, message.agent_run):

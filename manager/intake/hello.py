@@ -6,9 +6,10 @@ from typing import Any
 
 from common import logs
 from common.conf import Settings
-from common.errors import BadMessage
+from common.errors import BadMessage, DbRolledBack
 from common.messages import Hello, builtins, convert
 from manager.flows import hello as flow
+from manager.flows import restore
 from manager.store.engine import Store
 
 
@@ -18,4 +19,8 @@ def hello(store: Store, cfg: Settings, kwargs: dict[str, Any]) -> Any:
         raise BadMessage("hello: exactly one argument, `hello`, is expected", "upgrade the agent")
     message = convert(kwargs["hello"], Hello)
     with logs.about(host=message.host):
-        return builtins(store.run(flow.welcome, cfg, message))
+        try:
+            return builtins(store.run(flow.welcome, cfg, message))
+        except DbRolledBack:
+            store.run(restore.note, message)
+            raise

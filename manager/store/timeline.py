@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 
 from manager.store.engine import Tx
 from manager.store.events import Meta
 
-TIMELINE, MARK = "timeline", "mark"
+TIMELINE, MARK, RISEN_AT = "timeline", "mark", "mark_risen_at"
+ACCEPTED = "accepted:"
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,44 @@ class Mark:
     mark: int
 
 
-def advance(tx: Tx) -> Mark:
-    """The timeline, its mark raised by one."""
+def current(tx: Tx) -> Mark:
+    """The timeline and its mark; both begin when they are first asked for."""
+    row, mark = tx.find(Meta, TIMELINE), tx.find(Meta, MARK)
+    if row is None or mark is None:
+        return advance(tx)
+    return Mark(row.value, int(mark.value))
+
+
+def advance(tx: Tx, above: int = 0) -> Mark:
+    """The timeline, its mark raised by one, and above `above`."""
     row = tx.lock(Meta, TIMELINE)
     if row is None:
         tx.insert_if_new(Meta(key=TIMELINE, value=tx.new_id()))
         tx.insert_if_new(Meta(key=MARK, value="0"))
+        tx.insert_if_new(Meta(key=RISEN_AT, value=""))
         row = tx.get(Meta, TIMELINE)
     mark = tx.lock(Meta, MARK) or Meta(key=MARK, value="0")
-    mark = tx.put(mark, value=str(int(mark.value) + 1))
+    mark = tx.put(mark, value=str(max(int(mark.value), above) + 1))
+    tx.put(Meta(key=RISEN_AT, value=""), value=tx.now.isoformat())
     return Mark(row.value, int(mark.value))
+
+
+def age_s(tx: Tx) -> float:
+    """Seconds since the mark has risen, by the database's clock."""
+    risen = tx.find(Meta, RISEN_AT)
+    if risen is None or not risen.value:
+        return float("inf")
+    return abs((tx.now - dt.datetime.fromisoformat(risen.value)).total_seconds())
+
+
+def accept(tx: Tx, timeline: str, mark: int) -> None:
+    """Agents that come from another timeline may go on with this one, up to a mark of theirs."""
+    key = f"{ACCEPTED}{timeline}"
+    if not tx.insert_if_new(Meta(key=key, value=str(mark))):
+        tx.put(Meta(key=key, value=""), value=str(mark))
+
+
+def accepted(tx: Tx, timeline: str) -> int | None:
+    """The mark up to which agents of another timeline were accepted, if they were."""
+    row = tx.find(Meta, f"{ACCEPTED}{timeline}")
+    return None if row is None else int(row.value)

@@ -355,3 +355,17 @@ def test_job_cancel_sends_the_reason_and_exits_0_unless_the_job_went_on_to_its_e
     late = fleet.muster("job", "cancel", "j-1", "--wait")
     assert late.code == 4
     assert "it ended SUCCEEDED" in late.err
+
+
+def test_accept_restore_needs_a_reason_and_lists_the_open_tombstones(fleet: Fleet) -> None:
+    stone = {"uuid": "t-1", "name": "web-1", "instance": "i-1", "host": "h1", "state": "OPEN"}
+    fleet.answers["db_accept_restore"] = {
+        "hosts": ["h1"],
+        "raised": {"i-1": 4},
+        "tombstones": [stone],
+    }
+    assert fleet.muster("db", "accept-restore").code == 2
+    done = fleet.muster("db", "accept-restore", "--reason", "disk died", "-f", "json")
+    assert done.code == 0, done.err
+    assert [row["uuid"] for row in done.json] == ["t-1"]
+    assert "accepted for h1; 1 VMs" in done.err

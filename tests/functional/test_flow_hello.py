@@ -74,7 +74,9 @@ def test_the_store_tells_its_timeline_and_a_mark_that_rises(
 ) -> None:
     first, second = h1.hello(), h1.hello()
     assert first.store_timeline == second.store_timeline
-    assert second.store_mark > first.store_mark
+    assert second.store_mark == first.store_mark
+    fleet.pass_(60.0)
+    assert h1.lost_hello().store_mark > second.store_mark
 
 
 def test_another_fleets_hello_is_refused_and_leaves_nothing(fleet: Fleet) -> None:

@@ -11,6 +11,13 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table(
+        "agent_floors",
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("host", "instance", name=op.f("pk_agent_floors")),
+    )
+    op.create_table(
         "commands",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("job", sa.Text(), nullable=True),
@@ -211,6 +218,14 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_meta")),
+    )
+    op.create_table(
+        "rollbacks",
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("timeline", sa.Text(), nullable=False),
+        sa.Column("mark", sa.BigInteger(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("host", name=op.f("pk_rollbacks")),
     )
     op.create_table(
         "sightings",

@@ -1,0 +1,31 @@
+"""`muster db accept-restore`: going on with a database that is older than its agents."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from client.base import Command, Rows, add_reason
+from client.rpc import operator
+from client.tombstone import List as Tombstones
+
+
+class AcceptRestore(Command):
+    """Go on with a database that was restored; list the tombstones that it still has open"""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_reason(parser, required=True)
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return Tombstones.columns
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        answer = self.app.client.ask(
+            "db_accept_restore", reason=parsed_args.reason, operator=operator()
+        )
+        hosts = ", ".join(answer.get("hosts", ()))
+        raised = len(answer.get("raised", ()))
+        self.tell({"notices": [f"accepted for {hosts}; {raised} VMs got a higher generation"]})
+        return self.rows(Tombstones.columns, answer.get("tombstones", ()))

@@ -1,0 +1,129 @@
+"""A database that was restored from a backup is older than its agents, and must not command them.
+
+Agents keep the highest mark of the store that they were told. One that is told a lower one, or one
+of another timeline, asks for a session and gets none: it reports its floors instead, and changes
+nothing until an operator accepts what was lost (`muster db accept-restore`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.conf import Settings
+from common.errors import DbRolledBack, WrongState
+from common.messages import FloorEntry, Hello
+from common.states import TombstoneState
+from manager.store import timeline
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.rollbacks import AgentFloor, Rollback
+from manager.store.tombstones import Tombstone
+
+T = Tombstone.__table__.c
+F = AgentFloor.__table__.c
+RISE_S = 10.0
+
+
+def rise(tx: Tx, _cfg: Settings) -> None:
+    """Raise the mark by the clock, not by what happens: a restored database must not catch up
+    with its agents before they have compared. While one is known to be ahead, it stands still."""
+    if timeline.age_s(tx) >= RISE_S and tx.first(Rollback) is None:
+        timeline.advance(tx)
+
+
+def judge(tx: Tx, hello: Hello) -> None:
+    """Raise DbRolledBack for an agent that knows a later state of this database, or another one."""
+    if hello.store_timeline is None:
+        return
+    ours = timeline.current(tx)
+    accepted = timeline.accepted(tx, hello.store_timeline)
+    limit = ours.mark if hello.store_timeline == ours.timeline else accepted
+    noted = tx.find(Rollback, hello.host)
+    if noted is None and limit is not None and hello.store_mark <= limit:
+        return
+    raise DbRolledBack(
+        f"{hello.host} knows this database at mark {hello.store_mark}, and it is at {ours.mark}"
+        if hello.store_timeline == ours.timeline
+        else f"{hello.host} belongs to another database, of timeline {hello.store_timeline}",
+        "was it restored from a backup? muster doctor; then: muster db accept-restore --reason",
+        floors=floors_of(tx, hello.host),
+    )
+
+
+def note(tx: Tx, hello: Hello) -> None:
+    """Remember a host that is ahead of us, in a transaction of its own."""
+    row = Rollback(
+        host=hello.host,
+        timeline=hello.store_timeline or "",
+        mark=hello.store_mark,
+        since=tx.now,
+    )
+    host = tx.lock(Host, hello.host)
+    if host is not None and host.session_open:
+        tx.put(host, session_open=False)
+    if tx.insert_if_new(row):
+        text = f"{hello.host} has seen a later state of the database: DB_ROLLED_BACK"
+        tx.event("DB_ROLLED_BACK", hello.host, f"host {hello.host}", text, mark=hello.store_mark)
+
+
+def floors_of(tx: Tx, host: str) -> int:
+    """How many floors a refused host has reported."""
+    return tx.count(AgentFloor, F.host == host)
+
+
+def floors(tx: Tx, host: str, reported: tuple[FloorEntry, ...]) -> None:
+    """What a host's agent reports that was refused; of others nobody asks."""
+    if not reported or tx.find(Rollback, host) is None:
+        return
+    known = {f.instance: f for f in tx.all(AgentFloor, F.host == host)}
+    for entry in reported:
+        old = known.get(entry.instance)
+        if old is None:
+            row = AgentFloor(host=host, instance=entry.instance, generation=entry.generation)
+            tx.insert_if_new(row)
+        elif old.generation < entry.generation:
+            tx.put(old, generation=entry.generation)
+
+
+def accept(tx: Tx, operator: str, reason: str) -> dict[str, Any]:
+    """Go on from this state: above what agents know, and with the tombstones it has."""
+    ahead = tx.all(Rollback)
+    if not ahead:
+        raise WrongState("no agent is ahead of this database", "nothing to accept")
+    ours = timeline.current(tx)
+    raised = {}
+    highest: dict[str, int] = {}
+    for floor in tx.all(AgentFloor):
+        highest[floor.instance] = max(floor.generation, highest.get(floor.instance, 0))
+    for instance, generation in highest.items():
+        if _raise_above(tx, instance, generation):
+            raised[instance] = generation
+    marks: dict[str, int] = {}
+    for row in ahead:
+        marks[row.timeline] = max(row.mark, marks.get(row.timeline, 0))
+    timeline.advance(tx, above=marks.pop(ours.timeline, 0))
+    for other, mark in marks.items():
+        timeline.accept(tx, other, mark)
+    tx.delete_where(AgentFloor)
+    tx.delete_where(Rollback)
+    stones = tx.all(Tombstone, T.state == TombstoneState.OPEN)
+    hosts = [row.host for row in ahead]
+    text = f"{operator} went on with a restored database, on {', '.join(hosts)}: {reason}"
+    tx.event("db.restore_accepted", "database", operator, text, raised=len(raised))
+    return {"hosts": hosts, "raised": raised, "tombstones": stones}
+
+
+def _raise_above(tx: Tx, instance: str, generation: int) -> bool:
+    """The next command of an instance goes above what any agent has heard of it."""
+    raised = False
+    vm = tx.find(Instance, instance)
+    if vm is not None and vm.generation < generation:
+        tx.swap(vm, generation=generation)
+        raised = True
+    for stone in tx.all(Tombstone, T.instance == instance, T.generation < generation):
+        # A guest whose record lives on this very host must not become doomed by this.
+        if vm is None or not vm.live or vm.host != stone.host:
+            tx.swap(stone, generation=generation)
+            raised = True
+    return raised

@@ -1,0 +1,185 @@
+"""A database from a backup is older than its agents: nothing happens until somebody accepts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from common import messages as m
+from common.errors import BadRequest, DbRolledBack, WrongState
+from common.states import HostState, PowerState, TombstoneState
+from manager.intake.hello import hello
+from manager.store.mapping import metadata
+from manager.store.rollbacks import AgentFloor, Rollback
+from tests.functional.fleet import INTERVAL_S, Fleet, ScriptedAgent
+
+EVERY_S = 30.0
+
+
+@pytest.fixture
+def fleet(fleet_of: Callable[..., Fleet]) -> Fleet:
+    return fleet_of(canary_interval=EVERY_S)
+
+
+class Backup:
+    """All rows, as they were."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        with fleet.store.engine.begin() as conn:
+            self._rows = {
+                table.name: [dict(row._mapping) for row in conn.execute(sa.select(table))]
+                for table in metadata.sorted_tables
+            }
+
+    def put_back(self) -> None:
+        with self._fleet.store.engine.begin() as conn:
+            for table in metadata.sorted_tables:
+                conn.execute(sa.delete(table))
+                if self._rows[table.name]:
+                    conn.execute(sa.insert(table), self._rows[table.name])
+
+
+def canaries(fleet: Fleet, *agents: ScriptedAgent) -> list[dict[str, Any]]:
+    """What canaries carry to the agents, which answer and keep it as real ones do."""
+    marks = []
+    for cast in fleet.publish():
+        for agent in agents:
+            if cast.command.kind is m.CommandKind.NOOP and cast.host == agent.host:
+                agent.succeed(cast.command, look=None)
+                marks.append(cast.command.spec)
+                if cast.command.spec["mark"] >= agent.mark:
+                    agent.mark = cast.command.spec["mark"]
+    return marks
+
+
+def go_on(fleet: Fleet, seconds: float, *agents: ScriptedAgent) -> None:
+    while seconds > 0:
+        seconds -= INTERVAL_S
+        fleet.pass_(INTERVAL_S, *agents)
+        canaries(fleet, *agents)
+
+
+def greet(fleet: Fleet, agent: ScriptedAgent) -> m.Welcome:
+    """A hello by the door that agents use."""
+    asked = m.builtins(agent.greeting())
+    return m.convert(hello(fleet.store, fleet.cfg, {"hello": asked}), m.Welcome)
+
+
+def test_the_mark_rises_by_the_clock_and_reaches_every_agent(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    before = h1.mark
+    go_on(fleet, 120.0, h1)
+    assert before + 5 <= h1.mark <= before + 13
+    # Hellos do not raise it: many of them must not let a restored database catch up.
+    assert len({greet(fleet, h1).store_mark for _ in range(5)}) == 1
+
+
+def test_an_agent_that_is_ahead_gets_no_session_until_the_restore_is_accepted(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    kept, gone = fleet.deploy(h1, "kept"), fleet.deploy(h1, "gone")
+    fleet.delete("gone")
+    backup = Backup(fleet)
+    (terminate,) = [c for c in fleet.publish() if c.command.instance == gone.uuid]
+    h1.carry_out(terminate.command)
+    for _ in range(3):
+        fleet.ask("vm_reboot", vm="kept")
+        for cast in fleet.publish():
+            if cast.command.instance == kept.uuid:
+                h1.carry_out(cast.command)
+    told = fleet.vm("kept").generation
+    go_on(fleet, 300.0, h1, h2)
+
+    backup.put_back()
+    fleet.pass_(1.0, h1, h2, step=1.0)
+    (mark,) = {spec["mark"] for spec in canaries(fleet, h1, h2)}
+    assert mark < h1.mark  # a real agent says hello now
+    with pytest.raises(DbRolledBack) as refused:
+        greet(fleet, h1)
+    assert refused.value.data == {"floors": 0}
+    h1.session = None
+    floors = (m.FloorEntry(kept.uuid, told), m.FloorEntry(gone.uuid, 2), m.FloorEntry("?", 9))
+    h1.say(floors=floors)
+    h1.say(floors=floors)
+    with pytest.raises(DbRolledBack) as refused:
+        greet(fleet, h1)
+    assert refused.value.data == {"floors": 3}
+    fleet.pass_(INTERVAL_S, h1, h2)
+    assert h1.row.state is HostState.SUSPECT
+    found = [f for f in fleet.ask("doctor")["findings"] if f["code"] == "DB_ROLLED_BACK"]
+    assert [(f["object"], f["level"]) for f in found] == [("h1", "ERROR")]
+    assert "3 floors" in found[0]["message"]
+    assert len(fleet.events("DB_ROLLED_BACK")) == 1
+    # However long nobody accepts: it does not catch up.
+    fleet.pass_(3600.0, h1, h2, step=60.0)
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    assert not [c for c in fleet.publish() if c.host == "h1"]
+
+    with pytest.raises(BadRequest):
+        fleet.ask("db_accept_restore", operator="ann")
+    done = fleet.ask("db_accept_restore", operator="ann", reason="disk died")
+    assert done["hosts"] == ["h1"]
+    assert done["raised"] == {kept.uuid: told}  # that of the other is in the backup already
+    assert fleet.rows(Rollback) == fleet.rows(AgentFloor) == []
+    welcome = greet(fleet, h1)
+    assert welcome.store_mark > h1.mark
+    h1.session, h1.mark = welcome.session, welcome.store_mark
+    h1.beat(full=True)
+    fleet.tick()
+    assert h1.row.state is HostState.UP
+    # The delete of the backup goes on, and what is new goes above what agents know.
+    casts = fleet.publish()
+    (again,) = [c for c in casts if c.command.instance == gone.uuid]
+    h1.carry_out(again.command)
+    assert fleet.stone(name="gone").state is TombstoneState.CLOSED
+    fleet.ask("vm_stop", vm="kept")
+    (stop,) = [c for c in fleet.publish() if c.command.instance == kept.uuid]
+    assert stop.command.generation > told
+    with pytest.raises(WrongState):
+        fleet.ask("db_accept_restore", operator="ann", reason="again")
+
+
+def test_open_tombstones_are_raised_and_listed_but_never_doom_a_live_vm(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1, "dead")
+    fleet.ask("host_set_down", host="h1", reason="smoke")
+    fleet.delete("dead")
+    stone = fleet.stone()
+    fleet.ask("host_unset_down", host="h1")
+    h1.mark = 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    h1.say(floors=(m.FloorEntry(vm.uuid, 40),))
+    done = fleet.ask("db_accept_restore", operator="ann", reason="disk died")
+    assert [t["uuid"] for t in done["tombstones"]] == [stone.uuid]
+    assert fleet.stone().generation >= 40
+    welcome = greet(fleet, h1)
+    h1.session = welcome.session
+    (reap,) = [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    assert reap.command.generation > 40
+    h1.carry_out(reap.command)
+    assert fleet.stone().state is TombstoneState.CLOSED
+
+
+def test_agents_of_another_timeline_are_taken_over_only_when_accepted(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    strange = ScriptedAgent(fleet, "h3")
+    strange.timeline, strange.mark = "another", 7
+    with pytest.raises(DbRolledBack, match="another"):
+        greet(fleet, strange)
+    strange.guest(power_state=PowerState.RUNNING)
+    fleet.ask("db_accept_restore", operator="ann", reason="a new database on purpose")
+    welcome = greet(fleet, strange)
+    assert welcome.store_timeline == h1.timeline
+    ahead = ScriptedAgent(fleet, "h4")
+    ahead.timeline, ahead.mark = "another", 8
+    with pytest.raises(DbRolledBack):
+        greet(fleet, ahead)
