@@ -49,6 +49,7 @@ class Storm:
             self._lose_queues,
             self._freeze_database,
             self._freeze_broker,
+            self._power_cut,
         ]
         for name, blows, low, high in (
             ("processes", processes, 0.5, 3.0),
@@ -194,6 +195,31 @@ class Storm:
             self._frozen([pid, *children_of(pid)], pause)
 
         return "SIGSTOP of PostgreSQL", blow
+
+    def _power_cut(self, dice: random.Random) -> tuple[str, Callable[[], None]]:
+        pause = dice.uniform(0.0, 3.0)
+        field, fleet = self._field, self._field.fleet
+
+        def blow() -> None:
+            with contextlib.ExitStack() as held:
+                for lock in field.locks.values():
+                    held.enter_context(lock)
+                services = [*fleet.managers.values(), *fleet.agents.values()]
+                for service in services:
+                    service.signal(signal.SIGKILL)
+                field.rabbit.kill()
+                field.postgres.kill()
+                for service in services:
+                    service.kill()
+                self._rest(pause)
+                field.postgres.start()
+                field.rabbit.start()
+                for name in field.manager_names:
+                    fleet.start_manager(name)
+                for host in field.hosts:
+                    fleet.start_agent(host)
+
+        return "kill -9 of everything", blow
 
     # inside
 
