@@ -27,11 +27,15 @@ class Faults:
             self.kill_manager,
             self.all_managers_away,
             self.kill_agent,
-            self.kill_agent,
+            self.ambush,
+            self.ambush,
             self.freeze,
+            self.freeze_agent,
             self.broker_away,
             self.partition,
             self.database_away,
+            self.bad_commits,
+            self.bad_commits,
             self.hypervisor_away,
             self.hypervisor_fails,
             self.hypervisor_slow,
@@ -74,6 +78,7 @@ class Faults:
         for agent in fleet.agents.values():
             hv = agent.hypervisor
             hv.down = hv.partial = False
+            hv.ambush = None
             hv.failure_rate = hv.after_error_rate = hv.hang_rate = hv.slow_s = 0.0
 
     # processes
@@ -96,8 +101,18 @@ class Faults:
             process.kill()
             world.after(world.random.uniform(30.0, 150.0), process.start)
 
+    def ambush(self) -> None:
+        """An agent dies right after its next change of a guest."""
+        agent = self._agent()
+        agent.hypervisor.ambush = lambda: self._kill(agent)
+
     def freeze(self) -> None:
-        process = self._pick(self._fleet.processes)
+        self._freeze(self._pick(self._fleet.processes))
+
+    def freeze_agent(self) -> None:
+        self._freeze(self._agent())
+
+    def _freeze(self, process: Process) -> None:
         runtime = process.runtime
         if runtime is None or not process.alive or runtime.frozen:
             return
@@ -130,6 +145,18 @@ class Faults:
         self._fleet.tell("the database is away")
         chaos.database_away = True
         self._later(1.0, 60.0, lambda: setattr(chaos, "database_away", False), "database is back")
+
+    def bad_commits(self) -> None:
+        """Commits fail, or take their manager with them."""
+        chaos = self._fleet.chaos
+        chaos.commit_crash = self._fleet.world.random.choice((0.0, 0.1))
+        chaos.commit_failure = self._fleet.world.random.choice((0.1, 0.4))
+        self._fleet.tell(f"{chaos.commit_failure} of commits fail, {chaos.commit_crash} are deadly")
+
+        def mend() -> None:
+            chaos.commit_crash = chaos.commit_failure = 0.0
+
+        self._later(10.0, 60.0, mend, "good commits")
 
     def bad_network(self) -> None:
         chaos, world = self._fleet.chaos, self._fleet.world

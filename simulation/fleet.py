@@ -32,6 +32,7 @@ REPORT_INTERVAL_S = 10.0
 DOWN_S = 60.0
 
 _TEMPLATE: sqlite3.Connection | None = None
+_SPARE: list[tuple[sa.Engine, sqlite3.Connection]] = []
 
 
 def _template() -> sqlite3.Connection:
@@ -43,6 +44,30 @@ def _template() -> sqlite3.Connection:
         metadata.create_all(engine)
         _TEMPLATE = raw
     return _TEMPLATE
+
+
+def _database() -> tuple[sa.Engine, sqlite3.Connection]:
+    """An engine on a fresh database.
+
+    Engines are used again: each one compiles every statement for itself.
+    """
+    if _SPARE:
+        engine, raw = _SPARE.pop()
+    else:
+        made = raw = sqlite3.connect(":memory:", check_same_thread=False)
+        engine = sa.create_engine("sqlite://", creator=lambda: made, poolclass=sa.pool.StaticPool)
+        sa.event.listen(engine, "connect", _plain_transactions)
+        sa.event.listen(engine, "begin", store_engine._sqlite_begin)
+    _template().backup(raw)
+    return engine, raw
+
+
+def _give_back(engine: sa.Engine, raw: sqlite3.Connection) -> None:
+    raw.rollback()
+    triggers = raw.execute("SELECT name FROM temp.sqlite_schema WHERE type = 'trigger'")
+    for (name,) in triggers.fetchall():
+        raw.execute(f"DROP TRIGGER {name}")
+    _SPARE.append((engine, raw))
 
 
 class Process:
@@ -113,6 +138,22 @@ class AgentProcess(Process):
     def make(self, runtime: SimRuntime) -> None:
         self.driver = SimDriver(self.hypervisor, runtime)
         self.service = Agent(self.fleet.settings(self.name), self.bus, runtime, self.driver)
+        self._overhear(self.service._journal)
+
+    def _overhear(self, journal: Any) -> None:
+        """Tell the fleet what the journal is told by managers."""
+        receive, confirm, told = journal.receive, journal.confirm, self.fleet.told
+
+        def received(command: Any) -> Any:
+            told("received", command.id)
+            return receive(command)
+
+        def confirmed(ids: Any) -> None:
+            for each in ids:
+                told("confirmed", each)
+            confirm(ids)
+
+        journal.receive, journal.confirm = received, confirmed
 
     def buried(self) -> None:
         self.hypervisor.watchers.clear()
@@ -156,16 +197,11 @@ class SimFleet:
     ) -> None:
         self.world = world or World(seed)
         self.verbose = verbose
+        self.told: Callable[..., None] = lambda *_: None
         self.lines: list[str] = []
         self.folder = Path(tempfile.mkdtemp(prefix="muster-sim-", dir=_fast_folder()))
         self.chaos = Chaos()
-        self.database = sqlite3.connect(":memory:", check_same_thread=False)
-        _template().backup(self.database)
-        self.engine = sa.create_engine(
-            "sqlite://", creator=lambda: self.database, poolclass=sa.pool.StaticPool
-        )
-        sa.event.listen(self.engine, "connect", _plain_transactions)
-        sa.event.listen(self.engine, "begin", store_engine._sqlite_begin)
+        self.engine, self.database = _database()
         self.edge = SimRuntime(self.world, "world")
         self.broker = Broker(self.edge, poll_s=30.0)
         self.managers = [self.manager_type(self, f"m{n}") for n in range(1, managers + 1)]
@@ -225,8 +261,7 @@ class SimFleet:
                 agent.buried()
         self.operator.kill()
         self.edge.kill()
-        self.engine.dispose()
-        self.database.close()
+        _give_back(self.engine, self.database)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -64,7 +64,10 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hypervisor:
-    """The guests of one host. `down`: it does not answer; `slow_s`: the most that a step takes."""
+    """The guests of one host. `down`: it does not answer; `slow_s`: the most that a step takes.
+
+    `ambush`: what happens right after the next change of a guest.
+    """
 
     def __init__(self, world: World, host: str) -> None:
         self.world, self.host = world, host
@@ -77,6 +80,7 @@ class Hypervisor:
         self.hang_rate = 0.0
         self.hung_until_s = 0.0
         self.slow_s = 0.0
+        self.ambush: Callable[[], None] | None = None
         self._domain_ids = 0
         self.watchers: dict[int, Callable[[str | None], None]] = {}
 
@@ -268,6 +272,10 @@ class SimDriver:
 
     def _after(self, op: str) -> None:
         self._runtime.point()
+        ambush, self._hv.ambush = self._hv.ambush, None
+        if ambush is not None:
+            ambush()
+            self._runtime.point()
         self._take_time()
         if self._hv.world.chance(self._hv.after_error_rate):
             raise HypervisorError(f"{op} fails after its effect", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.messages import CommandKind
 from common.ownership import is_ours
 from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
 from manager.flows import commands, jobs
@@ -50,6 +51,7 @@ class Invariants:
         self._told: list[tuple[str, ...]] = []
         self._well_since: dict[str, tuple[object, float]] = {}
         watch.install(fleet.database, self._hear)
+        fleet.told = self._hear
         self._look_at_hosts()
 
     def after_step(self) -> None:
@@ -78,7 +80,9 @@ class Invariants:
         key = (instance, generation)
         again = (*key, act.verb) in self._done
         # An agent whose journal was rolled back knows of it only what the managers still know.
+        # One whose guest was taken away may have to make it again.
         excused = host in self._faults.forgetful and key not in self._over
+        excused |= instance in self._faults.moved or instance in self._faults.removed
         if act.verb in ("create", "reboot") and again and not excused:
             raise Broken(f"{act.verb} of {key} had its effect twice", instance)
         if act.verb in ("create", "reboot", "stop") and key in self._over:
@@ -189,6 +193,31 @@ class Invariants:
         row = self._fleet.read(lambda tx: tx.find(CommandRow, command))
         if row is not None and row.state is CommandState.SUCCEEDED:
             self._over.add((instance, generation))
+
+    def _received(self, command: str) -> None:
+        if self._fleet.read(lambda tx: tx.find(CommandRow, command)) is None:
+            raise Broken(f"an agent was given {command}, which nobody had accepted")
+
+    def _confirmed(self, answer: str) -> None:
+        row = self._fleet.read(lambda tx: tx.find(CommandRow, answer))
+        if row is not None and row.state in commands.OPEN:
+            raise Broken(f"the result of {row.id} was confirmed and not kept", row.instance)
+
+    def _greeted(self, host: str) -> None:
+        t = Tombstone.__table__.c
+
+        def left_out(tx: Tx) -> list[Tombstone]:
+            stones = tx.all(Tombstone, t.host == host, t.state == TombstoneState.OPEN)
+            return [
+                stone
+                for stone in stones
+                if commands.in_flight(tx, stone.instance, host, CommandKind.TERMINATE_INSTANCE)
+                is None
+            ]
+
+        row = self._fleet.read(lambda tx: tx.find(Host, host))
+        for stone in self._fleet.read(left_out) if row.session_open else ():
+            raise Broken(f"{stone.name} was not reaped at the hello of {host}", stone.instance)
 
     def _down(self, host: str) -> None:
         well_s = self._fleet.world.now_s - self._well_since[host][1]

@@ -16,7 +16,8 @@ VERBS = (
     ("delete", 5),
     ("stop", 2),
     ("start", 2),
-    ("reboot", 2),
+    ("reboot", 3),
+    ("brief", 2),
     ("force", 2),
     ("set_down", 2),
 )
@@ -56,6 +57,11 @@ class Operators:
         world = self._fleet.world
         if verb == "set_down":
             self._set_down(world.random.choice(list(self._fleet.agents)))
+            return
+        if verb == "brief":
+            self._wish("create", f"{name}-brief")
+            self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
+            self._wish("delete", f"{name}-brief")
             return
         job = world.new_id()
         common = {"job": job, "operator": "op", "reason": "at random"}

@@ -30,12 +30,15 @@ class Chaos:
         self.delay = 0.0
         self.longest_delay_s = 20.0
         self.crash = 0.0
+        self.commit_crash = 0.0
+        self.commit_failure = 0.0
         self.database_away = False
         # When and what was sent lately: a network may deliver it again.
         self.sent: deque[tuple[float, Callable[[], None]]] = deque(maxlen=SENT_KEPT)
 
     def calm(self) -> None:
-        self.drop = self.duplicate = self.delay = self.crash = 0.0
+        self.drop = self.duplicate = self.delay = 0.0
+        self.crash = self.commit_crash = self.commit_failure = 0.0
         self.database_away = False
 
 
@@ -147,6 +150,8 @@ class SimStore(Store):
         def and_perhaps_die(tx: Tx, *a: Any, **k: Any) -> T:
             value = handler(tx, *a, **k)
             self._maybe_die()  # before the commit: nothing of it has happened
+            if self._sim.world.chance(self._chaos.commit_failure):
+                raise DatabaseUnavailable("the commit failed", "")
             return value
 
         return super().run(and_perhaps_die, *args, **kwargs)
@@ -156,7 +161,7 @@ class SimStore(Store):
         self._told(tx)
 
     def _maybe_die(self) -> None:
-        if self._sim.world.chance(self._chaos.crash):
+        if self._sim.world.chance(max(self._chaos.crash, self._chaos.commit_crash)):
             self._die()
             raise Stopped
 

@@ -47,6 +47,11 @@ _WATCHES = {
         "NEW.state = 'SUCCEEDED' AND OLD.state != 'SUCCEEDED'",
         "NEW.id, NEW.instance, NEW.generation",
     ),
+    "greeted": (
+        "UPDATE OF session ON hosts",
+        "NEW.session_open AND NEW.session != OLD.session",
+        "NEW.name",
+    ),
     "down": (
         "UPDATE OF state ON hosts",
         "NEW.state = 'DOWN' AND OLD.state != 'DOWN' AND NOT NEW.forced_down AND NOT NEW.fenced",
