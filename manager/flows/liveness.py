@@ -7,9 +7,10 @@ import datetime as dt
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.states import HOST, HostEffect, JobState
+from common.states import HOST, CommandState, HostEffect, JobState
 from manager.flows import canary, jobs
 from manager.rules import liveness as rule
+from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host, ManagerRow
 from manager.store.jobs import Job, JobStep
@@ -60,34 +61,55 @@ def limits(cfg: Settings) -> rule.Limits:
 def judge_all(tx: Tx, cfg: Settings) -> None:
     """One round over the fleet: write down each verdict that differs from what is stored."""
     heard = hearing(tx, cfg)
-    hosts = tx.all(Host)
-    facts = {host.name: _facts(tx, cfg, host, heard) for host in hosts}
+    hosts, owing = tx.all(Host), _owing(tx)
+    facts = {host.name: _facts(tx, cfg, host, heard, owing) for host in hosts}
     mass = frozenset[str]()
     if not rule.is_blind(heard, limits(cfg)):
         mass = rule.mass_silence(list(facts.values()), limits(cfg))
     for host in hosts:
         verdict = rule.judge(facts[host.name], hearing=heard, mass=mass, limits=limits(cfg))
         if _differs(host, verdict):
-            _apply(tx, cfg, host.name, heard, mass)
+            _apply(tx, cfg, host.name, heard, mass, owing)
     _forget_managers(tx, cfg)
 
 
 def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
     """One host at once, for an operator's command."""
     heard = hearing(tx, cfg)
-    fleet = [_facts(tx, cfg, host, heard) for host in tx.all(Host)]
+    owing = _owing(tx)
+    fleet = [_facts(tx, cfg, host, heard, owing) for host in tx.all(Host)]
     blind = rule.is_blind(heard, limits(cfg))
     mass = frozenset[str]() if blind else rule.mass_silence(fleet, limits(cfg))
-    _apply(tx, cfg, name, heard, mass)
+    _apply(tx, cfg, name, heard, mass, owing)
     return tx.get(Host, name)
 
 
-def _apply(tx: Tx, cfg: Settings, name: str, heard: rule.Hearing, mass: frozenset[str]) -> None:
+def _owing(tx: Tx) -> frozenset[str]:
+    """Hosts that have not answered for a command which was given up."""
+    c, v = CommandRow.__table__.c, Void.__table__.c
+    query = (
+        sa.select(v.host)
+        .select_from(sa.outerjoin(Void.__table__, CommandRow.__table__, c.id == v.command))
+        .where(sa.or_(c.state == CommandState.UNKNOWN, c.state.is_(None)))
+    )
+    return frozenset(row[0] for row in tx.rows(query))
+
+
+def _apply(
+    tx: Tx,
+    cfg: Settings,
+    name: str,
+    heard: rule.Hearing,
+    mass: frozenset[str],
+    owing: frozenset[str],
+) -> None:
     # Judged again with the row held: a heartbeat may have arrived since it was read.
     host = tx.lock(Host, name)
     if host is None:
         return
-    verdict = rule.judge(_facts(tx, cfg, host, heard), hearing=heard, mass=mass, limits=limits(cfg))
+    verdict = rule.judge(
+        _facts(tx, cfg, host, heard, owing), hearing=heard, mass=mass, limits=limits(cfg)
+    )
     if not _differs(host, verdict):
         return
     step = HOST.step(host.state, verdict.state)
@@ -141,7 +163,9 @@ def _differs(host: Host, verdict: rule.Verdict) -> bool:
     )
 
 
-def _facts(tx: Tx, cfg: Settings, host: Host, heard: rule.Hearing) -> rule.HostFacts:
+def _facts(
+    tx: Tx, cfg: Settings, host: Host, heard: rule.Hearing, owing: frozenset[str]
+) -> rule.HostFacts:
     message = host.driver_message
     if host.inventory_partial and host.driver_healthy:
         message = "its listing was partial"
@@ -159,6 +183,7 @@ def _facts(tx: Tx, cfg: Settings, host: Host, heard: rule.Hearing) -> rule.HostF
         reported=host.inventory_digest is not None,
         clash=host.clash,
         mass_silent=host.mass_silent,
+        owes_fate=host.name in owing,
         canary_overdue=canary.overdue(tx, cfg, host, heard),
     )
 

@@ -22,6 +22,7 @@ class HostFacts:
 
     `reported`: its session has brought an inventory, so that its capacity is known.
     `has_consumer` and `canary_overdue` None: not looked at, which counts as healthy.
+    `owes_fate`: a command was given up, and its agent has not said yet what became of it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class HostFacts:
     mass_silent: bool = False
     has_consumer: bool | None = None
     canary_overdue: bool | None = None
+    owes_fate: bool = False
 
     @property
     def late(self) -> bool:
@@ -170,6 +172,8 @@ def _doubt(host: HostFacts) -> tuple[str, str]:
         return "deaf", "nobody consumes its command queue"
     if host.canary_overdue:
         return "canary", "its agent speaks and does not answer commands: its canary is overdue"
+    if host.owes_fate:
+        return "fate", "a command was given up and its agent has not said what became of it"
     if not host.driver_healthy:
         return "driver", f"its hypervisor does not answer: {host.driver_message}"
     if host.clash:

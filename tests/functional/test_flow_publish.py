@@ -453,6 +453,26 @@ def test_running_for_ten_times_its_limit_is_given_up(fleet: Fleet, h1: ScriptedA
     assert (held.vm_state, held.task_state) == (VmState.ERROR, TaskState.NONE)
 
 
+def test_a_host_that_owes_the_fate_of_a_command_given_up_is_suspect_until_it_tells(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    _, cast = past_deadline(fleet, h1)
+    h2 = ScriptedAgent(fleet, "h2").up()
+    assert h1.row.state is HostState.UP  # asked, and not given up yet
+    for _ in range(10):
+        answer(h1, cast, V.RUNNING)
+        fleet.pass_(TIMEOUT_S, h1, h2, step=TIMEOUT_S / 6)
+    assert (h1.row.state, h2.row.state) == (HostState.SUSPECT, HostState.UP)
+    assert "what became of it" in h1.row.reason
+    h1.restart().hello()
+    h1.beat(full=True)
+    fleet.tick()
+    assert h1.row.state is HostState.SUSPECT
+    answer(h1, cast, V.DONE)
+    fleet.tick()
+    assert h1.row.state is HostState.UP
+
+
 def test_a_late_result_after_giving_up_is_told_and_rewrites_nothing(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:

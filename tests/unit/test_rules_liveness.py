@@ -114,6 +114,7 @@ def test_section2_row_4_not_at_exactly_service_down_time() -> None:
         ({"age_s": LATE_S + 0.1}, "25.1 s"),
         ({"has_consumer": False}, "command queue"),
         ({"canary_overdue": True}, "canary"),
+        ({"owes_fate": True}, "has not said what became of it"),
         ({"driver_healthy": False, "driver_message": "libvirtd is away"}, "libvirtd is away"),
         ({"clash": True}, "HOST_NAME_CLASH"),
         ({"session_open": False}, "session"),
