@@ -117,7 +117,11 @@ class Manager:
             raise MusterError("too many managers changed this at once", "try again") from exc
 
     def _publish(self) -> None:
-        while publish.publish_due(self.store, self.settings, self.bus) >= publish.BATCH:
+        # One that is to stop finishes its batch; the rest stays due, for any other manager.
+        while (
+            publish.publish_due(self.store, self.settings, self.bus) >= publish.BATCH
+            and not self.runtime.stopping.is_set()
+        ):
             pass
 
     def _after_commit(self, tx: Tx) -> None:

@@ -72,6 +72,7 @@ def test_systemd_gives_every_daemon_longer_to_stop_than_it_takes():
         parsed.read(unit)
         assert parsed.getfloat("Service", "TimeoutStopSec") > 10
         assert parsed.get("Service", "Restart") == "always"
+        assert parsed.get("Service", "ExecReload") == "/bin/kill -HUP $MAINPID"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""A manager that is told to stop finishes what it has begun, and leaves the rest to the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from common.bus.base import Address
+from common.bus.memory import Broker, MemoryBus
+from common.errors import MusterError
+from common.runtime import Runtime
+from common.states import CommandState
+from manager.flows import publish
+from manager.service import Manager
+from manager.store.commands import CommandRow
+from manager.store.engine import Store
+from tests.functional.fleet import Fleet, ScriptedAgent
+
+
+class Bus(MemoryBus):
+    """Counts casts of commands, and tells of each before it is made."""
+
+    def __init__(self, runtime: Runtime, told: Callable[[], None]) -> None:
+        super().__init__(Broker(runtime), runtime, None)
+        self.casts: list[str] = []
+        self.told = told
+
+    def cast(self, to: Address, method: str, kwargs: Mapping[str, Any]) -> None:
+        self.told()
+        if "command" in kwargs:
+            self.casts.append(kwargs["command"]["id"])
+
+
+def test_its_batch_leaves_and_the_rest_is_due_for_any_other_manager(
+    fleet: Fleet, h1: ScriptedAgent, store: Store
+) -> None:
+    for n in range(2 * publish.BATCH + 5):
+        fleet.create(f"web-{n}", host="h1", memory_mib=16)
+    runtime = Runtime("manager")
+    bus = Bus(runtime, runtime.stopping.set)  # told to stop while it makes its first cast
+    manager = Manager(fleet.cfg, bus, runtime, store)
+    manager._publish()
+    assert len(set(bus.casts)) == len(bus.casts) == publish.BATCH
+    left = [r for r in fleet.rows(CommandRow) if r.state is CommandState.ACCEPTED]
+    assert len(left) == publish.BATCH + 5
+    assert {r.publish_at for r in left} == {r.accepted_at for r in left} == {fleet.clock.now()}
+    other = Runtime("other")
+    second = Bus(other, lambda: None)
+    Manager(fleet.cfg, second, other, store)._publish()
+    assert sorted(second.casts) == sorted(r.id for r in left)
+
+
+def test_it_answers_what_it_was_asked_before_it_stops_and_stops_within_its_limit(
+    fleet: Fleet, store: Store
+) -> None:
+    runtime, edge = Runtime("manager"), Runtime("edge")
+    broker = Broker(edge)
+    manager = Manager(fleet.cfg, broker.bus(runtime), runtime, store)
+    asked, go_on = threading.Event(), threading.Event()
+    answers: list[Any] = []
+
+    def slow(method: str, kwargs: dict[str, Any]) -> Any:
+        asked.set()
+        assert go_on.wait(30.0)
+        return {"done": method}
+
+    manager._api = slow  # type: ignore[assignment]
+    manager._serve()
+
+    def ask() -> None:
+        try:
+            to = Address("muster-manager")
+            answers.append(broker.bus(edge).call(to, "vm_list", {}, 30.0))
+        except MusterError as exc:
+            answers.append(exc)
+
+    operator = threading.Thread(target=ask)
+    operator.start()
+    assert asked.wait(30.0)
+    manager.store = Store(fleet.cfg.database, runtime)  # which it may close
+    stopping = threading.Thread(target=manager.stop, args=(20.0,))
+    stopping.start()
+    assert runtime.stopping.wait(30.0)
+    go_on.set()
+    operator.join(30.0)
+    stopping.join(30.0)
+    assert answers == [{"done": "vm_list"}]
+    assert not stopping.is_alive()
