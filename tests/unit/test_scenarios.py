@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,13 @@ TOY = "# A toy\n\nhosts: h1\n\n20s  operator: vm create web-1 on h1\n{line}\n40s
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger().setLevel(logging.CRITICAL)
+def quiet() -> Iterator[None]:
+    """The warnings of a disaster are of no interest here."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.CRITICAL)
+    yield
+    root.setLevel(before)
 
 
 @pytest.mark.parametrize("name", NAMES)
