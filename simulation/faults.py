@@ -31,6 +31,7 @@ class Faults:
             self.ambush,
             self.freeze,
             self.freeze_agent,
+            self.freeze_agent,
             self.broker_away,
             self.partition,
             self.database_away,

@@ -13,11 +13,12 @@ TRIES = 40
 FIRST_CREATES = 4
 VERBS = (
     ("create", 3),
-    ("delete", 5),
+    ("delete", 3),
     ("stop", 2),
     ("start", 2),
     ("reboot", 3),
-    ("brief", 2),
+    ("brief", 1),
+    ("change_of_mind", 4),
     ("force", 2),
     ("set_down", 2),
 )
@@ -62,6 +63,11 @@ class Operators:
             self._wish("create", f"{name}-brief")
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
             self._wish("delete", f"{name}-brief")
+            return
+        if verb == "change_of_mind":
+            self._wish(world.random.choice(("stop", "start", "reboot")), name)
+            self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
+            self._wish("delete", name)
             return
         job = world.new_id()
         common = {"job": job, "operator": "op", "reason": "at random"}
