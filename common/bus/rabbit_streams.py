@@ -149,10 +149,12 @@ class Consumer:
         consuming = KombuConsumer(
             channel, queues, on_message=self._on_message, prefetch_count=PREFETCH
         )
-        consuming.consume()
-        self._link.outage.back()
+        # Before it subscribes: the first reports can come with the answer to that, and must not be
+        # measured against the time before this connection.
         now = self._runtime.monotonic()
         self._seen = self._pulse = self._taken = now
+        consuming.consume()
+        self._link.outage.back()
         if self._away_since is not None:
             lasted, self._away_since = now - self._away_since, None
             self._gap(f"consuming again after {lasted:.1f} s")

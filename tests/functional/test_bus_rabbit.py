@@ -227,3 +227,25 @@ def test_an_agent_on_green_threads_serves_calls_and_reports(fleet: RabbitFleet, 
         process.wait()
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
+
+
+def test_a_backlog_that_arrives_while_subscribing_is_no_standstill(fleet: RabbitFleet) -> None:
+    """A consumer that took it for one reconnected, ever later, to find the same again, for ever."""
+    word, bus = unique("w"), fleet.bus("manager")
+    streams = {unique("one"): f"heartbeat.{word}.*", unique("two"): f"result.{word}.*"}
+    early: list[str] = []
+    first = bus.consume(streams, lambda key, _b, _s: early.append(key), lambda _r: None, 30.0)
+
+    def heard() -> bool:
+        bus.publish(f"heartbeat.{word}.h", b"{}")
+        return bool(early)
+
+    wait_until(heard, 30, "the queues are there")
+    first.stop()
+    for n in range(300):
+        bus.publish(f"heartbeat.{word}.h{n}", b"{}")
+    got: set[str] = set()
+    gaps: list[str] = []
+    bus.consume(streams, lambda key, _b, _s: got.add(key), gaps.append, 30.0)
+    wait_until(lambda: f"heartbeat.{word}.h299" in got, 30, "the backlog")
+    assert gaps == []
