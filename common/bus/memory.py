@@ -177,9 +177,7 @@ class MemoryBus:
             for name, pattern in streams.items():
                 if name not in self._broker.streams:
                     self._broker.streams[name] = (pattern, _Queue(self._runtime, STREAM_LENGTH))
-        return _Consumer(
-            self, self._broker, self._runtime, list(streams), handler, on_gap, stall_s
-        )
+        return _Consumer(self, self._broker, self._runtime, list(streams), handler, on_gap, stall_s)
 
     def close(self) -> None:
         pass
