@@ -316,6 +316,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 
     `wanted` are the unfinished commands of the hello that may still run; `voids` ask for an
     answer each; `store_timeline` and `store_mark` are kept by the agent for its next hello.
+    `canary_interval_s`: how often at least something is cast to the agent; 0, nothing may come.
     """
 
     session: Count
@@ -325,6 +326,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     wanted: tuple[str, ...] = ()
     store_timeline: str
     store_mark: Count
+    canary_interval_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 0.0
 
 
 M = TypeVar("M", bound=msgspec.Struct)

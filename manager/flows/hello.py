@@ -79,6 +79,7 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
         wanted=wanted,
         store_timeline=mark.timeline,
         store_mark=mark.mark,
+        canary_interval_s=cfg.manager.canary_interval,
     )
 
 
