@@ -39,6 +39,7 @@ class Manager:
         self.store.after_commit = self._after_commit
         self._hearing = _Hearing(self)
         self._api = Api(self.store, settings)
+        self._publisher = publish.Publisher(self.store, settings, bus)
         self._publish_now = runtime.event()
         self._handles: list[Handle] = []
         self.ready = runtime.event()
@@ -66,9 +67,8 @@ class Manager:
         self.runtime.every("beat", liveness.beat_s(self.settings), self._hearing.beat)
         self.runtime.every(
             "publish",
-            # For what another manager accepted and did not live to send; our own wakes us at once.
-            self.settings.manager.resend_after / 2,
-            self._publish,
+            self.settings.manager.tick_interval,
+            self._publisher.turn,
             wake=self._publish_now,
         )
         self.runtime.every(
@@ -116,19 +116,9 @@ class Manager:
         except Conflict as exc:
             raise MusterError("too many managers changed this at once", "try again") from exc
 
-    def _publish(self) -> None:
-        # One that is to stop finishes its batch; the rest stays due, for any other manager.
-        while (
-            publish.publish_due(self.store, self.settings, self.bus) >= publish.BATCH
-            and not self.runtime.stopping.is_set()
-        ):
-            pass
-
     def _after_commit(self, tx: Tx) -> None:
-        if tx.commands_due:
+        if self._publisher.take(tx):
             self._publish_now.set()
-        if tx.hints:
-            publish.say(self.bus, tx.hints)
 
 
 class _Hearing:

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import MusterError
-from manager.flows import canary, delete, liveness, reap, reports, restore, retention, watchdog
-from manager.store.engine import Store
+from manager.flows import (
+    canary,
+    delete,
+    liveness,
+    publish,
+    reap,
+    reports,
+    restore,
+    retention,
+    watchdog,
+)
+from manager.store.engine import Store, Tx
 
 LOG = logging.getLogger(__name__)
 LETTERS_KEPT_S = 7 * 86400.0
 
-ROUNDS = (
-    liveness.judge_all,
-    restore.rise,
-    canary.send_due,
-    delete.pursue_due,
-    delete.settle_owed,
-    reap.retry_due,
-    watchdog.deadlines,
-    watchdog.held_guests,
+# What is done when it is due, each in a transaction of its own; one look finds which of them are.
+ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
+    (restore.rise, restore.IS_DUE),
+    (canary.send_due, canary.IS_DUE),
+    (
+        publish.claim_due,
+        sa.or_(sa.exists().where(publish.IS_DUE), sa.exists().where(publish.VOID_IS_DUE)),
+    ),
+    (delete.pursue_due, delete.IS_DUE),
+    (delete.settle_owed, delete.IS_OWED),
+    (reap.retry_due, reap.IS_DUE),
+    (watchdog.deadlines, watchdog.IS_LATE),
+    (watchdog.held_guests, watchdog.IS_HELD),
+)
+LOOK = sa.select(
+    *[is_due if turn is publish.claim_due else sa.exists().where(is_due) for turn, is_due in ROUNDS]
 )
 
 
@@ -30,16 +51,28 @@ def tick(store: Store, cfg: Settings) -> None:
     One round that fails does not keep the others from their turn; the first error is raised last.
     """
     failed: list[Exception] = []
-    for turn in ROUNDS:
+
+    def run(turn: Callable[[Tx, Settings], Any]) -> Any:
         try:
-            store.run(turn, cfg)
+            return store.run(turn, cfg)
         except MusterError as exc:
             failed.append(exc)
         except Exception as exc:
             LOG.exception("%s failed", turn.__name__)
             failed.append(exc)
+        return None
+
+    run(liveness.judge_all)
+    for turn in run(due) or ():
+        run(turn)
     if failed:
         raise failed[0]
+
+
+def due(tx: Tx, cfg: Settings) -> list[Callable[[Tx, Settings], object]]:
+    """The rounds that have something to do now."""
+    found = tx.rows(LOOK, now=tx.now, **restore.limits(tx), **canary.limits(tx, cfg))[0]
+    return [turn for (turn, _), is_due in zip(ROUNDS, found, strict=True) if is_due]
 
 
 def tidy(store: Store, cfg: Settings) -> None:

@@ -46,17 +46,11 @@ def vm_reboot(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
 
 
 def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmPower) -> Any:
-    known = jobs.known(tx, r.wish(verb))
-    if known is not None:
-        return views.job(tx, known)
     vm = views.find_vm(tx, r.vm)
     return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=r.force))
 
 
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
-    known = jobs.known(tx, r.wish("delete"))
-    if known is not None:
-        return views.job(tx, known)
     if r.force and not r.reason:
         raise BadRequest("reason: --force needs one", "say why in --reason TEXT", field="reason")
     vm = views.find_vm(tx, r.vm, deleted=True)
@@ -197,6 +191,16 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
 }
 
 
+# The methods that an operator's client may repeat under the same job uuid.
+WISHES = {
+    "vm_create": "create",
+    "vm_start": "start",
+    "vm_stop": "stop",
+    "vm_reboot": "reboot",
+    "vm_delete": "delete",
+}
+
+
 class Api:
     """The operators' methods over one store."""
 
@@ -209,17 +213,18 @@ class Api:
             raise BadRequest(f"this manager has no method {method}", "upgrade the managers first")
         kind, handler = found
         request = ask.parse(kind, kwargs)
-        try:
-            answer = self._store.run(handler, self._cfg, request)
-        except (Refused, NotFound, AlreadyDeleted, Ambiguous):
-            if not self._accepted(request):
-                raise
-            # Another manager accepted a copy of it after we had looked for its job, and what we
-            # would refuse it for is its own doing.
-            answer = self._store.run(handler, self._cfg, request)
-        return msgspec.to_builtins(answer)
+        if method in WISHES and isinstance(request, ask.Change):
+            return self._accept(WISHES[method], handler, request)
+        return msgspec.to_builtins(self._store.run(handler, self._cfg, request))
 
-    def _accepted(self, request: ask.Request) -> bool:
-        if not isinstance(request, ask.Change):
-            return False
-        return self._store.run(lambda tx: tx.find(Job, request.job)) is not None
+    def _accept(self, verb: str, handler: Method, request: ask.Change) -> Any:
+        def accept(tx: Tx) -> Any:
+            known = jobs.known(tx, request.wish(verb))
+            return handler(tx, self._cfg, request) if known is None else views.job(tx, known)
+
+        try:
+            answer = self._store.run(accept)
+        except (Refused, NotFound, AlreadyDeleted, Ambiguous):
+            # What it is refused for may be its own doing, if an earlier copy of it was accepted.
+            answer = self._store.run(accept, attempt=1)
+        return msgspec.to_builtins(answer)

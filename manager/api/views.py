@@ -5,8 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import sqlalchemy as sa
+
 from common.errors import Ambiguous, NotFound
-from common.states import CommandState, GuestKind, HostState, TombstoneState, VmState
+from common.states import (
+    CommandState,
+    GuestKind,
+    HostState,
+    JobState,
+    TombstoneState,
+    VmState,
+)
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.rules.liveness import LATE
@@ -16,17 +25,29 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.sightings import Sighting
+from manager.store.statements import Joined, Query, ask
 from manager.store.tombstones import Tombstone
 
+C = CommandRow.__table__.c
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as C, S and T elsewhere
+
+
+# With the host, which whoever names a VM asks for next.
+NAMED = Joined(
+    (Instance, Host),
+    Instance.__table__.outerjoin(Host.__table__, Host.__table__.c.name == I.host),
+    sa.or_(I.uuid == ask("uuid"), sa.and_(I.name == ask("name"), I.vm_state != VmState.DELETED)),
+)
+OF_JOB = Query(CommandRow, C.job == ask("job"), order=[C.accepted_at])
 
 
 def find_vm(tx: Tx, name_or_id: str, *, deleted: bool = False) -> Instance:
     """A live VM by uuid or name; with `deleted` also one that is remembered as deleted."""
-    vm = tx.find(Instance, name_or_id.lower())
-    if vm is not None and (vm.live or deleted):
-        return vm
-    named = tx.all(Instance, I.name == name_or_id, I.vm_state != VmState.DELETED)
+    found: list[Instance] = [vm for vm, _host in tx.together(NAMED, name=name_or_id, uuid=name_or_id.lower())]
+    for vm in found:
+        if vm.uuid == name_or_id.lower() and (vm.live or deleted):
+            return vm
+    named = [vm for vm in found if vm.name == name_or_id and vm.live]
     if not named and deleted:
         named = tx.all(Instance, I.name == name_or_id, order=[I.deleted_at.desc()], limit=1)
     if not named:
@@ -163,8 +184,7 @@ def job(tx: Tx, row: Job) -> dict[str, Any]:
 
 
 def job_whole(tx: Tx, row: Job) -> dict[str, Any]:
-    columns = CommandRow.__table__.c
-    commands = tx.all(CommandRow, columns.job == row.uuid, order=[columns.accepted_at])
+    commands = tx.ask(OF_JOB, job=row.uuid)
     return {
         **job(tx, row),
         "accepted_at": row.accepted_at,
@@ -178,7 +198,7 @@ def job_whole(tx: Tx, row: Job) -> dict[str, Any]:
                 "ended_at": s.ended_at,
                 "detail": s.detail,
             }
-            for s in job_flow.steps(tx, row)
+            for s in row.steps
         ],
         "receipts": [
             {
@@ -208,9 +228,9 @@ def waiting_for(tx: Tx, row: Job) -> str:
         return ""
     if row.waiting_for:
         return row.waiting_for
-    columns = CommandRow.__table__.c
-    command = tx.first(CommandRow, columns.job == row.uuid, columns.ended_at.is_(None))
-    if command is None:
+    cast = [s.command for s in row.steps if s.command and s.state is JobState.RUNNING]
+    command = tx.find(CommandRow, cast[0]) if cast else None
+    if command is None or command.ended_at is not None:
         return "a manager to take it up"
     host_row = tx.find(Host, command.host)
     if command.state in (CommandState.RECEIVED, CommandState.STARTED):

@@ -16,14 +16,24 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind, Result
 from common.states import CommandState
+from manager.flows import commands
 from manager.rules import liveness as rule
 from manager.store import timeline
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
+from manager.store.statements import Query, ask
 
 H = Host.__table__.c
 BATCH = 100
+IS_DUE = sa.and_(
+    H.session_open,
+    H.canary.is_(None),
+    sa.or_(H.canary_at.is_(None), H.canary_at <= ask("last_canary")),
+)
+DUE = Query(Host, IS_DUE, order=[H.canary_at], limit=BATCH)
+C = CommandRow.__table__.c
+CANARIES = Query(CommandRow, C.host == ask("host"), C.kind == CommandKind.NOOP.value)
 RESENDS = 3  # casts that may be lost before the silence says something
 
 
@@ -32,19 +42,16 @@ def limit_s(cfg: Settings) -> float:
     return max(RESENDS * cfg.manager.resend_after, cfg.manager.canary_interval)
 
 
-def send_due(tx: Tx, cfg: Settings, limit: int = BATCH) -> int:
+def limits(tx: Tx, cfg: Settings) -> dict[str, dt.datetime]:
+    """A host whose last canary is older than this gets one."""
+    return {"last_canary": tx.now - dt.timedelta(seconds=cfg.manager.canary_interval)}
+
+
+def send_due(tx: Tx, cfg: Settings) -> int:
     """A canary to each host with a session that has had none for a while; returns how many."""
     if not cfg.manager.canary_interval:
         return 0
-    before = tx.now - dt.timedelta(seconds=cfg.manager.canary_interval)
-    due = tx.due(
-        Host,
-        H.session_open,
-        H.canary.is_(None),
-        sa.or_(H.canary_at.is_(None), H.canary_at <= before),
-        order=[H.canary_at],
-        limit=limit,
-    )
+    due = tx.due(DUE, **limits(tx, cfg))
     spec: dict[str, Any] = {}
     if due:
         mark = timeline.current(tx)
@@ -65,8 +72,8 @@ def send_due(tx: Tx, cfg: Settings, limit: int = BATCH) -> int:
             accepted_at=tx.now,
         )
         tx.insert(row)
+        commands.claim(tx, cfg, row)
         tx.put(host, canary=row.id, canary_at=tx.now)
-        tx.commands_due = True
     return len(due)
 
 
@@ -90,9 +97,6 @@ def answered(tx: Tx, host: Host, result: Result) -> None:
 
 def forget(tx: Tx, host: Host) -> Host:
     """Withdraw the canary of a session that is over; the next session gets one at once."""
-    tx.delete_where(
-        CommandRow,
-        CommandRow.__table__.c.host == host.name,
-        CommandRow.__table__.c.kind == CommandKind.NOOP.value,
-    )
+    for row in tx.ask(CANARIES, host=host.name):
+        tx.delete(row)
     return tx.put(host, canary=None, canary_at=None)

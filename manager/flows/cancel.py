@@ -51,7 +51,7 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
             text = f"{row.host} to say whether it has begun, to be cancelled"
             job = tx.swap(tx.get(Job, job.uuid), waiting_for=text)
     if not rows:
-        jobs.end_steps(tx, job, JobEvent.CANCEL, "cancelled")
+        job = jobs.end_steps(tx, job, JobEvent.CANCEL, "cancelled")
         jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error="cancelled")
     return tx.get(Job, job.uuid)
 
@@ -86,17 +86,16 @@ def _withdraw(tx: Tx, cfg: Settings, row: CommandRow) -> None:
 
 def _delete(tx: Tx, cfg: Settings, job: Job, rows: list[CommandRow]) -> Job:
     """A delete is taken back only as a whole: not one host may have heard of it."""
-    steps = jobs.steps(tx, job)
     waiting = {row.id for row in rows if row.state is CommandState.ACCEPTED}
     others = [other for other in jobs.open_of(tx, job.instance or "") if other.uuid != job.uuid]
-    if others or not all(s.state is JobState.RUNNING and s.command in waiting for s in steps):
+    if others or not all(s.state is JobState.RUNNING and s.command in waiting for s in job.steps):
         raise WrongState(
             "a delete can not be cancelled once it has been sent or has taken another job's place",
             f"wait for its end: muster job wait {job.uuid}",
         )
     for row in rows:
         commands.move(tx, row, CommandEvent.NOT_RUN, error_code="CANCELLED", error=WITHDRAWN)
-    jobs.end_steps(tx, job, JobEvent.CANCEL, WITHDRAWN)
+    job = jobs.end_steps(tx, job, JobEvent.CANCEL, WITHDRAWN)
     job = jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=WITHDRAWN)
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is not None and vm.job == job.uuid:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-import sqlalchemy as sa
-
 from common.conf import Settings
-from common.messages import CommandKind, Receipt, Step, TrailEntry
+from common.messages import Command, CommandKind, Receipt, Step, TrailEntry, builtins
 from common.states import COMMAND, CommandEffect, CommandEvent, CommandState
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
+from manager.store.hosts import Host
 from manager.store.instances import Instance
+from manager.store.statements import Query, among, ask
 from manager.store.tombstones import Tombstone
 
 OPEN = (
@@ -22,18 +22,47 @@ OPEN = (
     CommandState.STARTED,
 )
 C = CommandRow.__table__.c
+T = Tombstone.__table__.c
+IS_OPEN = among(C.state, OPEN)
+IN_FLIGHT = Query(
+    CommandRow,
+    C.instance == ask("instance"),
+    C.host == ask("host"),
+    C.kind == ask("kind"),
+    IS_OPEN,
+    limit=1,
+)
+OPEN_OF_JOB = Query(CommandRow, C.job == ask("job"), IS_OPEN)
+HIGHEST_STONE = Query(
+    Tombstone, T.instance == ask("instance"), order=[T.generation.desc()], limit=1
+)
+
+
+def issued(tx: Tx, instance: str) -> int:
+    """The highest generation that was ever issued for this instance.
+
+    It is kept in the instance's record and, for when that is forgotten, in its tombstones;
+    commands themselves are forgotten in time.
+    """
+    vm = tx.find(Instance, instance)
+    if vm is not None:
+        return vm.generation
+    stone = tx.ask_first(HIGHEST_STONE, instance=instance)
+    return 0 if stone is None else stone.generation
 
 
 def next_generation(tx: Tx, instance: str) -> int:
-    """One above everything that was ever issued for this instance.
+    """One above everything that was ever issued for this instance; its record says so."""
+    generation = issued(tx, instance) + 1
+    raise_generation(tx, instance, generation)
+    return generation
 
-    Every command's generation is kept in the instance's record or, once that is deleted, in a
-    tombstone: commands themselves are forgotten in time.
-    """
+
+def raise_generation(tx: Tx, instance: str, generation: int) -> None:
+    """Generations up to this one are in use: the record of the instance goes with them."""
     vm = tx.find(Instance, instance)
-    t = Tombstone.__table__.c
-    buried = tx.rows(sa.select(sa.func.max(t.generation)).where(t.instance == instance))[0][0]
-    return max(vm.generation if vm else 0, buried or 0) + 1
+    if vm is not None and vm.generation < generation:
+        tx.swap(vm, generation=generation)
 
 
 def issue(
@@ -48,7 +77,10 @@ def issue(
     trail: tuple[TrailEntry, ...],
     spec: dict[str, Any] | None = None,
 ) -> CommandRow:
-    """A command in the outbox, due at once. Terminates have no deadline: they are always owed."""
+    """A command in the outbox, claimed for our own broker if there is somebody to take it.
+
+    Terminates have no deadline: they are always owed.
+    """
     timeout_s = cfg.manager.command_timeout
     expires = kind is not CommandKind.TERMINATE_INSTANCE
     row = CommandRow(
@@ -67,7 +99,42 @@ def issue(
         accepted_at=tx.now,
     )
     tx.insert(row)
-    tx.commands_due = True
+    claimed = claim(tx, cfg, row)
+    tx.commands_due = tx.commands_due or claimed is None
+    return claimed or row
+
+
+def claim(tx: Tx, cfg: Settings, row: CommandRow) -> CommandRow | None:
+    """Cast a command after the commit, and again if nothing is heard of it; None: to nobody yet.
+
+    The row says PUBLISHED before the cast is made, so that a manager that dies between the two
+    can hide nothing: what may have been sent counts as sent, and is sent again when no receipt
+    comes.
+    """
+    host = tx.find(Host, row.host)
+    if host is None or not host.session_open:
+        return None
+    row = tx.swap(
+        row,
+        state=COMMAND.step(row.state, CommandEvent.PUBLISH).state,
+        session=host.session,
+        publishes=row.publishes + 1,
+        published_at=row.published_at or tx.now,
+        publish_at=tx.now + dt.timedelta(seconds=cfg.manager.resend_after),
+    )
+    command = Command(
+        id=row.id,
+        kind=CommandKind(row.kind),
+        fleet=cfg.default.fleet_id,
+        host=row.host,
+        session=host.session,
+        instance=row.instance,
+        generation=row.generation,
+        timeout_s=row.timeout_s,
+        spec=row.spec,
+        trail=row.trail,
+    )
+    tx.cast(row.host, row.kind, command=builtins(command))
     return row
 
 
@@ -86,7 +153,7 @@ def move(tx: Tx, row: CommandRow, event: CommandEvent, **changes: Any) -> tuple[
 
 def receipt(tx: Tx, message: Receipt) -> None:
     """A step that an agent reports; one for a command we do not know says nothing to us."""
-    row = tx.lock(CommandRow, message.command)
+    row = tx.find(CommandRow, message.command)
     if row is None:
         return
     when = tx.now - dt.timedelta(seconds=max(0.0, message.age_s))
@@ -103,17 +170,11 @@ def receipt(tx: Tx, message: Receipt) -> None:
 
 def in_flight(tx: Tx, instance: str, host: str, kind: CommandKind) -> CommandRow | None:
     """The command of this kind that has not ended yet, if any."""
-    return tx.first(
-        CommandRow,
-        C.instance == instance,
-        C.host == host,
-        C.kind == kind.value,
-        C.state.in_(OPEN),
-    )
+    return tx.ask_first(IN_FLIGHT, instance=instance, host=host, kind=kind.value)
 
 
 def open_of_job(tx: Tx, job: str) -> list[CommandRow]:
-    return tx.all(CommandRow, C.job == job, C.state.in_(OPEN))
+    return tx.ask(OPEN_OF_JOB, job=job)
 
 
 def owe_void(tx: Tx, row: CommandRow) -> None:

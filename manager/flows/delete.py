@@ -34,11 +34,29 @@ from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
-from manager.store.jobs import Job, JobStep
-from manager.store.tombstones import Tombstone
+from manager.store.jobs import Job
+from manager.store.statements import Query, among, ask
 
 C = CommandRow.__table__.c
 H = Host.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as C and H
+J = Job.__table__.c
+MASS_SILENT = Query(Host, H.mass_silent, H.enabled, limit=1)
+UNPUBLISHED = Query(CommandRow, C.instance == ask("instance"), C.state == CommandState.ACCEPTED)
+STARTED_AT = (
+    sa.select(C.host)
+    .where(
+        C.instance == ask("instance"),
+        C.kind == CommandKind.START_VM.value,
+        C.published_at.is_not(None),
+        C.state != CommandState.NOT_RUN,
+    )
+    .distinct()
+)
+IS_DUE = sa.and_(J.kind == "delete", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
+DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
+IS_OWED = sa.and_(I.deletion_owed, I.vm_state == VmState.ERROR)
+OWED = Query(Instance, IS_OWED, limit=100)
 
 
 class Foreseen(msgspec.Struct, frozen=True):
@@ -54,9 +72,6 @@ class Foreseen(msgspec.Struct, frozen=True):
 
 def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bool) -> Job:
     """Accept a delete; raises NotFound, AlreadyDeleted or VmProtected."""
-    known = jobs.known(tx, wish)
-    if known is not None:
-        return known
     strength = rule.FORCED if force else rule.HARD
     current = _delete_under_way(tx, vm)
     places = _places(tx, vm) if vm is not None else []
@@ -86,8 +101,8 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
     tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
     tx.event("instance.delete.start", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
     job = jobs.start(tx, job)
-    for n, host in enumerate(places, start=1):
-        jobs.add_step(tx, job, n, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
+    for host in places:
+        job = jobs.add_step(tx, job, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
     pursue(tx, cfg, job)
     return tx.get(Job, job.uuid)
 
@@ -118,7 +133,7 @@ def pursue(tx: Tx, cfg: Settings, job: Job) -> None:
     if held is None or held.state not in jobs.OPEN or vm is None:
         return
     job, waiting = held, []
-    for step in jobs.steps(tx, job):
+    for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
             continue
         decision = rule.at_host(_place(tx, step.host, forced=job.strength == rule.FORCED))
@@ -127,16 +142,17 @@ def pursue(tx: Tx, cfg: Settings, job: Job) -> None:
             reap.bury(
                 tx, vm, step.host, state=TombstoneState.OPEN, reason=decision.reason, pair=(0, 0)
             )
-            jobs.end_step(tx, step, JobEvent.SUCCEED, f"DB-only: {decision.reason}")
+            job = jobs.end_step(tx, job, n, JobEvent.SUCCEED, f"DB-only: {decision.reason}")
         else:
-            waiting.append(_terminate(tx, cfg, job, step, decision.reason))
+            job, awaited = _terminate(tx, cfg, job, n, decision.reason)
+            waiting.append(awaited)
     if not waiting:
         _finish(tx, job, tx.get(Instance, vm.uuid))
     elif job.deadline_at is not None and tx.now >= job.deadline_at:
         _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
     else:
         soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
-        tx.swap(tx.get(Job, job.uuid), waiting_for="; ".join(waiting), check_at=soon)
+        tx.swap(job, waiting_for="; ".join(waiting), check_at=soon)
 
 
 def command_ended(
@@ -147,9 +163,10 @@ def command_ended(
     if job is None or job.state not in jobs.OPEN:
         return
     vm = tx.find(Instance, command.instance)
-    step = next((s for s in jobs.steps(tx, job) if s.command == command.id), None)
-    if vm is None or step is None:
+    n = next((n for n, s in enumerate(job.steps) if s.command == command.id), None)
+    if vm is None or n is None:
         return
+    step = job.steps[n]
     if result.outcome is Outcome.SUCCEEDED:
         reap.bury(
             tx,
@@ -159,15 +176,18 @@ def command_ended(
             reason=f"deleted by job {job.uuid}",
             pair=pair,
         )
-        jobs.end_step(tx, step, JobEvent.SUCCEED, f"{command.host} answered that it is gone")
+        text = f"{command.host} answered that it is gone"
+        job = jobs.end_step(tx, job, n, JobEvent.SUCCEED, text)
     else:
         wait_s = quarantine.back_off_s(step.tries, reap.BASE_BACK_OFF_S)
         if result.floor is not None:
             wait_s = 0.0
             if result.floor > vm.generation:
                 tx.swap(vm, generation=result.floor)
-        tx.put(
-            step,
+        job = jobs.change_step(
+            tx,
+            job,
+            n,
             tries=step.tries + 1,
             detail=f"{result.error_code}: {result.error}",
             next_try_at=tx.now + dt.timedelta(seconds=wait_s),
@@ -175,17 +195,9 @@ def command_ended(
     pursue(tx, cfg, job)
 
 
-def pursue_due(tx: Tx, cfg: Settings, limit: int = 20) -> int:
+def pursue_due(tx: Tx, cfg: Settings) -> int:
     """Look again at the deletes whose time has come; returns how many."""
-    j = Job.__table__.c
-    due = tx.due(
-        Job,
-        j.kind == "delete",
-        j.state.in_(jobs.OPEN),
-        j.check_at <= tx.now,
-        order=[j.check_at],
-        limit=limit,
-    )
+    due = tx.due(DUE, now=tx.now)
     for job in due:
         pursue(tx, cfg, job)
     return len(due)
@@ -193,8 +205,7 @@ def pursue_due(tx: Tx, cfg: Settings, limit: int = 20) -> int:
 
 def settle_owed(tx: Tx, cfg: Settings) -> None:
     """Deletions owed after their job gave up: end the record once every host has answered."""
-    i = Instance.__table__.c
-    for vm in tx.all(Instance, i.deletion_owed, i.vm_state == VmState.ERROR, limit=100):
+    for vm in tx.ask(OWED):
         open_places = 0
         for host in _places(tx, vm):
             stone = reap.at(tx, host, vm.uuid)
@@ -235,16 +246,7 @@ def _delete_under_way(tx: Tx, vm: Instance | None) -> Job | None:
 
 def _places(tx: Tx, vm: Instance) -> list[str]:
     """Every host where the VM may be: its own, those that a start went to, those that show it."""
-    started = tx.rows(
-        sa.select(C.host)
-        .where(
-            C.instance == vm.uuid,
-            C.kind == CommandKind.START_VM.value,
-            C.published_at.is_not(None),
-            C.state != CommandState.NOT_RUN,
-        )
-        .distinct()
-    )
+    started = tx.rows(STARTED_AT, instance=vm.uuid)
     places = {row[0] for row in started} | set(inventory.hosts_showing(tx, vm.uuid))
     if vm.host is not None:
         places.add(vm.host)
@@ -255,7 +257,7 @@ def _place(tx: Tx, name: str, *, forced: bool) -> rule.Place:
     host = tx.find(Host, name)
     if host is None:
         return rule.Place(name, known=False, state=HostState.DOWN, reason="", forced=forced)
-    mass = tx.first(Host, H.mass_silent, H.enabled) is not None
+    mass = tx.ask_first(MASS_SILENT) is not None
     return rule.Place(
         name,
         known=True,
@@ -268,35 +270,33 @@ def _place(tx: Tx, name: str, *, forced: bool) -> rule.Place:
     )
 
 
-def _terminate(tx: Tx, cfg: Settings, job: Job, step: JobStep, reason: str) -> str:
+def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Job, str]:
     """Make sure a terminate is on its way to the step's host; what is waited for, in words."""
+    step = job.steps[n]
     if step.host is None or job.instance is None:
         raise AssertionError("a delete's step has a host and its job an instance")
     command = tx.find(CommandRow, step.command) if step.command else None
     if command is not None and command.state in commands.OPEN:
-        return reason
+        return job, reason
     if step.next_try_at is not None and step.next_try_at > tx.now:
-        return f"try {step.tries + 1} at {step.host}, after: {step.detail}"
-    vm = tx.get(Instance, job.instance)
-    generation = commands.next_generation(tx, vm.uuid)
-    tx.swap(vm, generation=generation)
+        return job, f"try {step.tries + 1} at {step.host}, after: {step.detail}"
+    generation = commands.next_generation(tx, job.instance)
     command = commands.issue(
         tx,
         cfg,
         kind=CommandKind.TERMINATE_INSTANCE,
-        instance=vm.uuid,
+        instance=job.instance,
         host=step.host,
         generation=generation,
         job=job.uuid,
         trail=job.trail,
     )
-    tx.put(step, command=command.id, next_try_at=None)
-    return reason
+    return jobs.change_step(tx, job, n, command=command.id, next_try_at=None), reason
 
 
 def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
     """Take back what no agent can have seen; what was published the higher generation voids."""
-    for command in tx.all(CommandRow, C.instance == vm.uuid, C.state == CommandState.ACCEPTED):
+    for command in tx.ask(UNPUBLISHED, instance=vm.uuid):
         moved, changed = commands.move(
             tx,
             command,
@@ -306,18 +306,18 @@ def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
         )
         if changed and moved.job is not None:
             other = tx.get(Job, moved.job)
-            jobs.end_steps(tx, other, JobEvent.CANCEL, "superseded by a delete")
+            other = jobs.end_steps(tx, other, JobEvent.CANCEL, "superseded by a delete")
             jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM is being deleted")
 
 
 def _finish(tx: Tx, job: Job, vm: Instance) -> None:
-    _forget(tx, vm, "; ".join(s.detail for s in jobs.steps(tx, job)) or "it was on no host")
+    _forget(tx, vm, "; ".join(s.detail for s in job.steps) or "it was on no host")
     jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
 
 
 def _forget(tx: Tx, vm: Instance, text: str) -> None:
     """Remove the record: DELETED, off its host, and what nothing holds back is given back."""
-    proven = all(s.state is TombstoneState.CLOSED for s in _stones(tx, vm.uuid))
+    proven = all(s.state is TombstoneState.CLOSED for s in reap.of(tx, vm.uuid))
     changes: dict[str, Any] = {
         "vm_state": VmState.DELETED,
         "task_state": TaskState.NONE,
@@ -342,18 +342,14 @@ def _forget(tx: Tx, vm: Instance, text: str) -> None:
             sent = command.state is not CommandState.ACCEPTED
             event = CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN
             commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
-        jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
+        other = jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
         jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")
-
-
-def _stones(tx: Tx, instance: str) -> list[Tombstone]:
-    return tx.all(Tombstone, reap.T.instance == instance)
 
 
 def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) -> None:
     """After delete_timeout: the job fails, the deletion stays owed, its tombstones go on."""
     why = "; ".join(waiting)
-    for step in jobs.steps(tx, job):
+    for n, step in enumerate(job.steps):
         if step.state is JobState.RUNNING and step.host is not None:
             reap.bury(
                 tx,
@@ -363,7 +359,7 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) 
                 reason=f"owed since the delete timed out: {why}",
                 pair=(0, 0),
             )
-            jobs.end_step(tx, step, JobEvent.FAIL, f"not answered in time: {why}")
+            job = jobs.end_step(tx, job, n, JobEvent.FAIL, f"not answered in time: {why}")
     tx.swap(
         tx.get(Instance, vm.uuid),
         vm_state=VmState.ERROR,

@@ -34,9 +34,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
     """Accept a create; raises NotFound for an unknown host and NoValidHost with every reason."""
-    known = jobs.known(tx, wish)
-    if known is not None:
-        return known
     host = _place(tx, order)
     uuid = tx.new_id()
     mac = _reserve_mac(tx, cfg, uuid)
@@ -79,7 +76,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
         trail=job.trail,
         spec={"guest": msgspec.to_builtins(spec), "create": True},
     )
-    jobs.add_step(tx, job, 1, f"{CommandKind.START_VM} on {host}", host, command.id)
+    job = jobs.add_step(tx, job, f"{CommandKind.START_VM} on {host}", host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 

@@ -13,8 +13,20 @@ from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
+from manager.store.statements import Query, ask
 
-C = CommandRow.__table__.c
+C, V = CommandRow.__table__.c, Void.__table__.c
+OPEN_OF_HOST = Query(CommandRow, C.host == ask("host"), commands.IS_OPEN)
+OPEN_OF_VM = Query(
+    CommandRow,
+    C.instance == ask("instance"),
+    C.host == ask("host"),
+    commands.IS_OPEN,
+    order=[C.generation],
+    limit=1,
+)
+VMS_OF_HOST = Query(Instance, Instance.__table__.c.host == ask("host"))
+VOIDS_OF_HOST = Query(Void, V.host == ask("host"))
 
 
 class HostNameClash(MusterError):
@@ -67,9 +79,9 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
     )
     if not repeated:
         tx.event("host.session", host.name, f"host {host.name}", f"session {session}")
-    stones = reap.issue_for_host(tx, cfg, host.name, "its host said hello")
     wanted = _resume(tx, host.name, frozenset(hello.unfinished))
-    voids = tx.all(Void, Void.__table__.c.host == host.name)
+    stones = reap.issue_for_host(tx, cfg, host.name, "its host said hello")
+    voids = tx.ask(VOIDS_OF_HOST, host=host.name)
     mark = timeline.current(tx)
     return Welcome(
         session=session,
@@ -83,6 +95,16 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
     )
 
 
+def heard_lately(tx: Tx, host: Host, run: str) -> bool:
+    """A sign of life that says nothing new: heartbeats write down what an answer need not."""
+    age_s = (tx.now - host.heard_at).total_seconds()
+    return _is_alone(host, run) and age_s < host.interval_s / 2
+
+
+def _is_alone(host: Host, run: str) -> bool:
+    return host.agent_run in (None, run) and not host.clash and set(host.runs) <= {run}
+
+
 def heard_from(tx: Tx, cfg: Settings, host: Host, run: str) -> Host:
     """Note a sign of life of one run of the host's agent, and tell two rivals apart.
 
@@ -90,7 +112,7 @@ def heard_from(tx: Tx, cfg: Settings, host: Host, run: str) -> Host:
     heard over more than 2.5 intervals are two machines under one name.
     """
     now, window = tx.now, LATE * host.interval_s
-    if host.agent_run in (None, run) and not host.clash and set(host.runs) <= {run}:
+    if _is_alone(host, run):
         return tx.put(host, heard_at=now)
     forget_s = cfg.manager.service_down_time
     runs = {
@@ -156,7 +178,7 @@ def _meet(tx: Tx, cfg: Settings, hello: Hello) -> Host:
 def _resume(tx: Tx, host: str, unfinished: frozenset[str]) -> tuple[str, ...]:
     """Which of the agent's unfinished commands may still run; the others of ours are cast again."""
     wanted = []
-    for row in tx.all(CommandRow, C.host == host, C.state.in_(commands.OPEN)):
+    for row in tx.ask(OPEN_OF_HOST, host=host):
         if row.id in unfinished:
             wanted.append(row.id)
         else:
@@ -168,17 +190,10 @@ def _resume(tx: Tx, host: str, unfinished: frozenset[str]) -> tuple[str, ...]:
 
 def _floors(tx: Tx, host: str) -> tuple[FloorEntry, ...]:
     """For an agent with a new journal: what had ended here before it began."""
-    i = Instance.__table__.c
     floors = []
-    for vm in tx.all(Instance, i.host == host):
-        under_way = tx.all(
-            CommandRow,
-            C.instance == vm.uuid,
-            C.host == host,
-            C.state.in_(commands.OPEN),
-            order=[C.generation],
-        )
-        floor = under_way[0].generation - 1 if under_way else vm.generation
+    for vm in tx.ask(VMS_OF_HOST, host=host):
+        under_way = tx.ask_first(OPEN_OF_VM, instance=vm.uuid, host=host)
+        floor = under_way.generation - 1 if under_way else vm.generation
         if floor > 0:
             floors.append(FloorEntry(vm.uuid, floor))
     return tuple(floors)

@@ -18,10 +18,28 @@ from manager.store.engine import LOG, Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.sightings import Sighting
+from manager.store.statements import Query, ask, ask_any
 
 Pair = tuple[int, int]
 S = Sighting.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as S
 IN_CHUNKS_OF = 500
+OF_HOST = Query(Sighting, S.host == ask("host"))
+THESE = Query(Sighting, S.host == ask("host"), S.hypervisor_uuid.in_(ask_any("uuids")))
+SHOWN_AT = Query(Sighting, S.host == ask("host"), S.instance == ask("instance"), S.present)
+SHOWN = Query(Sighting, S.instance == ask("instance"), S.present)
+FINGERPRINTS = sa.select(S.fingerprint).where(S.host == ask("host"), S.present)
+NOT_SHOWN = Query(
+    Instance,
+    I.host == ask("host"),
+    *[
+        I.vm_state != state
+        for state in (VmState.DELETED, VmState.SHELVED_OFFLOADED, VmState.BUILDING)
+    ],
+    I.missing.is_(False),
+    ~sa.exists().where(S.host == I.host, S.instance == I.uuid, S.present),
+    reads=(Sighting,),
+)
 
 
 def take(tx: Tx, cfg: Settings, host: Host, inventory: Inventory, pair: Pair) -> bool:
@@ -61,7 +79,7 @@ def take_look(tx: Tx, cfg: Settings, host: str, instance: str, look: Look) -> No
     if look.guest is not None:
         see(tx, cfg, host, look.guest, pair, tx.find(Sighting, host, look.guest.hypervisor_uuid))
         return
-    for sighting in tx.all(Sighting, S.host == host, S.instance == instance, S.present):
+    for sighting in tx.ask(SHOWN_AT, host=host, instance=instance):
         vanish(tx, sighting, pair)
 
 
@@ -104,7 +122,7 @@ def see(
 
 def ahead(tx: Tx, host: str, instance: str, generation: int) -> None:
     """Tell of a generation above all that were ever issued; nothing is done about it."""
-    issued = commands.next_generation(tx, instance) - 1
+    issued = commands.issued(tx, instance)
     if generation > issued:
         tx.event(
             "GENERATION_AHEAD",
@@ -185,38 +203,26 @@ def _record(
 
 def _known(tx: Tx, host: str, uuids: list[str] | None) -> dict[str, Sighting]:
     if uuids is None:
-        rows = tx.all(Sighting, S.host == host)
+        rows = tx.ask(OF_HOST, host=host)
     else:
         rows = []
         for start in range(0, len(uuids), IN_CHUNKS_OF):
             chunk = uuids[start : start + IN_CHUNKS_OF]
-            rows += tx.all(Sighting, S.host == host, S.hypervisor_uuid.in_(chunk))
+            rows += tx.ask(THESE, host=host, uuids=chunk)
     return {row.hypervisor_uuid: row for row in rows}
 
 
 def _digest(tx: Tx, host: str) -> str:
-    query = sa.select(S.fingerprint).where(S.host == host, S.present)
-    return digest(int(row[0], 16) for row in tx.rows(query))
+    return digest(int(row[0], 16) for row in tx.rows(FINGERPRINTS, host=host))
 
 
 def _look_for_missing(tx: Tx, cfg: Settings, host: str, pair: Pair) -> None:
     """VMs with a live record on this host that its hypervisor does not show."""
-    table, seen = Instance.__table__, Sighting.__table__
-    shown = sa.exists().where(
-        seen.c.host == table.c.host, seen.c.instance == table.c.uuid, seen.c.present
-    )
-    absent = tx.all(
-        Instance,
-        table.c.host == host,
-        table.c.vm_state.not_in([VmState.DELETED, VmState.SHELVED_OFFLOADED, VmState.BUILDING]),
-        table.c.missing.is_(False),
-        ~shown,
-    )
-    for vm in absent:
+    for vm in tx.ask(NOT_SHOWN, host=host):
         power.absent(tx, cfg, vm, pair)
 
 
 def hosts_showing(tx: Tx, instance: str) -> list[str]:
     """Every host whose latest word shows a guest with this instance's own mark."""
-    rows = tx.all(Sighting, S.instance == instance, S.present)
+    rows = tx.ask(SHOWN, instance=instance)
     return sorted({row.host for row in rows})

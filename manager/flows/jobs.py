@@ -12,8 +12,13 @@ from common.messages import TrailEntry
 from common.states import JOB, JobEvent, JobState
 from manager.store.engine import Tx
 from manager.store.jobs import Job, JobStep
+from manager.store.statements import Query, among, ask
 
 OPEN = (JobState.PENDING, JobState.RUNNING)
+J = Job.__table__.c
+OPEN_OF_INSTANCE = Query(
+    Job, J.instance == ask("instance"), among(J.state, OPEN), J.same_as.is_(None)
+)
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,8 +34,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def known(tx: Tx, wish: Wish) -> Job | None:
-    """The job of an earlier copy of this very request; IdReused when it asked for another thing."""
-    job = tx.find(Job, wish.job)
+    """The job of an earlier copy of this very request; IdReused when it asked for another thing.
+
+    Not looked for at the first attempt: nearly every wish is new, and that of one which is not
+    ends in a Conflict when its job is written.
+    """
+    job = tx.find(Job, wish.job) if tx.attempt else None
     if job is None:
         return None
     if job.request != wish.request:
@@ -126,44 +135,34 @@ def end(
     )
 
 
-def add_step(
-    tx: Tx, job: Job, n: int, name: str, host: str | None, command: str | None = None
-) -> JobStep:
-    """A named step, running from now on."""
-    step = JobStep(
-        job=job.uuid,
-        n=n,
-        name=name,
-        host=host,
-        command=command,
-        state=JobState.RUNNING,
-        started_at=tx.now,
-    )
-    tx.insert(step)
-    return step
+def add_step(tx: Tx, job: Job, name: str, host: str | None, command: str | None = None) -> Job:
+    """One more named step, running from now on."""
+    step = JobStep(name=name, host=host, command=command, state=JobState.RUNNING, started_at=tx.now)
+    return tx.swap(job, steps=(*job.steps, step))
 
 
-def steps(tx: Tx, job: Job) -> list[JobStep]:
-    return tx.all(JobStep, JobStep.__table__.c.job == job.uuid)
+def change_step(tx: Tx, job: Job, n: int, **changes: Any) -> Job:
+    """New values for the step at place `n`."""
+    steps = list(job.steps)
+    steps[n] = msgspec.structs.replace(steps[n], **changes)
+    return tx.swap(job, steps=tuple(steps))
 
 
-def end_step(tx: Tx, step: JobStep, event: JobEvent, detail: str) -> JobStep:
-    """The end of one step, with what came of it in words."""
-    after = JOB.step(step.state, event)
+def end_step(tx: Tx, job: Job, n: int, event: JobEvent, detail: str) -> Job:
+    """The end of the step at place `n`, with what came of it in words."""
+    after = JOB.step(job.steps[n].state, event)
     if not after.changed:
-        return step
-    return tx.put(step, state=after.state, detail=detail, ended_at=tx.now)
+        return job
+    return change_step(tx, job, n, state=after.state, detail=detail, ended_at=tx.now)
 
 
-def end_steps(tx: Tx, job: Job, event: JobEvent, detail: str) -> None:
+def end_steps(tx: Tx, job: Job, event: JobEvent, detail: str) -> Job:
     """The end of every step that is still open."""
-    for step in steps(tx, job):
-        end_step(tx, step, event, detail)
+    for n in range(len(job.steps)):
+        job = end_step(tx, job, n, event, detail)
+    return job
 
 
 def open_of(tx: Tx, instance: str) -> list[Job]:
     """Jobs under way for an instance."""
-    columns = Job.__table__.c
-    return tx.all(
-        Job, columns.instance == instance, columns.state.in_(OPEN), columns.same_as.is_(None)
-    )
+    return tx.ask(OPEN_OF_INSTANCE, instance=instance)

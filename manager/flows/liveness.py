@@ -13,10 +13,20 @@ from manager.rules import liveness as rule
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host, ManagerRow
-from manager.store.jobs import Job, JobStep
+from manager.store.jobs import Job
+from manager.store.statements import Query, among
 
 BEATS = 20  # of a manager in a service_down_time
 DEAF_AFTER = 4  # beats; without its own for so long, a manager has not been hearing
+C, J, M, V = (kind.__table__.c for kind in (CommandRow, Job, ManagerRow, Void))
+HOSTS = Query(Host)
+MANAGERS = Query(ManagerRow)
+OWING = (
+    sa.select(V.host)
+    .select_from(sa.outerjoin(Void.__table__, CommandRow.__table__, C.id == V.command))
+    .where(sa.or_(C.state == CommandState.UNKNOWN, C.state.is_(None)))
+)
+OPEN_DELETES = Query(Job, J.kind == "delete", among(J.state, jobs.OPEN))
 
 
 def beat_s(cfg: Settings) -> float:
@@ -44,12 +54,15 @@ def heard_own_beat(
 
 def hearing(tx: Tx, cfg: Settings) -> rule.Hearing:
     """What the best-hearing manager of the cluster has heard without a gap, in seconds."""
+    return _hearing(tx, cfg, tx.ask(MANAGERS))
+
+
+def _hearing(tx: Tx, cfg: Settings, managers: list[ManagerRow]) -> rule.Hearing:
     fresh = tx.now - dt.timedelta(seconds=deaf_after_s(cfg))
-    m = ManagerRow.__table__.c
     spans = [
         (tx.now - row.heard_since).total_seconds()
-        for row in tx.all(ManagerRow, m.heard_until >= fresh)
-        if row.heard_since is not None
+        for row in managers
+        if row.heard_since is not None and row.heard_until is not None and row.heard_until >= fresh
     ]
     return rule.Hearing(max(spans) if spans else None)
 
@@ -60,8 +73,9 @@ def limits(cfg: Settings) -> rule.Limits:
 
 def judge_all(tx: Tx, cfg: Settings) -> None:
     """One round over the fleet: write down each verdict that differs from what is stored."""
-    heard = hearing(tx, cfg)
-    hosts, owing = tx.all(Host), _owing(tx)
+    managers = tx.ask(MANAGERS)
+    heard = _hearing(tx, cfg, managers)
+    hosts, owing = tx.ask(HOSTS), _owing(tx)
     facts = {host.name: _facts(tx, cfg, host, heard, owing) for host in hosts}
     mass = frozenset[str]()
     if not rule.is_blind(heard, limits(cfg)):
@@ -70,14 +84,14 @@ def judge_all(tx: Tx, cfg: Settings) -> None:
         verdict = rule.judge(facts[host.name], hearing=heard, mass=mass, limits=limits(cfg))
         if _differs(host, verdict):
             _apply(tx, cfg, host.name, heard, mass, owing)
-    _forget_managers(tx, cfg)
+    _forget_silent(tx, cfg, managers)
 
 
 def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
     """One host at once, for an operator's command."""
     heard = hearing(tx, cfg)
     owing = _owing(tx)
-    fleet = [_facts(tx, cfg, host, heard, owing) for host in tx.all(Host)]
+    fleet = [_facts(tx, cfg, host, heard, owing) for host in tx.ask(HOSTS)]
     blind = rule.is_blind(heard, limits(cfg))
     mass = frozenset[str]() if blind else rule.mass_silence(fleet, limits(cfg))
     _apply(tx, cfg, name, heard, mass, owing)
@@ -86,13 +100,7 @@ def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
 
 def _owing(tx: Tx) -> frozenset[str]:
     """Hosts that have not answered for a command which was given up."""
-    c, v = CommandRow.__table__.c, Void.__table__.c
-    query = (
-        sa.select(v.host)
-        .select_from(sa.outerjoin(Void.__table__, CommandRow.__table__, c.id == v.command))
-        .where(sa.or_(c.state == CommandState.UNKNOWN, c.state.is_(None)))
-    )
-    return frozenset(row[0] for row in tx.rows(query))
+    return frozenset(row[0] for row in tx.rows(OWING))
 
 
 def _apply(
@@ -141,15 +149,9 @@ def _apply(
 
 def _release_waiting(tx: Tx, host: str) -> None:
     """Deletes that wait for this host are looked at now."""
-    j, s = Job.__table__.c, JobStep.__table__.c
-    waiting = sa.select(s.job).where(s.host == host, s.state == JobState.RUNNING)
-    tx.change_where(
-        Job,
-        j.uuid.in_(waiting),
-        j.state.in_(jobs.OPEN),
-        j.kind == "delete",
-        check_at=tx.now,
-    )
+    for job in tx.ask(OPEN_DELETES):
+        if any(step.host == host and step.state is JobState.RUNNING for step in job.steps):
+            tx.swap(job, check_at=tx.now)
 
 
 def _differs(host: Host, verdict: rule.Verdict) -> bool:
@@ -188,7 +190,9 @@ def _facts(
     )
 
 
-def _forget_managers(tx: Tx, cfg: Settings) -> None:
+def _forget_silent(tx: Tx, cfg: Settings, managers: list[ManagerRow]) -> None:
     """Managers that have been silent for ten service_down_times are no longer listed."""
     old = tx.now - dt.timedelta(seconds=10 * cfg.manager.service_down_time)
-    tx.delete_where(ManagerRow, ManagerRow.__table__.c.heard_until < old)
+    for row in managers:
+        if row.heard_until is not None and row.heard_until < old:
+            tx.delete(row)

@@ -28,9 +28,6 @@ def request(
     tx: Tx, cfg: Settings, wish: Wish, verb_name: str, vm: Instance, *, force: bool = False
 ) -> Job:
     """Accept start, stop or reboot; raises what the verb table refuses."""
-    known = jobs.known(tx, wish)
-    if known is not None:
-        return known
     verb = verbs.VERBS[verb_name]
     if vm.deletion_owed:
         raise WrongState(
@@ -40,8 +37,8 @@ def request(
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:
-        step = jobs.add_step(tx, job, 1, f"{vm.name} is {vm.vm_state} already", vm.host)
-        jobs.end_step(tx, step, JobEvent.SUCCEED, "nothing to do")
+        job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
+        job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
         return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
     return _cast(tx, cfg, job, verb, vm, force=force)
 
@@ -51,7 +48,8 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         return jobs.end(
             tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
         )
-    generation = commands.next_generation(tx, vm.uuid)
+    generation = vm.generation + 1
+    tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
     spec: dict[str, Any] = {}
     if verb.command in (CommandKind.STOP_VM, CommandKind.REBOOT_VM):
         spec = {"force": force, "timeout_s": cfg.libvirt.stop_timeout}
@@ -66,8 +64,7 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         trail=job.trail,
         spec=spec,
     )
-    tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
-    jobs.add_step(tx, job, 1, verb.command.value, vm.host, command.id)
+    job = jobs.add_step(tx, job, verb.command.value, vm.host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 
@@ -96,7 +93,7 @@ def command_ended(
     if vm is not None and floor is not None and floor > vm.generation:
         # The agent has heard of a newer command than we remember: the next one goes above it.
         vm = tx.swap(vm, generation=floor)
-    jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
+    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
     jobs.end(tx, job, event, code=code, error=error)
     if vm is None or superseded or not vm.live:
         return
@@ -259,7 +256,7 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
 def expired(tx: Tx, cfg: Settings, job: Job, *, code: str, error: str) -> None:
     """End a verb whose host is not there to say what became of it: unconfirmed, void owed."""
     event = JobEvent.FAIL if job.kind == "create" else JobEvent.EXPIRE
-    jobs.end_steps(tx, job, event, f"{code}: {error}")
+    job = jobs.end_steps(tx, job, event, f"{code}: {error}")
     jobs.end(tx, job, event, code=code, error=error, unconfirmed=True)
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is None or vm.job != job.uuid or not vm.live:

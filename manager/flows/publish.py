@@ -1,129 +1,113 @@
 """Publish: the outbox on its way to the broker, by any manager.
 
-The row says PUBLISHED before the cast is made, so that a manager that dies between the two can
-hide nothing: what may have been sent counts as sent, and is sent again when no receipt comes.
+What a transaction leaves to be said is cast after its commit. A command is claimed in the
+transaction that issues it, and cast again, by whichever manager is first, when no receipt comes;
+one that had nobody to take it, and what a manager did not live to cast, is found here as due.
 """
 
 from __future__ import annotations
 
+import collections
 import datetime as dt
 import logging
 
 from common.bus.base import Bus, agent_at
 from common.conf import Settings
 from common.errors import BrokerUnavailable
-from common.messages import Command, CommandKind, builtins
-from common.states import COMMAND, CommandEvent
+from manager.flows import commands
 from manager.store.commands import CommandRow, Void
-from manager.store.engine import Hint, Store, Tx
+from manager.store.engine import Cast, Store, Tx
 from manager.store.hosts import Host
+from manager.store.statements import Query, ask
 
 LOG = logging.getLogger(__name__)
-C = CommandRow.__table__.c
 BATCH = 50
+C, V = CommandRow.__table__.c, Void.__table__.c
+IS_DUE, VOID_IS_DUE = C.publish_at <= ask("now"), V.next_at <= ask("now")
+DUE = Query(CommandRow, IS_DUE, order=[C.publish_at], limit=BATCH)
+VOIDS_DUE = Query(Void, VOID_IS_DUE, order=[V.next_at], limit=BATCH)
 
 
-def publish_due(store: Store, cfg: Settings, bus: Bus) -> int:
-    """Cast what is due; returns how many commands and voids that were.
+class Publisher:
+    """What this manager has to say: told by its transactions, said by one loop, in order."""
 
-    What the broker does not take is given back at once: another manager may be able to reach it,
-    and must not wait for one that can't and keeps on claiming.
-    """
-    claimed, voids = store.run(_claim, cfg)
-    for n, command in enumerate(claimed):
-        if not _cast(bus, command.host, command.kind.value, {"command": builtins(command)}):
-            store.run(_give_back, claimed[n:], voids)
-            return 0
-    for n, void in enumerate(voids):
-        if not _cast(bus, void.host, void.method, void.kwargs):
-            store.run(_give_back, [], voids[n:])
-            return 0
-    return len(claimed) + len(voids)
+    def __init__(self, store: Store, cfg: Settings, bus: Bus) -> None:
+        self._store, self._cfg, self._bus = store, cfg, bus
+        self._waiting: collections.deque[Cast] = collections.deque()
+        self._something_due = False
+
+    def take(self, tx: Tx) -> bool:
+        """Remember what a transaction that has been committed has to say; True for anything."""
+        self._waiting.extend(tx.casts)
+        self._something_due = self._something_due or tx.commands_due
+        return bool(tx.casts) or tx.commands_due
+
+    def turn(self) -> None:
+        """Say what waits, and claim and say what was made due; the clock finds the rest."""
+        # One that is to stop finishes its batch; the rest stays due, for any other manager.
+        while self.say() and self._something_due and not self._store.runtime.stopping.is_set():
+            self._something_due = False
+            self._store.run(claim_due, self._cfg)
+
+    def say(self) -> bool:
+        """Cast all that waits; False when the broker did not take all of it.
+
+        Commands and voids that it did not take are given back at once: another manager may be
+        able to reach it, and must not wait for one that can't and keeps on claiming. The rest is
+        dropped: its cause is stored and repeats it.
+        """
+        while self._waiting:
+            cast = self._waiting.popleft()
+            if not self._cast(cast):
+                unsent = [cast, *self._waiting]
+                self._waiting.clear()
+                self._store.run(_give_back, unsent)
+                return False
+        return True
+
+    def _cast(self, cast: Cast) -> bool:
+        try:
+            self._bus.cast(agent_at(cast.host), cast.method, cast.kwargs)
+        except BrokerUnavailable as exc:
+            LOG.warning("%s to %s is not sent yet: %s", cast.method, cast.host, exc)
+            return False
+        return True
 
 
-def say(bus: Bus, hints: list[Hint]) -> None:
-    """Cast what a transaction left to be said; losing one of these does no harm."""
-    for hint in hints:
-        _cast(bus, hint.host, hint.method, hint.kwargs)
-
-
-def _cast(bus: Bus, host: str, method: str, kwargs: dict[str, object]) -> bool:
-    try:
-        bus.cast(agent_at(host), method, kwargs)
-    except BrokerUnavailable as exc:
-        LOG.warning("%s to %s is not sent yet: %s", method, host, exc)
-        return False
-    return True
-
-
-def _claim(tx: Tx, cfg: Settings) -> tuple[list[Command], list[Hint]]:
+def claim_due(tx: Tx, cfg: Settings) -> int:
+    """Claim what is due; returns how many commands and voids that were."""
     resend = dt.timedelta(seconds=cfg.manager.resend_after)
-    rows = tx.due(CommandRow, C.publish_at <= tx.now, order=[C.publish_at], limit=BATCH)
-    hosts = {name: tx.find(Host, name) for name in {row.host for row in rows}}
-    claimed = []
+    rows = tx.due(DUE, now=tx.now)
     for row in rows:
-        host = hosts[row.host]
-        if host is None or not host.session_open:
+        if commands.claim(tx, cfg, row) is None:
             # Nobody to take it: its hello makes it due again at once. A session counts for more
             # than the state: a host that an operator called down may still have VMs to reap.
             tx.swap(row, publish_at=tx.now + resend)
-            continue
-        step = COMMAND.step(row.state, CommandEvent.PUBLISH)
-        row = tx.swap(
-            row,
-            state=step.state,
-            session=host.session,
-            publishes=row.publishes + 1,
-            published_at=row.published_at or tx.now,
-            publish_at=tx.now + resend,
-        )
-        claimed.append(_message(cfg, row, host.session))
-    return claimed, _claim_voids(tx, resend)
-
-
-def _claim_voids(tx: Tx, resend: dt.timedelta) -> list[Hint]:
-    v = Void.__table__.c
-    hints = []
-    for void in tx.due(Void, v.next_at <= tx.now, order=[v.next_at], limit=BATCH):
+    voids = tx.due(VOIDS_DUE, now=tx.now)
+    for void in voids:
         host = tx.find(Host, void.host)
         tx.put(void, next_at=tx.now + resend)
         if host is not None and host.session_open:
-            hints.append(
-                Hint(
-                    void.host,
-                    "void",
-                    {
-                        "instance": void.instance,
-                        "generation": void.generation,
-                        "session": host.session,
-                    },
-                )
+            tx.cast(
+                void.host,
+                "void",
+                instance=void.instance,
+                generation=void.generation,
+                session=host.session,
             )
-    return hints
+    if max(len(rows), len(voids)) == BATCH:
+        tx.commands_due = True  # and perhaps there are more
+    return len(rows) + len(voids)
 
 
-def _give_back(tx: Tx, unsent: list[Command], voids: list[Hint]) -> None:
+def _give_back(tx: Tx, unsent: list[Cast]) -> None:
     """Due again, still PUBLISHED: a broker that broke off may have taken it all the same."""
-    for command in unsent:
-        row = tx.lock(CommandRow, command.id)
-        if row is not None and row.publish_at is not None:
-            tx.swap(row, publish_at=tx.now)
-    for hint in voids:
-        void = tx.lock(Void, hint.host, hint.kwargs["instance"])
-        if void is not None:
-            tx.put(void, next_at=tx.now)
-
-
-def _message(cfg: Settings, row: CommandRow, session: int) -> Command:
-    return Command(
-        id=row.id,
-        kind=CommandKind(row.kind),
-        fleet=cfg.default.fleet_id,
-        host=row.host,
-        session=session,
-        instance=row.instance,
-        generation=row.generation,
-        timeout_s=row.timeout_s,
-        spec=row.spec,
-        trail=row.trail,
-    )
+    for cast in unsent:
+        if "command" in cast.kwargs:
+            row = tx.find(CommandRow, cast.kwargs["command"]["id"])
+            if row is not None and row.publish_at is not None:
+                tx.swap(row, publish_at=tx.now)
+        elif cast.method == "void":
+            void = tx.find(Void, cast.host, cast.kwargs["instance"])
+            if void is not None:
+                tx.put(void, next_at=tx.now)

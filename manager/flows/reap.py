@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 
+import sqlalchemy as sa
+
 from common.conf import Settings
 from common.errors import Conflict
 from common.messages import CommandKind, Outcome, Result, TrailEntry
@@ -18,15 +20,27 @@ from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance, Mac
+from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 BASE_BACK_OFF_S = 1.0
+IS_OPEN = T.state == TombstoneState.OPEN
+OF_INSTANCE = Query(Tombstone, T.instance == ask("instance"))
+OPEN_OF_HOST = Query(Tombstone, T.host == ask("host"), IS_OPEN)
+IS_DUE = sa.and_(IS_OPEN, T.issue_at <= ask("now"))
+DUE = Query(Tombstone, IS_DUE, order=[T.issue_at], limit=50)
+MACS = Query(Mac, Mac.__table__.c.instance == ask("instance"))
 
 
 def at(tx: Tx, host: str, instance: str) -> Tombstone | None:
     """The tombstone of this host and instance, open or closed."""
-    return tx.first(Tombstone, T.host == host, T.instance == instance)
+    return tx.find(Tombstone, host, instance)
+
+
+def of(tx: Tx, instance: str) -> list[Tombstone]:
+    """The tombstones of an instance, on all hosts."""
+    return tx.ask(OF_INSTANCE, instance=instance)
 
 
 def bury(
@@ -92,21 +106,15 @@ def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
 
 def issue_for_host(tx: Tx, cfg: Settings, host: str, why: str) -> list[Tombstone]:
     """A terminate for each open tombstone of a host; returns them."""
-    stones = tx.all(Tombstone, T.host == host, T.state == TombstoneState.OPEN)
+    stones = tx.ask(OPEN_OF_HOST, host=host)
     for stone in stones:
         issue(tx, cfg, stone, why)
     return stones
 
 
-def retry_due(tx: Tx, cfg: Settings, limit: int = 50) -> int:
+def retry_due(tx: Tx, cfg: Settings) -> int:
     """Issue again what failed and whose back-off is over; returns how many."""
-    stones = tx.due(
-        Tombstone,
-        T.state == TombstoneState.OPEN,
-        T.issue_at <= tx.now,
-        order=[T.issue_at],
-        limit=limit,
-    )
+    stones = tx.due(DUE, now=tx.now)
     for stone in stones:
         host = tx.find(Host, stone.host)
         if host is not None and host.session_open:
@@ -130,6 +138,7 @@ def answered(tx: Tx, command: CommandRow, result: Result, pair: tuple[int, int])
     if result.floor is not None:
         # The agent has heard of a newer command than we remember: go above it, without waiting.
         generation, wait_s = max(generation, result.floor), 0.0
+        commands.raise_generation(tx, stone.instance, generation)
     tx.swap(
         stone,
         generation=generation,
@@ -163,10 +172,10 @@ def release(tx: Tx, instance: str) -> None:
     vm = tx.find(Instance, instance)
     if vm is not None and vm.live:
         return
-    holding = tx.all(Tombstone, T.instance == instance, T.state == TombstoneState.OPEN)
-    if any("mac" in stone.holds for stone in holding):
+    if any("mac" in s.holds for s in of(tx, instance) if s.state is TombstoneState.OPEN):
         return
-    tx.delete_where(Mac, Mac.__table__.c.instance == instance)
+    for mac in tx.ask(MACS, instance=instance):
+        tx.delete(mac)
 
 
 def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 
+import sqlalchemy as sa
+
 from common.conf import Settings
 from common.errors import WrongFleet
 from common.messages import (
@@ -23,13 +25,17 @@ from common.messages import (
 )
 from common.states import CommandEvent, CommandState
 from manager.flows import canary, cancel, commands, delete, inventory, power, reap, restore
-from manager.flows.hello import heard_from
+from manager.flows.hello import heard_from, heard_lately
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter, Event
 from manager.store.hosts import Host
+from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.sightings import Sighting
+from manager.store.statements import Joined, ask_any
+from manager.store.tombstones import Tombstone
 
 _EVENTS = {
     Outcome.SUCCEEDED: CommandEvent.SUCCEED,
@@ -37,6 +43,16 @@ _EVENTS = {
     Outcome.NOT_RUN: CommandEvent.NOT_RUN,
 }
 BODY_KEPT = 4000
+C, T, S = (kind.__table__ for kind in (CommandRow, Tombstone, Sighting))
+# What answers are about, in one look.
+ANSWERED = Joined(
+    (CommandRow, Job, Instance, Tombstone, Sighting),
+    C.outerjoin(Job.__table__, Job.__table__.c.uuid == C.c.job)
+    .outerjoin(Instance.__table__, Instance.__table__.c.uuid == C.c.instance)
+    .outerjoin(T, sa.and_(T.c.host == C.c.host, T.c.instance == C.c.instance))
+    .outerjoin(S, sa.and_(S.c.host == C.c.host, S.c.instance == C.c.instance)),
+    C.c.id.in_(ask_any("ids")),
+)
 
 
 def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
@@ -55,7 +71,7 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
     )
     if not _in_session(host, message.session, message.agent_run):
         if not host.clash:
-            tx.hint(host.name, "hello_wanted", session=message.session)
+            tx.cast(host.name, "hello_wanted", session=message.session)
         return
     if message.capacity is not None and message.seq > host.seq:
         host = tx.put(
@@ -72,7 +88,7 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
     partial = not message.inventory.complete
     tx.put(host, seq=max(host.seq, message.seq), inventory_partial=partial)
     if not agreed and not partial:
-        tx.hint(host.name, "report_inventory")
+        tx.cast(host.name, "report_inventory")
 
 
 def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
@@ -83,7 +99,7 @@ def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
     if host is not None:
         _answers(tx, cfg, host, message)
         if not host.clash and not _in_session(host, message.session, message.agent_run):
-            tx.hint(host.name, "hello_wanted", session=message.session)
+            tx.cast(host.name, "hello_wanted", session=message.session)
 
 
 def _judgeable(cfg: Settings, told_s: float, known_s: float) -> float:
@@ -98,9 +114,12 @@ def _heard(tx: Tx, cfg: Settings, message: Heartbeat | Answers) -> Host | None:
             f"a report of {name} belongs to fleet {fleet}, not {cfg.default.fleet_id}",
             "give each fleet a broker or virtual host of its own",
         )
+    known = tx.find(Host, name) if isinstance(message, Answers) else None
+    if known is not None and heard_lately(tx, known, run):
+        return known
     host = tx.lock(Host, name)
     if host is None:
-        tx.hint(name, "hello_wanted", session=message.session)
+        tx.cast(name, "hello_wanted", session=message.session)
         return None
     return heard_from(tx, cfg, host, run)
 
@@ -110,6 +129,7 @@ def _in_session(host: Host, session: int | None, run: str) -> bool:
 
 
 def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) -> None:
+    _look_up(tx, message)
     for receipt in message.receipts:
         _receipt(tx, host, receipt)
     for result in message.results:
@@ -122,7 +142,21 @@ def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) ->
     done += [a.id for a in message.voids]
     done += [a.id for a in message.refusals]
     if done:
-        tx.hint(host.name, "confirm", ids=done)
+        tx.cast(host.name, "confirm", ids=done)
+
+
+def _look_up(tx: Tx, message: Heartbeat | Answers) -> None:
+    """Read at once what each of the answers is going to ask for."""
+    ids = {r.command for r in message.receipts} | {r.command for r in message.results}
+    if not ids:
+        return
+    found = set()
+    for row, _job, _vm, stone, _seen in tx.together(ANSWERED, ids=sorted(ids)):
+        found.add(row.id)
+        if stone is None:
+            tx.absent(Tombstone, row.host, row.instance)
+    for unknown in ids - found:
+        tx.absent(CommandRow, unknown)
 
 
 def _receipt(tx: Tx, host: Host, receipt: Receipt) -> None:
@@ -150,7 +184,7 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     if result.kind == CommandKind.NOOP:
         canary.answered(tx, tx.get(Host, host.name), result)
         return
-    row = tx.lock(CommandRow, result.command)
+    row = tx.find(CommandRow, result.command)
     if row is None or row.host != host.name:
         _unknown(tx, host, "a result", result.command, result.error or "")
         return
@@ -175,12 +209,16 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         delete.command_ended(tx, cfg, moved, result, pair)
     elif moved.job is not None:
         job = tx.get(Job, moved.job)
+        if row.asked_at is not None or job.cancelling:
+            _settle_void(tx, row)
         power.command_ended(tx, cfg, job, moved, result)
-    tx.delete_where(
-        Void,
-        Void.__table__.c.host == host.name,
-        Void.__table__.c.command == row.id,
-    )
+
+
+def _settle_void(tx: Tx, row: CommandRow) -> None:
+    """Nothing is owed any more for a command that has ended by itself."""
+    owed = tx.find(Void, row.host, row.instance)
+    if owed is not None and owed.command == row.id:
+        tx.delete(owed)
 
 
 def _tell_late(tx: Tx, host: Host, row: CommandRow, result: Result) -> None:

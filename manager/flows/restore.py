@@ -7,7 +7,10 @@ nothing until an operator accepts what was lost (`muster db accept-restore`).
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
+
+import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import DbRolledBack, WrongState
@@ -15,14 +18,27 @@ from common.messages import FloorEntry, Hello
 from common.states import TombstoneState
 from manager.store import timeline
 from manager.store.engine import Tx
+from manager.store.events import Meta
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.rollbacks import AgentFloor, Rollback
+from manager.store.statements import ask
 from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 F = AgentFloor.__table__.c
 RISE_S = 10.0
+M = Meta.__table__.c
+# Risen too long ago, or by a clock that was ahead of the one that the database has now.
+IS_DUE = sa.and_(
+    M.key == timeline.RISEN_AT, sa.or_(M.value <= ask("risen"), M.value > ask("risen_ahead"))
+)
+
+
+def limits(tx: Tx) -> dict[str, str]:
+    """When the mark should have risen last."""
+    age = dt.timedelta(seconds=RISE_S)
+    return {"risen": (tx.now - age).isoformat(), "risen_ahead": (tx.now + age).isoformat()}
 
 
 def rise(tx: Tx, _cfg: Settings) -> None:

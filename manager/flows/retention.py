@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 
-import sqlalchemy as sa
-
 from common.conf import Settings
 from common.states import VmState
 from manager.flows import commands, jobs
@@ -13,7 +11,7 @@ from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.events import Event
 from manager.store.instances import Instance
-from manager.store.jobs import Job, JobStep
+from manager.store.jobs import Job
 from manager.store.sightings import Sighting
 
 EVENTS_KEPT_S = 30 * 86400.0
@@ -25,8 +23,6 @@ def prune(tx: Tx, cfg: Settings) -> None:
     old = tx.now - dt.timedelta(seconds=cfg.manager.retention)
     i, j, c, e, s = (kind.__table__.c for kind in (Instance, Job, CommandRow, Event, Sighting))
     tx.delete_where(Instance, i.vm_state == VmState.DELETED, i.deleted_at < old)
-    ended = sa.select(j.uuid).where(j.state.not_in(jobs.OPEN), j.ended_at < old)
-    tx.delete_where(JobStep, JobStep.__table__.c.job.in_(ended))
     tx.delete_where(Job, j.state.not_in(jobs.OPEN), j.ended_at < old)
     tx.delete_where(Job, j.same_as.is_not(None), j.accepted_at < old)
     tx.delete_where(CommandRow, c.state.not_in(commands.OPEN), c.ended_at < old)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 
+import sqlalchemy as sa
+
 from common.conf import Settings
 from common.states import CommandEvent, CommandState, HostState, TaskState, VmState
 from manager.flows import commands, power
@@ -12,14 +14,24 @@ from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.statements import Query, ask
 
 C = CommandRow.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as C
+IS_LATE = C.deadline_at <= ask("now")
+LATE = Query(CommandRow, IS_LATE, order=[C.deadline_at], limit=50)
+IS_HELD = sa.and_(
+    I.paused_since.is_not(None),
+    I.vm_state == VmState.ACTIVE,
+    I.task_state == TaskState.NONE,
+)
+HELD = Query(Instance, IS_HELD)
 PATIENCE = 10  # times timeout_s for a command that its agent calls running
 
 
-def deadlines(tx: Tx, cfg: Settings, limit: int = 50) -> int:
+def deadlines(tx: Tx, cfg: Settings) -> int:
     """Look at every command whose deadline has passed; returns how many."""
-    rows = tx.due(CommandRow, C.deadline_at <= tx.now, order=[C.deadline_at], limit=limit)
+    rows = tx.due(LATE, now=tx.now)
     for row in rows:
         host = tx.find(Host, row.host)
         if row.state is CommandState.ACCEPTED:
@@ -35,13 +47,7 @@ def deadlines(tx: Tx, cfg: Settings, limit: int = 50) -> int:
 
 def held_guests(tx: Tx, cfg: Settings) -> None:
     """ACTIVE guests that have been paused for longer than one interval."""
-    i = Instance.__table__.c
-    for vm in tx.all(
-        Instance,
-        i.paused_since.is_not(None),
-        i.vm_state == VmState.ACTIVE,
-        i.task_state == TaskState.NONE,
-    ):
+    for vm in tx.ask(HELD):
         power.held_long_enough(tx, cfg, vm)
 
 

@@ -26,7 +26,7 @@ from manager.store import (
     tombstones,
 )
 from manager.store.mapping import Row, metadata
-from manager.store.statements import KEY
+from manager.store.statements import KEY, Asked, Joined, Query
 from manager.store.unit import Unit
 
 LOG = logging.getLogger(__name__)
@@ -38,7 +38,10 @@ RETRIES = 20
 IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 
 
-class Hint(msgspec.Struct, frozen=True):
+_CLOCK = sa.select(sa.func.clock_timestamp())
+
+
+class Cast(msgspec.Struct, frozen=True):
     """A cast to an agent that may be lost without harm: its cause is stored and will repeat it."""
 
     host: str
@@ -47,22 +50,27 @@ class Hint(msgspec.Struct, frozen=True):
 
 
 class Tx:
-    """An open transaction. Everything read or written by a handler goes through here."""
+    """An open transaction. Everything read or written by a handler goes through here.
 
-    def __init__(self, store: Store, conn: Connection) -> None:
+    `attempt` is how often its handler has been run before, after a lost compare-and-swap.
+    """
+
+    def __init__(self, store: Store, conn: Connection, attempt: int = 0) -> None:
         self.store = store
         self.conn = conn
-        self.hints: list[Hint] = []
+        self.attempt = attempt
+        self.casts: list[Cast] = []
         self.commands_due = False
         self._now: dt.datetime | None = None
+        self._timed = store.dialect == "postgresql"
         self._unit = Unit()
 
     @property
     def now(self) -> dt.datetime:
         """The database's clock, read once a transaction: the only one that decides anything."""
         if self._now is None:
-            if self.store.dialect == "postgresql":
-                self._now = self.conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+            if self._timed:
+                self._now = self.conn.execute(_CLOCK).scalar_one()
             else:
                 self._now = self.store.runtime.now()
         return self._now
@@ -75,7 +83,9 @@ class Tx:
     def find(self, kind: type[R], *key: Any) -> R | None:
         """The row with this primary key, or None."""
         known = self._unit.get(kind, key)
-        return known if known is not None else self._at(kind, key, held=False)
+        if known is not None or self._unit.is_absent(kind, key):
+            return known
+        return self._at(kind, key, held=False)
 
     def get(self, kind: type[R], *key: Any) -> R:
         """The row with this primary key, or NotFound."""
@@ -86,69 +96,109 @@ class Tx:
 
     def lock(self, kind: type[R], *key: Any) -> R | None:
         """The row, held until the end of the transaction (SQLite holds the whole database)."""
-        if self.store.dialect != "postgresql":
+        if not self._timed:
             return self.find(kind, *key)
         known = self._unit.get(kind, key, held=True)
         if known is not None:
             return known
-        self._flush()
+        self._flush((kind,))
         return self._at(kind, key, held=True)
 
+    def absent(self, kind: type[Row], *key: Any) -> None:
+        """It was looked for in another way: there is no row with this key."""
+        self._unit.keep_absent(kind, key)
+
+    def ask(self, query: Query[R], **values: Any) -> list[R]:
+        """Every row that answers a query."""
+        self._flush(query.reads)
+        return [self._keep(query.kind, row) for row in self._select(query.all, values)]
+
+    def ask_first(self, query: Query[R], **values: Any) -> R | None:
+        """The first row that answers a query, or None."""
+        self._flush(query.reads)
+        rows = self._select(query.all, values)
+        return self._keep(query.kind, rows[0]) if rows else None
+
+    def due(self, query: Query[R], **values: Any) -> list[R]:
+        """Rows to work on, held; those that another manager holds right now are passed over."""
+        self._flush(query.reads)
+        rows = self._select(query.free, values)
+        return [self._keep(query.kind, row, held=True) for row in rows]
+
+    def together(self, joined: Joined, **values: Any) -> list[list[Any]]:
+        """Rows of several tables side by side; None where an outer join found nothing."""
+        self._flush(joined.kinds)
+        found = []
+        for row in self._select(joined.asked, values):
+            parts: list[Any] = []
+            at = 0
+            for kind in joined.kinds:
+                cells = row[at : at + len(kind.__struct_fields__)]
+                at += len(cells)
+                # A column of a primary key is never null in a row that is there.
+                there = cells[kind.__struct_fields__.index(kind.__key__[0])] is not None
+                parts.append(self._keep(kind, cells) if there else None)
+            found.append(parts)
+        return found
+
     def first(self, kind: type[R], *where: Any) -> R | None:
-        found = self._query(kind, sa.select(kind.__table__).where(*where).limit(1))
+        found = self.all(kind, *where, limit=1)
         return found[0] if found else None
 
     def all(
         self, kind: type[R], *where: Any, order: Sequence[Any] = (), limit: int | None = None
     ) -> list[R]:
-        """Every row that matches, in order of the primary key unless told otherwise."""
-        query = sa.select(kind.__table__).where(*where)
-        query = query.order_by(*(order or [kind.__table__.c[k] for k in kind.__key__]))
-        if limit is not None:
-            query = query.limit(limit)
-        return self._query(kind, query)
-
-    def due(self, kind: type[R], *where: Any, order: Sequence[Any], limit: int) -> list[R]:
-        """Rows to work on, held; those that another manager holds right now are passed over."""
-        query = sa.select(kind.__table__).where(*where).order_by(*order).limit(limit)
-        if self.store.dialect == "postgresql":
-            query = query.with_for_update(skip_locked=True)
-        return self._query(kind, query, held=True)
+        """Every row that matches what is put together only now, as an operator's filter is."""
+        self._flush()
+        query = Query(kind, *where, order=order, limit=limit)
+        return [self._keep(kind, row) for row in self._select(query.all, {})]
 
     def count(self, kind: type[R], *where: Any) -> int:
         self._flush()
         query = sa.select(sa.func.count()).select_from(kind.__table__).where(*where)
         return int(self.conn.execute(query).scalar_one())
 
-    def rows(self, query: Any) -> Sequence[Any]:
+    def rows(self, query: Any, **values: Any) -> Sequence[Any]:
         """The rows of a query that is more than one table."""
         self._flush()
-        return self.conn.execute(query).all()
+        return self.conn.execute(query, values).all()
 
-    def _at(self, kind: type[R], key: Sequence[Any], *, held: bool) -> R | None:
+    def _at(self, kind: type[R], key: tuple[Any, ...], *, held: bool) -> R | None:
         values = {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
-        row = self.conn.execute(statements.by_key(kind, held=held), values).first()
-        return None if row is None else self._unit.keep(_struct(kind, row), held=held)
+        rows = self._select(statements.by_key(kind, held=held), values)
+        if not rows:
+            self._unit.keep_absent(kind, key)
+            return None
+        return self._keep(kind, rows[0], held=held)
 
-    def _query(self, kind: type[R], query: Any, *, held: bool = False) -> list[R]:
-        self._flush()
-        rows = self.conn.execute(query)
-        return [self._unit.keep(_struct(kind, row), held=held) for row in rows]
+    def _select(self, asked: Asked, values: dict[str, Any]) -> Sequence[Any]:
+        """Rows; the first that a transaction reads tell it the time as well."""
+        if self._now is not None or not self._timed:
+            return self.conn.execute(asked.plain, values).all()
+        rows = self.conn.execute(asked.timed, values).all()
+        if rows:
+            self._now = rows[0][-1]
+        return rows
+
+    def _keep(self, kind: type[R], row: Any, *, held: bool = False) -> R:
+        # The columns were made from the fields, in their order; the time may follow them.
+        struct = kind(**dict(zip(kind.__struct_fields__, row, strict=False)))
+        return self._unit.keep(struct, held=held)
 
     # writing
 
     def insert(self, row: Row) -> None:
-        """A new row; Conflict when its key is taken, and the handler runs again."""
-        try:
-            self.conn.execute(statements.insert(type(row)), _values(row))
-        except sa.exc.IntegrityError as exc:
-            raise Conflict(f"{type(row).__name__} is there already: {exc.orig}") from exc
-        self._unit.keep(row)
+        """A new row; if its key is taken that is a Conflict, and the handler runs again."""
+        self._unit.add(row)
 
     def insert_if_new(self, row: Row) -> bool:
         """True when the row was not there yet."""
         statement = statements.insert_if_new(type(row), self.store.dialect)
-        return bool(self.conn.execute(statement, _values(row)).rowcount == 1)
+        if self.conn.execute(statement, _values(row)).rowcount == 1:
+            self._unit.keep(row)
+            return True
+        self._unit.may_be_there(row)
+        return False
 
     def swap(self, row: R, **changes: Any) -> R:
         """Change a versioned row if nobody else has since it was read, else Conflict."""
@@ -159,8 +209,8 @@ class Tx:
         return self._unit.put(row, changes)
 
     def delete(self, row: Row) -> None:
-        self._unit.forget(row)
-        self.conn.execute(statements.delete(type(row)), _parameters(row))
+        if self._unit.forget(row):
+            self.conn.execute(statements.delete(type(row)), _parameters(row))
 
     def delete_where(self, kind: type[Row], *where: Any) -> int:
         self._flush()
@@ -177,23 +227,35 @@ class Tx:
         done = self.conn.execute(sa.update(kind.__table__).where(*where).values(**changes))
         return int(done.rowcount)
 
-    def _flush(self) -> None:
-        """Write what was changed; Conflict when another manager has changed a versioned row."""
-        for (kind, key), change in self._unit.take_changes().items():
+    def _flush(self, kinds: Sequence[type[Row]] | None = None) -> None:
+        """Write what is new or changed, of some kinds or all; one statement for rows alike.
+
+        Conflict when a key is taken or another manager has changed a versioned row.
+        """
+        for kind, rows in self._unit.take_new(kinds).items():
+            try:
+                self.conn.execute(statements.insert(kind), [_values(row) for row in rows])
+            except sa.exc.IntegrityError as exc:
+                raise Conflict(f"{kind.__name__} is there already: {exc.orig}") from exc
+        alike: dict[tuple[type[Row], frozenset[str], bool], list[dict[str, Any]]] = {}
+        for (kind, key), change in self._unit.take_changes(kinds).items():
             versioned = change.version is not None
-            statement = statements.update(kind, frozenset(change.values), versioned=versioned)
-            values = {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
+            values = dict(change.values)
+            for name, value in zip(kind.__key__, key, strict=True):
+                values[f"{KEY}{name}"] = value
             if versioned:
                 values[f"{KEY}version"] = change.version
-            done = self.conn.execute(statement, {**change.values, **values})
-            if versioned and done.rowcount != 1:
+            alike.setdefault((kind, frozenset(change.values), versioned), []).append(values)
+        for (kind, names, versioned), sets in alike.items():
+            done = self.conn.execute(statements.update(kind, names, versioned=versioned), sets)
+            if versioned and done.rowcount != len(sets):
                 raise Conflict(f"{kind.__name__} was changed by another manager")
 
     # saying
 
-    def hint(self, host: str, method: str, **kwargs: Any) -> None:
-        """Cast to an agent after the commit."""
-        self.hints.append(Hint(host, method, kwargs))
+    def cast(self, host: str, method: str, **kwargs: Any) -> None:
+        """Cast to an agent after the commit. It may be lost: its cause is stored and repeats it."""
+        self.casts.append(Cast(host, method, kwargs))
 
     def event(self, kind: str, object_: str, source: str, text: str, **data: Any) -> None:
         """Record what happened, for `history`, `doctor` and the log."""
@@ -219,11 +281,6 @@ def _parameters(row: Row) -> dict[str, Any]:
     return {f"{KEY}{k}": getattr(row, k) for k in row.__key__}
 
 
-def _struct(kind: type[R], row: Any) -> R:
-    # The columns were made from the fields, in their order.
-    return kind(**dict(zip(kind.__struct_fields__, row, strict=True)))
-
-
 class Store:
     """A database, and the rule that a handler is exactly one transaction on it."""
 
@@ -235,27 +292,30 @@ class Store:
         # One connection of SQLite serves one writer; waiting here beats polling its lock.
         self._gate: Any = runtime.lock() if self.dialect == "sqlite" else contextlib.nullcontext()
 
-    def run(self, handler: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """`handler(tx, ...)` in one transaction; a lost compare-and-swap runs it again."""
-        for attempt in range(RETRIES):
+    def run(self, handler: Callable[..., T], *args: Any, attempt: int = 0, **kwargs: Any) -> T:
+        """`handler(tx, ...)` in one transaction; a lost compare-and-swap runs it again.
+
+        `attempt` 1 for one that is known to have met something already.
+        """
+        for tried in range(attempt, RETRIES):
             try:
-                with self._gate, self._begin() as tx:
+                with self._gate, self._begin(tried) as tx:
                     result = handler(tx, *args, **kwargs)
                     tx._flush()
             except Conflict:
-                if attempt == RETRIES - 1:
+                if tried == RETRIES - 1:
                     raise
-                self.runtime.sleep(self.runtime.jitter(0.0, 0.01 * (attempt + 1)))
+                self.runtime.sleep(self.runtime.jitter(0.0, 0.01 * (tried + 1)))
                 continue
             self.after_commit(tx)
             return result
         raise AssertionError("unreachable")
 
     @contextlib.contextmanager
-    def _begin(self) -> Iterator[Tx]:
+    def _begin(self, attempt: int) -> Iterator[Tx]:
         try:
             with self.engine.begin() as conn:
-                yield Tx(self, conn)
+                yield Tx(self, conn, attempt)
         except sa.exc.OperationalError as exc:
             text = str(exc.orig)
             if "deadlock" in text or "could not serialize" in text:

@@ -1,13 +1,29 @@
-"""jobs and their steps: operators' wishes and how far they have come."""
+"""jobs with their steps: operators' wishes and how far they have come."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import Any
 
+import msgspec
+
 from common.messages import TrailEntry
 from common.states import JobState
 from manager.store.mapping import Row, table
+
+
+class JobStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a job, at one host; `command` is the latest that was cast for it."""
+
+    name: str
+    host: str | None
+    command: str | None = None
+    state: JobState
+    detail: str = ""
+    tries: int = 0
+    next_try_at: dt.datetime | None = None
+    started_at: dt.datetime | None = None
+    ended_at: dt.datetime | None = None
 
 
 @table("jobs", "uuid", index=(("state", "check_at"), ("instance",)))
@@ -26,6 +42,7 @@ class Job(Row, frozen=True, kw_only=True):
     state: JobState
     request: dict[str, Any]
     trail: tuple[TrailEntry, ...]
+    steps: tuple[JobStep, ...] = ()
     waiting_for: str = ""
     strength: int = 0
     unconfirmed: bool = False
@@ -38,20 +55,3 @@ class Job(Row, frozen=True, kw_only=True):
     deadline_at: dt.datetime | None = None
     check_at: dt.datetime | None = None
     version: int = 0
-
-
-@table("job_steps", "job", "n")
-class JobStep(Row, frozen=True, kw_only=True):
-    """One step of a job, at one host; `command` is the latest that was cast for it."""
-
-    job: str
-    n: int
-    name: str
-    host: str | None
-    command: str | None = None
-    state: JobState
-    detail: str = ""
-    tries: int = 0
-    next_try_at: dt.datetime | None = None
-    started_at: dt.datetime | None = None
-    ended_at: dt.datetime | None = None

@@ -1,23 +1,82 @@
-"""The statements that every handler needs, built once: building one costs more than running it."""
+"""The statements that handlers need, built once: building one costs more than running it."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from manager.store.mapping import Row
 
+R = TypeVar("R", bound=Row)
 KEY = "key_"  # a key's parameter must not be mistaken for a column that is set
 
 
+class Asked:
+    """A select; `timed` tells the database's clock in a last column."""
+
+    def __init__(self, select: Any) -> None:
+        self.plain = select
+        self.timed = select.add_columns(sa.func.clock_timestamp())
+
+
+class Query(Generic[R]):
+    """A question about the rows of one table, to be asked with values for its parameters.
+
+    In order of the primary key unless told otherwise. `reads`: other tables that its conditions
+    look at.
+    """
+
+    def __init__(
+        self,
+        kind: type[R],
+        *where: Any,
+        order: Sequence[Any] = (),
+        limit: int | None = None,
+        reads: Sequence[type[Row]] = (),
+    ) -> None:
+        self.kind = kind
+        self.reads: tuple[type[Row], ...] = (kind, *reads)
+        select = sa.select(kind.__table__).where(*where)
+        select = select.order_by(*(order or [kind.__table__.c[k] for k in kind.__key__]))
+        if limit is not None:
+            select = select.limit(limit)
+        self.all = Asked(select)
+        self.free = Asked(select.with_for_update(skip_locked=True))
+
+
+class Joined:
+    """Rows of several tables that belong together, found by one statement."""
+
+    def __init__(self, kinds: Sequence[type[Row]], source: Any, *where: Any) -> None:
+        self.kinds = tuple(kinds)
+        tables = [kind.__table__ for kind in kinds]
+        self.asked = Asked(sa.select(*tables).select_from(source).where(*where))
+
+
+def ask(name: str) -> Any:
+    """A parameter of a query."""
+    return sa.bindparam(name)
+
+
+def ask_any(name: str) -> Any:
+    """A parameter that is a list of values, for `in_`."""
+    return sa.bindparam(name, expanding=True)
+
+
+def among(column: Any, values: Iterable[Any]) -> Any:
+    """The column has one of a few values that are known now; cheaper to run than `in_`."""
+    return sa.or_(*[column == value for value in values])
+
+
 @functools.cache
-def by_key(kind: type[Row], *, held: bool) -> Any:
+def by_key(kind: type[Row], *, held: bool) -> Asked:
     """The row with a primary key; `held` until the end of the transaction."""
-    query = sa.select(kind.__table__).where(*_key(kind))
-    return query.with_for_update() if held else query
+    select = sa.select(kind.__table__).where(*_key(kind))
+    return Asked(select.with_for_update() if held else select)
 
 
 @functools.cache

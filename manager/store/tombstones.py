@@ -10,9 +10,10 @@ from manager.store.mapping import Row, table
 
 @table(
     "tombstones",
-    "uuid",
+    "host",
+    "instance",
     index=(("state", "issue_at"), ("instance",)),
-    unique=("host", "instance"),
+    unique=("uuid",),
 )
 class Tombstone(Row, frozen=True, kw_only=True):
     """(host, instance, highest generation). Deliberately no foreign key to the host.

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from manager.flows import publish
-from manager.store.commands import CommandRow
+from manager.flows import commands
 
 
 def apply(swap: Any) -> None:
-    good = publish._claim
+    good = commands.claim
 
-    def claim(tx: Any, cfg: Any) -> Any:
-        claimed, voids = good(tx, cfg)
-        for command in claimed:
-            tx.swap(tx.get(CommandRow, command.id), publish_at=None)
-        return claimed, voids
+    def claim(tx: Any, cfg: Any, row: Any) -> Any:
+        row = good(tx, cfg, row)
+        return row and tx.swap(row, publish_at=None)
 
-    swap(publish, "_claim", claim)
+    swap(commands, "claim", claim)

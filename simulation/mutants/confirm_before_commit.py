@@ -17,7 +17,7 @@ def apply(swap: Any) -> None:
     def answers(tx: Any, cfg: Any, host: Any, message: Any) -> None:
         good(tx, cfg, host, message)
         bus = manager_of(tx).bus.inner
-        for hint in tx.hints:
+        for hint in tx.casts:
             if hint.method == "confirm":
                 with contextlib.suppress(BrokerUnavailable):
                     bus.cast(agent_at(hint.host), hint.method, hint.kwargs)

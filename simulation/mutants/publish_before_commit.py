@@ -7,9 +7,7 @@ from typing import Any
 
 from common.bus.base import agent_at
 from common.errors import BrokerUnavailable
-from common.messages import builtins
-from manager.flows import commands, publish
-from manager.store.hosts import Host
+from manager.flows import commands
 from simulation.mutants import manager_of
 
 
@@ -18,12 +16,11 @@ def apply(swap: Any) -> None:
 
     def issue(tx: Any, cfg: Any, **fields: Any) -> Any:
         row = good(tx, cfg, **fields)
-        host = tx.find(Host, row.host)
-        if host is not None and host.session_open:
-            message = publish._message(cfg, row, host.session)
-            bus = manager_of(tx).bus.inner
+        bus = manager_of(tx).bus.inner
+        for cast in tx.casts:
             with contextlib.suppress(BrokerUnavailable):
-                bus.cast(agent_at(row.host), row.kind, {"command": builtins(message)})
+                bus.cast(agent_at(cast.host), cast.method, cast.kwargs)
+        tx.casts.clear()
         return row
 
     swap(commands, "issue", issue)

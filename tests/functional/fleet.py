@@ -32,7 +32,7 @@ from manager.store.engine import Store, Tx
 from manager.store.events import DeadLetter, Event
 from manager.store.hosts import Host
 from manager.store.instances import Instance, Mac
-from manager.store.jobs import Job, JobStep
+from manager.store.jobs import Job
 from manager.store.mapping import Row
 from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone
@@ -140,16 +140,21 @@ class Fleet:
         self.api = Api(store, self.cfg)
         self.intake = Intake(store, self.cfg)
         self.hearing = True
-        store.after_commit = lambda tx: publish.say(self.wire, tx.hints)  # type: ignore[arg-type]
+        self._publisher = publish.Publisher(store, self.cfg, self.wire)  # type: ignore[arg-type]
+        store.after_commit = self._say
 
     # what managers do
 
     def run(self, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.store.run(handler, self.cfg, *args, **kwargs)
 
+    def _say(self, tx: Tx) -> None:
+        self._publisher.take(tx)
+        self._publisher.say()
+
     def publish(self) -> list[Cast]:
         """Cast what is due; the commands that left."""
-        publish.publish_due(self.store, self.cfg, self.wire)  # type: ignore[arg-type]
+        self.run(publish.claim_due)
         return [c for c in self.wire.take() if "command" in c.kwargs]
 
     def tick(self) -> None:
@@ -242,7 +247,7 @@ class Fleet:
 
     def everything(self) -> dict[str, list[Row]]:
         """All rows but what tells of ages and beats; to prove that nothing has changed."""
-        kinds = (CommandRow, Void, Instance, Mac, Job, JobStep, Sighting, Tombstone)
+        kinds = (CommandRow, Void, Instance, Mac, Job, Sighting, Tombstone)
         return {kind.__name__: list(self.rows(kind)) for kind in kinds}
 
 

@@ -96,7 +96,7 @@ def test_times_are_kept_in_utc_whatever_zone_they_came_in(store: Store) -> None:
     row = stone(created_at=START.astimezone(tokyo))
 
     store.run(lambda tx: tx.insert(row))
-    found = store.run(lambda tx: tx.get(Tombstone, "t-1"))
+    found = store.run(lambda tx: tx.get(Tombstone, "h1", "i-1"))
     assert found.created_at == START
     assert found.created_at.tzinfo is dt.UTC
 
@@ -120,10 +120,10 @@ def test_a_nul_does_not_reach_the_database(store: Store) -> None:
 
 
 def test_a_row_that_is_not_there(store: Store) -> None:
-    assert store.run(lambda tx: tx.find(Tombstone, "t-9")) is None
-    assert store.run(lambda tx: tx.lock(Tombstone, "t-9")) is None
+    assert store.run(lambda tx: tx.find(Tombstone, "h1", "t-9")) is None
+    assert store.run(lambda tx: tx.lock(Tombstone, "h1", "t-9")) is None
     with pytest.raises(NotFound, match="t-9"):
-        store.run(lambda tx: tx.get(Tombstone, "t-9"))
+        store.run(lambda tx: tx.get(Tombstone, "h1", "t-9"))
 
 
 # compare-and-swap
@@ -131,18 +131,18 @@ def test_a_row_that_is_not_there(store: Store) -> None:
 
 def test_a_swap_changes_the_row_and_raises_its_version(store: Store) -> None:
     store.run(lambda tx: tx.insert(stone()))
-    after = store.run(lambda tx: tx.swap(tx.get(Tombstone, "t-1"), generation=9))
+    after = store.run(lambda tx: tx.swap(tx.get(Tombstone, "h1", "i-1"), generation=9))
     assert (after.generation, after.version) == (9, 1)
-    assert store.run(lambda tx: tx.get(Tombstone, "t-1")) == after
+    assert store.run(lambda tx: tx.get(Tombstone, "h1", "i-1")) == after
 
 
 def test_a_swap_of_what_has_changed_meanwhile_loses_and_changes_nothing(store: Store) -> None:
     store.run(lambda tx: tx.insert(stone()))
-    old = store.run(lambda tx: tx.get(Tombstone, "t-1"))
+    old = store.run(lambda tx: tx.get(Tombstone, "h1", "i-1"))
     new = store.run(lambda tx: tx.swap(old, generation=9))
     with pytest.raises(Conflict, match="Tombstone"):
         store.run(lambda tx: tx.swap(old, generation=5))
-    assert store.run(lambda tx: tx.get(Tombstone, "t-1")) == new
+    assert store.run(lambda tx: tx.get(Tombstone, "h1", "i-1")) == new
 
 
 def test_a_key_that_is_taken_is_a_conflict_or_told(store: Store) -> None:
@@ -163,13 +163,13 @@ def test_a_handler_that_fails_leaves_nothing_and_says_nothing(store: Store) -> N
 
     def broken(tx: Tx) -> None:
         tx.insert(stone())
-        tx.hint("h1", "confirm", ids=["x"])
+        tx.cast("h1", "confirm", ids=["x"])
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError):
         store.run(broken)
-    assert store.run(lambda tx: tx.find(Tombstone, "t-1")) is None
-    assert [tx.hints for tx in said] == [[]]
+    assert store.run(lambda tx: tx.find(Tombstone, "h1", "i-1")) is None
+    assert [tx.casts for tx in said] == [[]]
 
 
 def test_a_lost_swap_runs_the_handler_again_from_the_start(store: Store) -> None:
@@ -180,14 +180,14 @@ def test_a_lost_swap_runs_the_handler_again_from_the_start(store: Store) -> None
     def unlucky(tx: Tx) -> int:
         tries.append(len(tries))
         tx.insert(Mac(mac=f"m-{len(tries)}", instance="i", since=tx.now))
-        tx.hint("h1", "confirm", ids=[str(len(tries))])
+        tx.cast("h1", "confirm", ids=[str(len(tries))])
         if len(tries) < 3:
             raise Conflict("lost")
         return len(tries)
 
     assert store.run(unlucky) == 3
     assert [row.mac for row in store.run(lambda tx: tx.all(Mac))] == ["m-3"]
-    assert [h.kwargs["ids"] for tx in said for h in tx.hints] == [["3"]]
+    assert [h.kwargs["ids"] for tx in said for h in tx.casts] == [["3"]]
 
 
 def test_one_who_always_loses_gives_up_in_the_end(store: Store) -> None:
@@ -283,7 +283,7 @@ def test_an_upgrade_of_what_is_up_to_date_changes_nothing() -> None:
     migrate.upgrade(store)
     store.run(lambda tx: tx.insert(stone()))
     assert migrate.upgrade(store) == (migrate.head(), migrate.head())
-    assert store.run(lambda tx: tx.get(Tombstone, "t-1")) == stone()
+    assert store.run(lambda tx: tx.get(Tombstone, "h1", "i-1")) == stone()
 
 
 @pytest.mark.parametrize(("wanted", "made"), [(None, True), (True, True), (False, False)])
@@ -322,13 +322,13 @@ def test_a_row_is_read_once_and_written_once_in_a_transaction(store: Store) -> N
     )
 
     def twice(tx: Tx) -> Tombstone:
-        row = tx.swap(tx.get(Tombstone, "t-1"), tries=1)
-        assert tx.get(Tombstone, "t-1") == row
+        row = tx.swap(tx.get(Tombstone, "h1", "i-1"), tries=1)
+        assert tx.get(Tombstone, "h1", "i-1") == row
         return tx.swap(row, answer="no")
 
     row = store.run(twice)
     assert [s for s in said if s != "BEGIN"] == ["SELECT", "UPDATE"]
-    assert store.run(lambda tx: tx.get(Tombstone, "t-1")) == row
+    assert store.run(lambda tx: tx.get(Tombstone, "h1", "i-1")) == row
     assert (row.tries, row.answer, row.version) == (1, "no", stone().version + 2)
 
 
@@ -337,7 +337,7 @@ def test_what_was_changed_is_seen_by_every_query_after_it(store: Store) -> None:
 
     def change(tx: Tx) -> tuple[int, int, list[Tombstone]]:
         tx.insert(stone())
-        tx.swap(tx.get(Tombstone, "t-1"), tries=7)
+        tx.swap(tx.get(Tombstone, "h1", "i-1"), tries=7)
         counted = tx.count(Tombstone, c.tries == 7)
         moved = tx.change_where(Tombstone, c.tries == 7, tries=8)
         return counted, moved, tx.all(Tombstone, c.tries == 8)
@@ -353,10 +353,10 @@ def test_a_row_that_was_changed_since_it_was_read_is_not_changed_from_the_old_on
     store.run(lambda tx: tx.insert(stone()))
 
     def stale(tx: Tx) -> None:
-        old = tx.get(Tombstone, "t-1")
+        old = tx.get(Tombstone, "h1", "i-1")
         tx.swap(old, tries=1)
         tx.swap(old, tries=2)
 
     with pytest.raises(Conflict):
         store.run(stale)
-    assert store.run(lambda tx: tx.get(Tombstone, "t-1")).tries == 0
+    assert store.run(lambda tx: tx.get(Tombstone, "h1", "i-1")).tries == 0

@@ -156,21 +156,6 @@ def upgrade() -> None:
     op.create_index(op.f("ix_instances_name"), "instances", ["name"], unique=False)
     op.create_index(op.f("ix_instances_vm_state"), "instances", ["vm_state"], unique=False)
     op.create_table(
-        "job_steps",
-        sa.Column("job", sa.Text(), nullable=False),
-        sa.Column("n", sa.BigInteger(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("host", sa.Text(), nullable=True),
-        sa.Column("command", sa.Text(), nullable=True),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("detail", sa.Text(), nullable=False),
-        sa.Column("tries", sa.BigInteger(), nullable=False),
-        sa.Column("next_try_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("job", "n", name=op.f("pk_job_steps")),
-    )
-    op.create_table(
         "jobs",
         sa.Column("uuid", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
@@ -179,6 +164,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("request", sa.Text(), nullable=False),
         sa.Column("trail", sa.Text(), nullable=False),
+        sa.Column("steps", sa.Text(), nullable=False),
         sa.Column("waiting_for", sa.Text(), nullable=False),
         sa.Column("strength", sa.BigInteger(), nullable=False),
         sa.Column("unconfirmed", sa.Boolean(), nullable=False),
@@ -270,8 +256,8 @@ def upgrade() -> None:
         sa.Column("closed_seq", sa.BigInteger(), nullable=False),
         sa.Column("answer", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("uuid", name=op.f("pk_tombstones")),
-        sa.UniqueConstraint("host", "instance", name=op.f("uq_tombstones_host_instance")),
+        sa.PrimaryKeyConstraint("host", "instance", name=op.f("pk_tombstones")),
+        sa.UniqueConstraint("uuid", name=op.f("uq_tombstones_uuid")),
     )
     op.create_index(op.f("ix_tombstones_instance"), "tombstones", ["instance"], unique=False)
     op.create_index(
