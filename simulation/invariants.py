@@ -50,7 +50,7 @@ class Invariants:
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._well_since: dict[str, tuple[object, float]] = {}
-        watch.install(fleet.database, self._hear)
+        watch.install(fleet.database.raw, self._hear)
         fleet.told = self._hear
         self._look_at_hosts()
 

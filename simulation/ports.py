@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
-
-import sqlalchemy as sa
 
 from common.bus.base import Address, Endpoint, Handle, StreamHandler
 from common.bus.memory import MemoryBus
 from common.errors import BrokerUnavailable, DatabaseUnavailable, NoManager
 from common.runtime import Stopped
 from manager.store.engine import Store, Tx
+from simulation.database import Database
 from simulation.runtime import SimRuntime
 from simulation.world import World
 
@@ -124,15 +124,16 @@ class SimStore(Store):
     """The real store on a shared in-memory SQLite; a process can die on either side of a commit."""
 
     def __init__(
-        self, engine: sa.Engine, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
+        self, database: Database, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
     ) -> None:
         self.runtime = runtime
         self._sim = runtime
-        self.engine = engine
+        self._database = database
         self.dialect = "sqlite"
         self._chaos, self._die = chaos, die
         self._told: Callable[[Tx], None] = lambda _tx: None
-        self._gate = runtime.lock()
+        # No step ends within a transaction.
+        self._gate = contextlib.nullcontext()
 
     @property
     def after_commit(self) -> Callable[[Tx], None]:
@@ -155,6 +156,17 @@ class SimStore(Store):
             return value
 
         return super().run(and_perhaps_die, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _begin(self) -> Iterator[Tx]:
+        raw = self._database.raw
+        raw.execute("BEGIN IMMEDIATE")
+        try:
+            yield Tx(self, self._database.straight)  # type: ignore[arg-type]
+        except BaseException:
+            raw.execute("ROLLBACK")
+            raise
+        raw.execute("COMMIT")
 
     def _committed(self, tx: Tx) -> None:
         self._maybe_die()  # after the commit, before anything is said
