@@ -26,6 +26,8 @@ FLEET = "sim"
 HOSTS = ("h1", "h2", "h3")
 REPORT_INTERVAL_S = 10.0
 DOWN_S = 60.0
+NO_POLL_S = 900.0  # what is waited for here always wakes whoever waits
+WORKERS = 2
 
 
 class Process:
@@ -48,6 +50,7 @@ class Process:
         runtime = SimRuntime(self.fleet.world, self.name)
         self.runtime = runtime
         inner = self.fleet.broker.bus(runtime)
+        runtime.on_freeze = inner.look
         self.bus = FaultyBus(inner, runtime, self.fleet.chaos, self.died)
         self.make(runtime)
         runtime.spawn("main", self.service.start)
@@ -161,7 +164,7 @@ class SimFleet:
         self.chaos = Chaos()
         self.database = Database()
         self.edge = SimRuntime(self.world, "world")
-        self.broker = Broker(self.edge, poll_s=30.0)
+        self.broker = Broker(self.edge, poll_s=NO_POLL_S, workers=WORKERS)
         self.managers = [self.manager_type(self, f"m{n}") for n in range(1, managers + 1)]
         self.agents = {host: self.agent_type(self, host) for host in hosts}
         self.operator = SimRuntime(self.world, "operator")
