@@ -6,18 +6,19 @@ straight on the driver: its connections, contexts and cursors cost several times
 
 from __future__ import annotations
 
+import functools
 import sqlite3
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from manager.store.mapping import metadata
+from manager.store.mapping import EnumText, PlainText, UtcDateTime, metadata
 
 _DIALECT = SQLiteDialect_pysqlite(paramstyle="qmark")
 _STATEMENTS_KEPT = 1000
+_VALUES_KEPT = 2000  # for each column of each statement
 _NOTHING: Mapping[str, Any] = {}
 _SPARE: list[sqlite3.Connection] = []
 
@@ -56,7 +57,10 @@ class _Prepared:
         self.compiled, self.bare = compiled, bare
         self.sql: str = compiled.string
         convert = compiled._bind_processors
-        self.names = [(name, convert.get(name)) for name in compiled.positiontup]
+        self.names = [
+            (name, _kept(compiled.binds[name].type, convert.get(name)))
+            for name in compiled.positiontup
+        ]
         literal = compiled.literal_execute_params
         self._written = [
             (name, parameter in literal)
@@ -65,7 +69,7 @@ class _Prepared:
         ]
         self._expanded: dict[tuple[Any, ...], tuple[str, list[Place]]] = {}
         self._convert = [
-            (at, fn)
+            (at, _kept(column.type, fn))
             for at, column in enumerate(compiled._result_columns or ())
             if (fn := column.type._cached_result_processor(_DIALECT, None)) is not None
         ]
@@ -116,8 +120,14 @@ class _Prepared:
         return found
 
 
-_BY_STATEMENT: weakref.WeakKeyDictionary[Any, dict[Any, _Prepared]] = weakref.WeakKeyDictionary()
 _BY_KEY: dict[Any, _Prepared] = {}
+
+
+def _kept(kind: Any, fn: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """A conversion that remembers its results, where looking them up is safe and cheaper."""
+    if fn is not None and isinstance(kind, EnumText | PlainText | UtcDateTime):
+        return functools.lru_cache(_VALUES_KEPT)(fn)
+    return fn
 
 
 class Straight:
@@ -129,14 +139,16 @@ class Straight:
     def execute(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Answer:
         values = _NOTHING if parameters is None else parameters
         keys = tuple(values)
-        known = _BY_STATEMENT.get(statement)
-        prepared = known.get(keys) if known is not None else None
-        if prepared is None:
+        # A statement made from this one has its attributes too: whose is it?
+        known = statement.__dict__.get("_straight")
+        if known is not None and known[0] is statement and known[1] == keys:
+            prepared = known[2]
+        else:
             prepared, values = _prepare(statement, keys, values)
         sql, bound = prepared.bind(values)
         try:
             cursor = self._raw.execute(sql, bound)
-            rows = cursor.fetchall() if cursor.description is not None else []
+            rows = cursor.fetchall()
         except sqlite3.Error as exc:
             raise sa.exc.DBAPIError.instance(sql, bound, exc, sqlite3.Error) from exc
         return Answer(prepared.read(rows), cursor.rowcount)
@@ -157,7 +169,7 @@ def _prepare(
         bare = set(compiled.positiontup) <= set(keys)
         prepared = _BY_KEY[(form, keys)] = _Prepared(compiled, bare)
     if prepared.bare:
-        _BY_STATEMENT.setdefault(statement, {})[keys] = prepared
+        statement.__dict__["_straight"] = (statement, keys, prepared)
         return prepared, values
     return prepared, prepared.compiled.construct_params(
         values, escape_names=False, extracted_parameters=extracted, _collected_params=own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from common.bus.base import Address, Endpoint, Handle, StreamHandler
@@ -120,6 +120,20 @@ def quietly(send: Callable[[], None]) -> Callable[[], None]:
     return later
 
 
+class _Transaction:
+    """From BEGIN to COMMIT or ROLLBACK."""
+
+    def __init__(self, store: Store, database: Database) -> None:
+        self._store, self._database = store, database
+
+    def __enter__(self) -> Tx:
+        self._database.raw.execute("BEGIN IMMEDIATE")
+        return Tx(self._store, self._database.straight)  # type: ignore[arg-type]
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._database.raw.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
 class SimStore(Store):
     """The real store on a shared in-memory SQLite; a process can die on either side of a commit."""
 
@@ -157,23 +171,18 @@ class SimStore(Store):
 
         return super().run(and_perhaps_die, *args, **kwargs)
 
-    @contextlib.contextmanager
-    def _begin(self) -> Iterator[Tx]:
-        raw = self._database.raw
-        raw.execute("BEGIN IMMEDIATE")
-        try:
-            yield Tx(self, self._database.straight)  # type: ignore[arg-type]
-        except BaseException:
-            raw.execute("ROLLBACK")
-            raise
-        raw.execute("COMMIT")
+    def _begin(self) -> Any:
+        return _Transaction(self, self._database)
 
     def _committed(self, tx: Tx) -> None:
         self._maybe_die()  # after the commit, before anything is said
         self._told(tx)
 
     def _maybe_die(self) -> None:
-        if self._sim.world.chance(max(self._chaos.crash, self._chaos.commit_crash)):
+        chaos = self._chaos
+        if (chaos.crash or chaos.commit_crash) and self._sim.world.chance(
+            max(chaos.crash, chaos.commit_crash)
+        ):
             self._die()
             raise Stopped
 
