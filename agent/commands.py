@@ -66,9 +66,11 @@ class Commands:
                 self._forget(received.ended)
                 self._enqueue(Work(command=command))
             elif received.reception is Reception.KNOWN:
-                step, _ = self._steps.get(command.id, (m.Step.RECEIVED, 0.0))
-                self._answers.receipt(command.id, step)
-        self._answers.wake()
+                now = self._runtime.monotonic()
+                step, at = self._steps.get(command.id, (m.Step.RECEIVED, now))
+                self._answers.receipt(command.id, step, at)
+        if received.told:
+            self._answers.wake()
         self._pump()
 
     def void(self, instance: str, generation: int) -> None:
@@ -132,7 +134,7 @@ class Commands:
 
     def _step(self, command: str, step: m.Step) -> None:
         self._steps[command] = (step, self._runtime.monotonic())
-        self._answers.receipt(command, step)
+        self._answers.receipt(command, *self._steps[command])
 
     def _forget(self, ids: Iterable[str]) -> None:
         """These have ended without having started."""
@@ -179,9 +181,10 @@ class Commands:
             with self._lock:
                 self._steps.pop(command.id, None)
                 self._running.discard(command.instance)
-                if not self._running:
+                others = bool(self._running)
+                if not others:
                     self._idle.set()
-        self._answers.wake()
+        self._answers.wake(more=others)
         self._pump()
 
     def _insist(self, write: Callable[[A], T], argument: A) -> T:

@@ -83,6 +83,11 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     reception: Reception
     ended: tuple[str, ...] = ()
 
+    @property
+    def told(self) -> bool:
+        """True when there is a new answer to tell."""
+        return bool(self.ended) or self.reception in (Reception.STALE, Reception.FINISHED)
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """An unfinished command as the journal has it; `note` is what its effect left there."""
@@ -100,8 +105,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     voids: tuple[m.VoidAnswer, ...] = ()
     refusals: tuple[m.Refusal, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.results or self.voids or self.refusals)
+    def __len__(self) -> int:
+        return len(self.results) + len(self.voids) + len(self.refusals)
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):

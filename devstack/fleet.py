@@ -189,7 +189,7 @@ class Real:
     `connection_uris` names have libvirt all the same. Parts that are given are used and left
     running; the others are started here and end with the fleet. `options` are more configuration
     for every process, by group; `agents_rabbit_url` is another login for the agents, `prefixes`
-    what starts them, by host.
+    what starts agents, by host, and managers, by name.
     """
 
     def __init__(
@@ -305,7 +305,8 @@ class Real:
     def start_manager(self, name: str) -> Service:
         """Start a manager under a name of its own."""
         config = self._write_config(name, name)
-        service = Service("muster-manager", config, self.folder / f"{name}.log")
+        log, prefix = self.folder / f"{name}.log", self._prefixes.get(name, ())
+        service = Service("muster-manager", config, log, prefix)
         self.managers[name] = service
         return service
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from agent.service import Agent
 from common import conf
 from common.bus.memory import Broker
 from common.conf import Settings
-from common.runtime import Stopped
 from manager.service import Manager
 from manager.store import engine as store_engine
-from manager.store.mapping import metadata
+from simulation.database import Database
 from simulation.hypervisor import Hypervisor, SimDriver
 from simulation.ports import Chaos, FaultyBus, SimStore
 from simulation.runtime import SimRuntime
@@ -30,44 +26,8 @@ FLEET = "sim"
 HOSTS = ("h1", "h2", "h3")
 REPORT_INTERVAL_S = 10.0
 DOWN_S = 60.0
-
-_TEMPLATE: sqlite3.Connection | None = None
-_SPARE: list[tuple[sa.Engine, sqlite3.Connection]] = []
-
-
-def _template() -> sqlite3.Connection:
-    """A database with the schema ready, copied for each seed."""
-    global _TEMPLATE
-    if _TEMPLATE is None:
-        raw = sqlite3.connect(":memory:", check_same_thread=False)
-        engine = sa.create_engine("sqlite://", creator=lambda: raw, poolclass=sa.pool.StaticPool)
-        metadata.create_all(engine)
-        _TEMPLATE = raw
-    return _TEMPLATE
-
-
-def _database() -> tuple[sa.Engine, sqlite3.Connection]:
-    """An engine on a fresh database.
-
-    Engines are used again: each one compiles every statement for itself.
-    """
-    if _SPARE:
-        engine, raw = _SPARE.pop()
-    else:
-        made = raw = sqlite3.connect(":memory:", check_same_thread=False)
-        engine = sa.create_engine("sqlite://", creator=lambda: made, poolclass=sa.pool.StaticPool)
-        sa.event.listen(engine, "connect", _plain_transactions)
-        sa.event.listen(engine, "begin", store_engine._sqlite_begin)
-    _template().backup(raw)
-    return engine, raw
-
-
-def _give_back(engine: sa.Engine, raw: sqlite3.Connection) -> None:
-    raw.rollback()
-    triggers = raw.execute("SELECT name FROM temp.sqlite_schema WHERE type = 'trigger'")
-    for (name,) in triggers.fetchall():
-        raw.execute(f"DROP TRIGGER {name}")
-    _SPARE.append((engine, raw))
+NO_POLL_S = 900.0  # what is waited for here always wakes whoever waits
+WORKERS = 2
 
 
 class Process:
@@ -90,6 +50,7 @@ class Process:
         runtime = SimRuntime(self.fleet.world, self.name)
         self.runtime = runtime
         inner = self.fleet.broker.bus(runtime)
+        runtime.on_freeze = inner.look
         self.bus = FaultyBus(inner, runtime, self.fleet.chaos, self.died)
         self.make(runtime)
         runtime.spawn("main", self.service.start)
@@ -116,7 +77,7 @@ class Process:
 
 class ManagerProcess(Process):
     def make(self, runtime: SimRuntime) -> None:
-        store = SimStore(self.fleet.engine, runtime, self.fleet.chaos, self.died)
+        store = SimStore(self.fleet.database, runtime, self.fleet.chaos, self.died)
         settings = self.fleet.settings(self.name)
         self.service = Manager(settings, self.bus, runtime, store)
 
@@ -201,13 +162,13 @@ class SimFleet:
         self.lines: list[str] = []
         self.folder = Path(tempfile.mkdtemp(prefix="muster-sim-", dir=_fast_folder()))
         self.chaos = Chaos()
-        self.engine, self.database = _database()
+        self.database = Database()
         self.edge = SimRuntime(self.world, "world")
-        self.broker = Broker(self.edge, poll_s=30.0)
+        self.broker = Broker(self.edge, poll_s=NO_POLL_S, workers=WORKERS)
         self.managers = [self.manager_type(self, f"m{n}") for n in range(1, managers + 1)]
         self.agents = {host: self.agent_type(self, host) for host in hosts}
         self.operator = SimRuntime(self.world, "operator")
-        self.view = SimStore(self.engine, self.edge, Chaos(), lambda: None)
+        self.view = SimStore(self.database, self.edge, Chaos(), lambda: None)
 
     def settings(self, name: str) -> Settings:
         return Settings(
@@ -261,17 +222,9 @@ class SimFleet:
                 agent.buried()
         self.operator.kill()
         self.edge.kill()
-        _give_back(self.engine, self.database)
+        self.database.give_back()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _fast_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - journals only
-
-
-def _plain_transactions(raw: Any, _record: Any) -> None:
-    raw.isolation_level = None
-
-
-class Dead(Stopped):
-    """The process that ran this has died."""

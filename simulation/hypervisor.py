@@ -101,6 +101,7 @@ class Hypervisor:
                 stranger=guest.stranger,
             )
         )
+        self.world.news = True
         for watcher in list(self.watchers.values()):
             watcher(guest.uuid)
 

@@ -50,12 +50,12 @@ class Invariants:
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._well_since: dict[str, tuple[object, float]] = {}
-        watch.install(fleet.database, self._hear)
+        watch.install(fleet.database.raw, self._hear)
         fleet.told = self._hear
         self._look_at_hosts()
 
-    def after_step(self) -> None:
-        """Look at what hypervisors were made to do since the last step, and the database."""
+    def judge(self) -> None:
+        """Look at what hypervisors were made to do since the last time, and the database."""
         for host, agent in self._fleet.agents.items():
             acts = agent.hypervisor.acts
             start = self._read.get(host, 0)
@@ -117,14 +117,18 @@ class Invariants:
         if name == "released":
             self._may_be_released(*values)
         else:
-            self._told.append((name, *values))
+            self._tell(name, *values)
+
+    def _tell(self, name: str, *values: str) -> None:
+        self._told.append((name, *values))
+        self._fleet.world.news = True
 
     def _may_be_released(self, mac: str, instance: str) -> None:
         if instance in self._faults.moved:
             return
         for host, guest in self._guests_of(instance):
             if mac in guest.macs:
-                self._told.append(("early", mac, instance, host))
+                self._tell("early", mac, instance, host)
 
     def _early(self, mac: str, instance: str, host: str) -> None:
         if self._fleet.read(lambda tx: tx.find(Mac, mac)) is None:

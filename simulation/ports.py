@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-
-import sqlalchemy as sa
 
 from common.bus.base import Address, Endpoint, Handle, StreamHandler
 from common.bus.memory import MemoryBus
 from common.errors import BrokerUnavailable, DatabaseUnavailable, NoManager
 from common.runtime import Stopped
 from manager.store.engine import Store, Tx
+from simulation.database import Database
 from simulation.runtime import SimRuntime
 from simulation.world import World
 
@@ -120,19 +120,34 @@ def quietly(send: Callable[[], None]) -> Callable[[], None]:
     return later
 
 
+class _Transaction:
+    """From BEGIN to COMMIT or ROLLBACK."""
+
+    def __init__(self, store: Store, database: Database) -> None:
+        self._store, self._database = store, database
+
+    def __enter__(self) -> Tx:
+        self._database.raw.execute("BEGIN IMMEDIATE")
+        return Tx(self._store, self._database.straight)  # type: ignore[arg-type]
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._database.raw.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
 class SimStore(Store):
     """The real store on a shared in-memory SQLite; a process can die on either side of a commit."""
 
     def __init__(
-        self, engine: sa.Engine, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
+        self, database: Database, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
     ) -> None:
         self.runtime = runtime
         self._sim = runtime
-        self.engine = engine
+        self._database = database
         self.dialect = "sqlite"
         self._chaos, self._die = chaos, die
         self._told: Callable[[Tx], None] = lambda _tx: None
-        self._gate = runtime.lock()
+        # No step ends within a transaction.
+        self._gate = contextlib.nullcontext()
 
     @property
     def after_commit(self) -> Callable[[Tx], None]:
@@ -156,12 +171,18 @@ class SimStore(Store):
 
         return super().run(and_perhaps_die, *args, **kwargs)
 
+    def _begin(self) -> Any:
+        return _Transaction(self, self._database)
+
     def _committed(self, tx: Tx) -> None:
         self._maybe_die()  # after the commit, before anything is said
         self._told(tx)
 
     def _maybe_die(self) -> None:
-        if self._sim.world.chance(max(self._chaos.crash, self._chaos.commit_crash)):
+        chaos = self._chaos
+        if (chaos.crash or chaos.commit_crash) and self._sim.world.chance(
+            max(chaos.crash, chaos.commit_crash)
+        ):
             self._die()
             raise Stopped
 

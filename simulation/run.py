@@ -51,7 +51,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     try:
         operators, faults = Operators(fleet), Faults(fleet)
         invariants = Invariants(fleet, operators, faults)
-        fleet.world.after_step = invariants.after_step
+        fleet.world.judge = invariants.judge
         try:
             fleet.start()
             operators.act(COMMANDS, FIRST_S, LAST_S)
@@ -70,7 +70,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
         if told or outcome.broken is not None:
             outcome.story += _story(fleet, outcome.about)
     finally:
-        fleet.world.after_step = lambda: None
+        fleet.world.judge = lambda: None
         fleet.close()
     return outcome
 

@@ -106,6 +106,7 @@ class SimRuntime(Runtime):
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.frozen = False
+        self.on_freeze: Callable[[], None] = lambda: None
         self.parked: list[Fiber] = []
         self.fibers: list[Fiber] = []
         super().__init__(name)
@@ -251,6 +252,7 @@ class SimRuntime(Runtime):
 
     def freeze(self) -> None:
         self.frozen = True
+        self.on_freeze()
 
     def thaw(self) -> None:
         self.frozen = False

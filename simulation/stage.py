@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class Stage(SimFleet):
         self.telling = False
         super().__init__(0, managers=managers, hosts=hosts, world=OrderlyWorld())
         # Beside the store, which is told of nothing: there is but this one connection.
-        self._tables: Any = self.engine.raw_connection().driver_connection
+        self._tables: Any = self.database.raw
 
     def settings(self, name: str) -> Settings:
         settings = super().settings(name.partition("'")[0])
@@ -212,12 +211,11 @@ class Stage(SimFleet):
 
     def keep_database(self) -> None:
         """A backup of the database as it is now."""
-        self._backup = sqlite3.connect(":memory:", check_same_thread=False)
-        self._tables.backup(self._backup)
+        self._backup = self.database.copy()
 
     def roll_back_database(self) -> None:
         """The backup is restored: what came after it has never been."""
-        self._backup.backup(self._tables)
+        self.database.restore(self._backup)
         for table in self._seen:
             query = f"SELECT max(rowid) FROM {table}"  # noqa: S608 - ours
             self._seen[table] = self._tables.execute(query).fetchone()[0] or 0
@@ -297,7 +295,7 @@ class StageStore(SimStore):
     """A manager's store: tells what it commits, and has traps on both sides of a commit."""
 
     def __init__(self, process: ManagerProcess, stage: Stage, runtime: SimRuntime) -> None:
-        super().__init__(stage.engine, runtime, stage.chaos, process.died)
+        super().__init__(stage.database, runtime, stage.chaos, process.died)
         self._process, self._stage = process, stage
         self._trap = ("", "")
 

@@ -41,7 +41,9 @@ class World:
         self._timers: list[tuple[float, int, Fiber | None, int, Callable[[], None] | None]] = []
         self._numbers = itertools.count(1)
         self._main = greenlet.getcurrent()
-        self.after_step: Callable[[], None] = lambda: None
+        # Called between two steps once there is news: something that has to be judged.
+        self.judge: Callable[[], None] = lambda: None
+        self.news = False
 
     # time and names
 
@@ -94,9 +96,9 @@ class World:
         self._main.switch()
 
     def yield_now(self) -> None:
-        """Let any other fiber go first."""
-        fiber = self.current()
-        if fiber is not None:
+        """Let any other fiber go first, if there is one, and what there is to judge be judged."""
+        fiber = greenlet.getcurrent()
+        if isinstance(fiber, Fiber) and (self._ready or self.news or fiber.owner.frozen):
             self.wake(fiber)
             self._main.switch()
 
@@ -116,7 +118,9 @@ class World:
             if fiber is not None:
                 self.steps += 1
                 self.switch_to(fiber)
-                self.after_step()
+                if self.news:
+                    self.news = False
+                    self.judge()
                 continue
             if not self._timers or self._timers[0][0] > until_s:
                 self.now_s = max(self.now_s, until_s)
@@ -125,7 +129,9 @@ class World:
             self.now_s = max(self.now_s, at)
             if act is not None:
                 act()
-                self.after_step()
+                if self.news:
+                    self.news = False
+                    self.judge()
             elif sleeper is not None and sleeper.ticket == ticket:
                 self.wake(sleeper)
 

@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 
 WORKERS = 4
 POLL_S = 0.5
+AGAIN_S = 0.1
 STREAM_LENGTH = 20_000
 
 
@@ -67,13 +68,15 @@ class _Queue:
 class Broker:
     """The queues that all buses of one process share. `up` False: nothing gets through.
 
-    `poll_s`: how often an idle loop looks whether it is still connected.
+    `poll_s`: how often an idle loop looks about although nothing has woken it. `workers`: how
+    many calls and casts each server takes at a time.
     """
 
-    def __init__(self, runtime: Runtime, poll_s: float = POLL_S) -> None:
+    def __init__(self, runtime: Runtime, poll_s: float = POLL_S, workers: int = WORKERS) -> None:
         self.runtime = runtime
-        self.poll_s = poll_s
-        self.up = True
+        self.poll_s, self.workers = poll_s, workers
+        self._up = True
+        self._buses: list[MemoryBus] = []
         self.servers: dict[str, dict[str, _Queue]] = {}
         self.streams: dict[str, tuple[str, _Queue]] = {}
         self.dead: list[tuple[str, bytes, str]] = []
@@ -82,7 +85,21 @@ class Broker:
 
     def bus(self, runtime: Runtime, user: str | None = None) -> MemoryBus:
         """A connection of its own for one manager, agent or operator."""
-        return MemoryBus(self, runtime, user)
+        bus = MemoryBus(self, runtime, user)
+        with self._lock:
+            self._buses = [b for b in self._buses if not b._runtime.killed]
+            self._buses.append(bus)
+        return bus
+
+    @property
+    def up(self) -> bool:
+        return self._up
+
+    @up.setter
+    def up(self, value: bool) -> None:
+        self._up = value
+        for bus in self._buses:
+            bus.look()
 
     def queue_for(self, to: Address) -> _Queue | None:
         """The queue of the named server, or of the next one of the topic."""
@@ -112,7 +129,22 @@ class MemoryBus:
         self._broker = broker
         self._runtime = runtime
         self._user = user
-        self.cut = False
+        self._cut = False
+        self._consumers: list[_Consumer] = []
+
+    @property
+    def cut(self) -> bool:
+        return self._cut
+
+    @cut.setter
+    def cut(self, value: bool) -> None:
+        self._cut = value
+        self.look()
+
+    def look(self) -> None:
+        """Make what consumes here look at the connection, and whether it has stood still."""
+        for consumer in self._consumers:
+            consumer.look()
 
     @property
     def connected(self) -> bool:
@@ -177,7 +209,9 @@ class MemoryBus:
             for name, pattern in streams.items():
                 if name not in self._broker.streams:
                     self._broker.streams[name] = (pattern, _Queue(self._runtime, STREAM_LENGTH))
-        return _Consumer(self, self._broker, self._runtime, list(streams), handler, on_gap, stall_s)
+        made = _Consumer(self, self._broker, self._runtime, list(streams), handler, on_gap, stall_s)
+        self._consumers.append(made)
+        return made
 
     def close(self) -> None:
         pass
@@ -196,7 +230,7 @@ class _Server:
         self._bus, self._broker, self._runtime, self._at = bus, broker, runtime, at
         self._inbox, self._endpoint = inbox, endpoint
         self._stopped = runtime.event()
-        for n in range(WORKERS):
+        for n in range(broker.workers):
             runtime.spawn(f"rpc-{at}-{n}", self._loop)
 
     def _loop(self) -> None:
@@ -241,34 +275,53 @@ class _Consumer:
         self._runtime, self._handler = runtime, handler
         self._on_gap, self._stall_s = on_gap, stall_s
         self._stopped = runtime.event()
-        for name in names:
-            runtime.spawn(f"consume-{name}", self._loop, name, broker.streams[name][1])
+        self._back = runtime.event()
+        self._losses = 0
+        self._asked: dict[str, float] = {}
+        self._sources = {name: broker.streams[name][1] for name in names}
+        for name, source in self._sources.items():
+            runtime.spawn(f"consume-{name}", self._loop, name, source)
+
+    def look(self) -> None:
+        """Wake the loops; one that comes to it much later has stood still."""
+        if self._bus.connected:
+            self._back.set()
+        else:
+            self._losses += 1
+            self._back.clear()
+        now = self._runtime.monotonic()
+        for name, source in self._sources.items():
+            self._asked.setdefault(name, now)
+            source.bell.set()
 
     def _loop(self, name: str, source: _Queue) -> None:
-        poll_s = min(self._broker.poll_s, self._stall_s / 4)
-        seen = self._runtime.monotonic()
+        poll_s, losses, failures = self._broker.poll_s, 0, 0
+        due = self._runtime.monotonic() + poll_s
         while not self._stopped.is_set() and not self._runtime.stopping.is_set():
             now = self._runtime.monotonic()
-            if now - seen > self._stall_s + poll_s:
+            still_s = now - min(due, self._asked.pop(name, due))
+            if still_s > self._stall_s:
                 source.items.clear()
-                self._on_gap(f"the consumer of {name} stood still for {now - seen:.1f} s")
-            seen = now
-            if not self._bus.connected:
+                self._on_gap(f"the consumer of {name} stood still for {still_s:.1f} s")
+            due = now + poll_s
+            connected = self._bus.connected
+            if losses != self._losses or not connected:
+                losses = self._losses
                 self._on_gap("the broker is away")
-                self._runtime.sleep(max(0.2, poll_s / 2))
-                seen = self._runtime.monotonic()
+            if not connected:
+                self._runtime.wait(self._back, poll_s)
                 continue
             report = source.take(self._runtime, poll_s)
-            now = self._runtime.monotonic()
             if report is None:
                 continue
             if not self._bus.connected:
                 source.items.appendleft(report)
                 continue
-            if report.expires_at is not None and report.expires_at < now:
+            if report.expires_at is not None and report.expires_at < self._runtime.monotonic():
                 continue
             try:
                 self._handler(report.key, report.body, report.sender)
+                failures = 0
             except BadMessage as exc:
                 LOG.warning("dead letter from %s: %s", report.key, exc)
                 self._broker.dead.append((report.key, report.body, str(exc)))
@@ -277,7 +330,8 @@ class _Consumer:
             except Exception as exc:  # noqa: BLE001 - whatever it was, the report comes again
                 LOG.warning("%s: not taken, comes again: %s", report.key, exc)
                 source.items.appendleft(report)
-                self._runtime.sleep(0.2)
+                failures += 1
+                self._runtime.sleep(min(self._stall_s / 4, AGAIN_S * 2**failures))
 
     def stop(self) -> None:
         self._stopped.set()

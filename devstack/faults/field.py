@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import random
+import shutil
+import sqlite3
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +32,7 @@ from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 
 MOCK_HOST = "mock"
+JOURNAL = "journal.db"
 # Short times, so that minutes hold what hours bring; all in proportion to the defaults.
 TIMES = Times(
     report_interval=1.0,
@@ -56,6 +63,8 @@ class Field:
         self.locks = {name: threading.Lock() for name in (*self.manager_names, *self.hosts)}
         self.consoles = threading.Lock()
         self.strangers: dict[tuple[str, str], GuestReport] = {}
+        # When an agent's journal was lost or rolled back, by the clock that the database has too.
+        self.forgot: dict[str, list[dt.datetime]] = defaultdict(list)
         self.network: Network | None = None
         try:
             self._start(managers)
@@ -155,6 +164,31 @@ class Field:
             # Kept before an agent can have a look at it.
             made = self.hypervisors[host].make(name, dice.choice(ours).mark)
         self.strangers[host, made.hypervisor_uuid] = made
+
+    # journals
+
+    @contextlib.contextmanager
+    def kept_aside(self, host: str) -> Iterator[Path]:
+        """A copy of an agent's journal as it is now, as a snapshot of its machine would hold it."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            aside = Path(folder) / JOURNAL
+            with (
+                contextlib.closing(sqlite3.connect(self._state_dir(host) / JOURNAL)) as journal,
+                contextlib.closing(sqlite3.connect(aside)) as copy,
+            ):
+                journal.backup(copy)
+            yield aside
+
+    def forget(self, host: str, aside: Path | None = None) -> None:
+        """An agent, which is dead now, comes back without its journal or with this copy of it."""
+        self.forgot[host].append(dt.datetime.now(dt.UTC))
+        shutil.rmtree(self._state_dir(host))
+        if aside is not None:
+            self._state_dir(host).mkdir()
+            shutil.copy(aside, self._state_dir(host) / JOURNAL)
+
+    def _state_dir(self, host: str) -> Path:
+        return self.folder / "agents" / host
 
     # after the storm
 

@@ -162,7 +162,8 @@ class Reckoning:
     def _effects(self) -> None:
         commands: dict[tuple[str, str], list[Any]] = defaultdict(list)
         for row in self._field.rows(
-            "SELECT host, instance, kind, generation, state, error_code FROM commands"
+            "SELECT host, instance, kind, generation, state, error_code, published_at, ended_at"
+            " FROM commands"
         ):
             commands[row.host, row.instance].append(row)
         for host in self._field.hosts:
@@ -172,21 +173,35 @@ class Reckoning:
     def _effect(self, host: str, effect: Effect, commands: list[Any]) -> None:
         what = f"{effect.verb} of {effect.instance} on {host}"
         if effect.generation is None:
-            allowed = sum(1 for row in commands if row.kind in STARTS)
+            allowed = sum(1 + self._forgotten(row) for row in commands if row.kind in STARTS)
             if effect.times > allowed:
                 text = f"{what}: {effect.times} times for {allowed} commands"
                 self._found("twice", text, effect.instance)
             return
         what += f" at generation {effect.generation}"
-        if effect.times > 1:
-            self._found("twice", f"{what}: {effect.times} times", effect.instance)
         by_generation: Mapping[int, Any] = {row.generation: row for row in commands}
         row = by_generation.get(effect.generation)
+        forgotten = 0 if row is None else self._forgotten(row)
+        if effect.times > 1 + forgotten:
+            self._found("twice", f"{what}: {effect.times} times", effect.instance)
         if row is None:
             self._found("untrue", f"{what}: there is no such command", effect.instance)
-        elif row.state == "NOT_RUN":
+        elif row.state == "NOT_RUN" and not forgotten:
             text = f"{what}: its command is called not run ({row.error_code})"
             self._found("untrue", text, effect.instance)
+
+    def _forgotten(self, row: Any) -> int:
+        """How often its host's journal was lost or rolled back while this command was open.
+
+        The managers cast such a command again, and the agent can not know what it had done; of one
+        that had ended before, they know better.
+        """
+        return sum(
+            row.published_at is not None
+            and row.published_at <= when
+            and (row.ended_at is None or when <= row.ended_at)
+            for when in self._field.forgot.get(row.host, ())
+        )
 
 
 def _identity(guest: GuestReport) -> tuple[str, str, int | None]:

@@ -42,6 +42,8 @@ class Storm:
             self._partition,
             self._kill_agent,
             self._break_hypervisor,
+            self._lose_journal,
+            self._roll_back_journal,
         ]
         parts: list[Blow] = [
             self._kill_broker,
@@ -105,6 +107,33 @@ class Storm:
                 self._field.fleet.start_agent(host)
 
         return f"kill -9 of an agent: {host}", blow
+
+    def _lose_journal(self, dice: random.Random) -> tuple[str, Callable[[], None]]:
+        host, pause = dice.choice(self._field.hosts), dice.uniform(0.0, LONG)
+
+        def blow() -> None:
+            with self._field.locks[host]:
+                self._field.fleet.agents[host].kill()
+                self._field.forget(host)
+                self._rest(pause)
+                self._field.fleet.start_agent(host)
+
+        return f"loss of an agent's journal: {host}", blow
+
+    def _roll_back_journal(self, dice: random.Random) -> tuple[str, Callable[[], None]]:
+        host, older = dice.choice(self._field.hosts), dice.uniform(SHORT, LONG)
+        pause = dice.uniform(0.0, LONG / 2)
+
+        def blow() -> None:
+            with self._field.kept_aside(host) as aside:
+                self._rest(older)
+                with self._field.locks[host]:
+                    self._field.fleet.agents[host].kill()
+                    self._field.forget(host, aside)
+                    self._rest(pause)
+                    self._field.fleet.start_agent(host)
+
+        return f"older copy of an agent's journal: {host}", blow
 
     def _freeze_manager(self, dice: random.Random) -> tuple[str, Callable[[], None]]:
         name, pause = dice.choice(self._field.manager_names), dice.uniform(SHORT, LONG)

@@ -27,17 +27,25 @@ PLACES = ("/usr/lib/postgresql/*/bin",)
 class Postgres(Part):
     """A server with the superuser muster and the database muster.
 
-    `durable` False trades surviving a power cut (not a kill -9) for speed.
+    `durable` False trades surviving a power cut (not a kill -9) for speed. `count_statements`: each
+    new database has the view pg_stat_statements.
     """
 
     name = "postgres"
     # "Fast": ends sessions instead of waiting for them.
     stop_signal = signal.SIGINT
 
-    def __init__(self, folder: pathlib.Path | None = None, *, durable: bool = False) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path | None = None,
+        *,
+        durable: bool = False,
+        count_statements: bool = False,
+    ) -> None:
         super().__init__(folder)
         self.port = free_port()
         self._durable = durable
+        self._count_statements = count_statements
 
     @property
     def url(self) -> str:
@@ -51,6 +59,8 @@ class Postgres(Part):
         """The SQLAlchemy URL of a fresh, empty database."""
         name = f"muster_{uuid.uuid4().hex[:12]}"
         self.sql(f"CREATE DATABASE {name}")
+        if self._count_statements:
+            self.sql("CREATE EXTENSION pg_stat_statements", name)
         return self.url_of(name)
 
     def sql(self, statement: str, database: str = "muster") -> str:
@@ -103,6 +113,8 @@ class Postgres(Part):
             "shared_buffers": "64MB",
             "log_min_messages": "warning",
         }
+        if self._count_statements:
+            options["shared_preload_libraries"] = "pg_stat_statements"
         settings = [arg for key, value in options.items() for arg in ("-c", f"{key}={value}")]
         argv = [*self._as_user, self._binary("postgres"), "-D", str(self._data), *settings]
         return argv, dict(os.environ)

@@ -121,18 +121,24 @@ class RabbitMQ(Part):
             raise PartError("rabbitmq: kill it before its data goes")
         shutil.rmtree(self._data)
 
-    def _add_vhost(self, name: str) -> None:
-        """What rabbitmqctl does, without the seconds in which its Erlang machine starts twice."""
-        doing = (
-            f'ok = rabbit_vhost:add(<<"{name}">>, <<"muster">>),'
-            f' ok = rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"{name}">>,'
-            ' <<".*">>, <<".*">>, <<".*">>, <<"muster">>).\n'
-        )
+    def evaluate(self, expressions: str) -> str:
+        """What Erlang expressions come to in the broker.
+
+        As rabbitmqctl eval, without the seconds in which its own Erlang machine starts twice.
+        """
         cookie = (self._home / ".erlang.cookie").read_text().strip()
         at = ["-address", f"127.0.0.1:{self._dist_port}", "-timeout", "60", "-c", cookie]
-        said = run([find_binary("erl_call", "erlang-base"), *at, "-e"], given=doing)
-        if said != "{ok, ok}":
-            raise PartError(f"rabbitmq: virtual host {name}: {said}")
+        said = run([find_binary("erl_call", "erlang-base"), *at, "-e"], given=f"{expressions}.\n")
+        if not said.startswith("{ok, "):
+            raise PartError(f"rabbitmq: {expressions}: {said}")
+        return said.removeprefix("{ok, ").removesuffix("}")
+
+    def _add_vhost(self, name: str) -> None:
+        self.evaluate(
+            f'ok = rabbit_vhost:add(<<"{name}">>, <<"muster">>),'
+            f' ok = rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"{name}">>,'
+            ' <<".*">>, <<".*">>, <<".*">>, <<"muster">>)'
+        )
 
     def clean_up(self) -> None:
         if self._epmd is not None:

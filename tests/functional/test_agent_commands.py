@@ -144,6 +144,18 @@ def test_a_command_runs_once_however_often_it_comes(rig: Rig) -> None:
     assert after.domain_id == (guest.domain_id or 0) + 1
 
 
+def test_a_quick_command_is_told_in_one_message(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    stop = rig.manager.send("stop_vm", "i-1", 2)
+    assert rig.manager.result(stop).outcome == "succeeded"
+    told = [a for a in rig.manager.answers if stop in {r.command for r in a.receipts}]
+    assert [[r.step.value for r in a.receipts] for a in told] == [["received", "started"]]
+    assert [r.command for r in told[0].results][-1] == stop
+    received, started = told[0].receipts
+    assert 0.0 <= started.age_s <= received.age_s < 5.0
+
+
 def test_results_are_repeated_until_they_are_confirmed(rig: Rig) -> None:
     rig.up()
     command = rig.create("i-1")

@@ -29,12 +29,13 @@ class Told:
 
     def __init__(self) -> None:
         self.receipts: list[tuple[str, str]] = []
+        self.rings: list[bool] = []
 
-    def receipt(self, command: str, step: m.Step) -> None:
+    def receipt(self, command: str, step: m.Step, _at: float) -> None:
         self.receipts.append((command, step.value))
 
-    def wake(self) -> None:
-        pass
+    def wake(self, *, more: bool = False) -> None:
+        self.rings.append(more)
 
 
 class Rig:
@@ -120,6 +121,30 @@ def test_a_command_that_comes_again_before_its_end_gets_its_receipt_again(rig: R
     rig.gate.set()
     wait_until(rig.ended)
     assert rig.order() == ["c-1"]
+
+
+def test_what_is_received_rings_only_when_it_brings_an_answer(rig: Rig) -> None:
+    rig.gate.clear()
+    rig.take("c-1", "i-1", 1)
+    rig.take("c-1", "i-1", 1)
+    rig.take("c-2", "i-1", 2)
+    assert rig.told.rings == []
+    rig.take("stale", "i-1", 2)
+    assert rig.told.rings == [False]
+    rig.take("c-3", "i-1", 3, kind=m.CommandKind.TERMINATE_INSTANCE)
+    assert rig.told.rings == [False, False]
+    rig.gate.set()
+    wait_until(lambda: len(rig.told.rings) == 4)
+
+
+def test_a_result_waits_a_moment_only_while_another_command_runs(rig: Rig) -> None:
+    rig.gate.clear()
+    rig.take("c-1", "i-1", 1)
+    rig.take("c-2", "i-2", 1)
+    wait_until(lambda: len(rig.began) == 2)
+    rig.gate.set()
+    wait_until(lambda: len(rig.told.rings) == 2)
+    assert rig.told.rings == [True, False]
 
 
 def test_no_more_than_max_parallel_run_and_the_rest_follow(tmp_path: Path) -> None:

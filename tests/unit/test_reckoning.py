@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,10 @@ def guest(uuid: str, instance: str | None, **changes: Any) -> GuestReport:
     return msgspec.structs.replace(plain, **changes)
 
 
+def at(second: int) -> dt.datetime:
+    return dt.datetime(2026, 11, 20, 8, 0, second, tzinfo=dt.UTC)
+
+
 class Console:
     """A hypervisor that says what the test wants."""
 
@@ -58,6 +63,7 @@ class Scene:
         self.hypervisors = {"a": Console(), "b": Console()}
         stranger = guest("s", None)
         self.strangers = {("a", "s"): stranger}
+        self.forgot: dict[str, list[dt.datetime]] = {}
         self.hypervisors["a"].found = {"s": stranger, "g": guest("g", "vm")}
         self.did("create", 1)
         self.tables: dict[str, list[dict[str, Any]]] = {
@@ -91,6 +97,8 @@ class Scene:
                     "generation": 1,
                     "state": "SUCCEEDED",
                     "error_code": None,
+                    "published_at": at(10),
+                    "ended_at": at(20),
                 }
             ],
             "voids": [],
@@ -167,6 +175,30 @@ def test_no_more_starts_than_commands_where_the_generation_is_not_told(scene: Sc
     assert kinds(scene) == []
     scene.did("start", 2, None)
     assert kinds(scene) == ["twice"]
+
+
+@pytest.mark.parametrize("generation", [1, None])
+def test_an_effect_comes_again_once_for_each_journal_lost_under_its_command(
+    scene: Scene, generation: int | None
+) -> None:
+    scene.did("start", 2, generation)
+    for second in (5, 25):
+        scene.forgot = {"a": [at(second)], "b": [at(15)]}
+        assert kinds(scene) == ["twice"]
+    scene.forgot = {"a": [at(15)]}
+    assert kinds(scene) == []
+    scene.spoil("commands", ended_at=None)
+    assert kinds(scene) == []
+    scene.did("start", 3, generation)
+    assert kinds(scene) == ["twice"]
+
+
+def test_an_agent_that_forgot_may_say_not_run_of_what_it_did(scene: Scene) -> None:
+    scene.spoil("commands", state="NOT_RUN")
+    scene.forgot = {"a": [at(15)]}
+    assert kinds(scene) == []
+    scene.forgot = {"a": [at(25)]}
+    assert kinds(scene) == ["untrue"]
 
 
 def test_one_instance_in_two_places(scene: Scene) -> None:

@@ -1,0 +1,226 @@
+"""The database of a simulated fleet: SQLite in memory, shared by all of its managers.
+
+Statements are SQLAlchemy's, compiled by it for SQLite and with its types' conversions, and run
+straight on the driver: its connections, contexts and cursors cost several times what SQLite does.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+
+from manager.store.mapping import EnumText, PlainText, UtcDateTime, metadata
+
+_DIALECT = SQLiteDialect_pysqlite(paramstyle="qmark")
+_STATEMENTS_KEPT = 1000
+_VALUES_KEPT = 2000  # for each column of each statement
+_NOTHING: Mapping[str, Any] = {}
+_SPARE: list[sqlite3.Connection] = []
+
+Row = tuple[Any, ...]
+# A parameter's name, its place within a list (None: it is no list) and how it is converted.
+Place = tuple[str, int | None, Callable[[Any], Any] | None]
+
+
+class Answer:
+    """What is used of a sqlalchemy.CursorResult."""
+
+    def __init__(self, rows: Sequence[Row], rowcount: int) -> None:
+        self._rows, self.rowcount = rows, rowcount
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def all(self) -> Sequence[Row]:
+        return self._rows
+
+    def first(self) -> Row | None:
+        return self._rows[0] if self._rows else None
+
+    def scalar(self) -> Any:
+        return self._rows[0][0] if self._rows else None
+
+    def scalar_one(self) -> Any:
+        ((value,),) = self._rows
+        return value
+
+
+class _Prepared:
+    """A compiled statement; `bare` if all of its values come with each execution."""
+
+    def __init__(self, compiled: Any, bare: bool) -> None:
+        self.compiled, self.bare = compiled, bare
+        self.sql: str = compiled.string
+        convert = compiled._bind_processors
+        self.names = [
+            (name, _kept(compiled.binds[name].type, convert.get(name)))
+            for name in compiled.positiontup
+        ]
+        literal = compiled.literal_execute_params
+        self._written = [
+            (name, parameter in literal)
+            for parameter, name in compiled.bind_names.items()
+            if parameter in literal or parameter in compiled.post_compile_params
+        ]
+        self._expanded: dict[tuple[Any, ...], tuple[str, list[Place]]] = {}
+        self._convert = [
+            (at, _kept(column.type, fn))
+            for at, column in enumerate(compiled._result_columns or ())
+            if (fn := column.type._cached_result_processor(_DIALECT, None)) is not None
+        ]
+
+    def bind(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+        """The statement as text, and what goes with it."""
+        if not self._written:
+            return self.sql, [
+                values[name] if fn is None else fn(values[name]) for name, fn in self.names
+            ]
+        # Lists and literals are written into the text: it is another one for other lengths.
+        shape = tuple(
+            values[name] if literal else len(values[name]) for name, literal in self._written
+        )
+        known = self._expanded.get(shape)
+        if known is None:
+            known = self._expanded[shape] = self._expand(values)
+        sql, places = known
+        bound = []
+        for name, at, fn in places:
+            value = values[name] if at is None else values[name][at]
+            bound.append(value if fn is None else fn(value))
+        return sql, bound
+
+    def _expand(self, values: Mapping[str, Any]) -> tuple[str, list[Place]]:
+        state = self.compiled._process_parameters_for_postcompile(dict(values))
+        origin: dict[str, tuple[str, int | None]] = {
+            each: (name, at)
+            for name, made in state.parameter_expansion.items()
+            for at, each in enumerate(made)
+        }
+        convert = {**self.compiled._bind_processors, **state.processors}
+        return state.statement, [
+            (*origin.get(name, (name, None)), convert.get(name)) for name in state.positiontup
+        ]
+
+    def read(self, rows: list[Row]) -> list[Row]:
+        """Rows as the columns' types have them."""
+        convert = self._convert
+        if not convert:
+            return rows
+        found = []
+        for row in rows:
+            values = list(row)
+            for at, fn in convert:
+                values[at] = fn(values[at])
+            found.append(tuple(values))
+        return found
+
+
+_BY_KEY: dict[Any, _Prepared] = {}
+
+
+def _kept(kind: Any, fn: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """A conversion that remembers its results, where looking them up is safe and cheaper."""
+    if fn is not None and isinstance(kind, EnumText | PlainText | UtcDateTime):
+        return functools.lru_cache(_VALUES_KEPT)(fn)
+    return fn
+
+
+class Straight:
+    """`execute` of a sqlalchemy.Connection."""
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._raw = raw
+
+    def execute(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Answer:
+        values = _NOTHING if parameters is None else parameters
+        keys = tuple(values)
+        # A statement made from this one has its attributes too: whose is it?
+        known = statement.__dict__.get("_straight")
+        if known is not None and known[0] is statement and known[1] == keys:
+            prepared = known[2]
+        else:
+            prepared, values = _prepare(statement, keys, values)
+        sql, bound = prepared.bind(values)
+        try:
+            cursor = self._raw.execute(sql, bound)
+            rows = cursor.fetchall()
+        except sqlite3.Error as exc:
+            raise sa.exc.DBAPIError.instance(sql, bound, exc, sqlite3.Error) from exc
+        return Answer(prepared.read(rows), cursor.rowcount)
+
+
+def _prepare(
+    statement: Any, keys: tuple[str, ...], values: Mapping[str, Any]
+) -> tuple[_Prepared, Mapping[str, Any]]:
+    """A statement compiled, at the latest now, and all the values that it takes.
+
+    One without values of its own is known again by itself; any other by its form.
+    """
+    key = statement._generate_cache_key()
+    form, extracted, own = key
+    prepared = _BY_KEY.get((form, keys))
+    if prepared is None:
+        compiled = statement._compiler(_DIALECT, cache_key=key, column_keys=sorted(keys))
+        bare = set(compiled.positiontup) <= set(keys)
+        prepared = _BY_KEY[(form, keys)] = _Prepared(compiled, bare)
+    if prepared.bare:
+        statement.__dict__["_straight"] = (statement, keys, prepared)
+        return prepared, values
+    return prepared, prepared.compiled.construct_params(
+        values, escape_names=False, extracted_parameters=extracted, _collected_params=own
+    )
+
+
+class Database:
+    """One fleet's database, with the schema ready."""
+
+    def __init__(self) -> None:
+        self.raw = _SPARE.pop() if _SPARE else _connect()
+        _template().backup(self.raw)
+        self.straight = Straight(self.raw)
+
+    def copy(self) -> sqlite3.Connection:
+        """A backup of it as it is now."""
+        aside = sqlite3.connect(":memory:", check_same_thread=False)
+        self.raw.backup(aside)
+        return aside
+
+    def restore(self, aside: sqlite3.Connection) -> None:
+        """What came after the copy has never been."""
+        aside.backup(self.raw)
+
+    def give_back(self) -> None:
+        """Its connection, with the statements that the driver has kept, serves another fleet."""
+        if self.raw.in_transaction:
+            self.raw.rollback()
+        triggers = self.raw.execute("SELECT name FROM temp.sqlite_schema WHERE type = 'trigger'")
+        for (name,) in triggers.fetchall():
+            self.raw.execute(f"DROP TRIGGER {name}")
+        _SPARE.append(self.raw)
+
+
+def _connect() -> sqlite3.Connection:
+    return sqlite3.connect(
+        ":memory:",
+        check_same_thread=False,
+        isolation_level=None,  # we say BEGIN ourselves
+        cached_statements=_STATEMENTS_KEPT,
+    )
+
+
+_TEMPLATE: list[sqlite3.Connection] = []
+
+
+def _template() -> sqlite3.Connection:
+    """A database with the schema ready, copied for each fleet."""
+    if not _TEMPLATE:
+        raw = _connect()
+        engine = sa.create_engine("sqlite://", creator=lambda: raw, poolclass=sa.pool.StaticPool)
+        metadata.create_all(engine)
+        _TEMPLATE.append(raw)
+    return _TEMPLATE[0]

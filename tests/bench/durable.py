@@ -1,0 +1,200 @@
+"""Durable commands: how soon an agent begins, how many a second, and what each of them costs.
+
+A durable command is an operator's request over RPC, accepted in PostgreSQL, published, journalled
+and carried out by an agent, and told back until its job has SUCCEEDED.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from devstack.parts.postgres import Postgres
+from devstack.parts.rabbitmq import RabbitMQ
+from tests.bench.counters import Cost, mean
+from tests.bench.fleet import Fleet
+from tests.bench.floor import Floor
+from tests.bench.operators import WAYS, Load
+
+Tell = Callable[[str], None]
+EFFECTS = ("start", "stop")
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is measured."""
+
+    hosts: int = 4
+    vms: int = 200
+    single: int = 100
+    """Commands one at a time: by turns with the floor, and as many of each verb to be counted."""
+    idle_s: float = 10.0
+    load_s: float = 8.0
+    rounds: int = 2
+    threads: int = 40
+
+
+QUICK = Size(vms=80, single=30, idle_s=4.0, load_s=4.0, rounds=1)
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """One window under load: what came of it, and what one command cost."""
+
+    managers: int
+    way: str
+    load: Load
+    cost: Cost
+
+    @property
+    def rate(self) -> float:
+        """Commands a second whose jobs have SUCCEEDED."""
+        return self.load.succeeded / self.load.seconds
+
+
+class Durable(msgspec.Struct, kw_only=True):
+    """Everything measured; times in seconds."""
+
+    begun_s: list[float] = []
+    """From the request until an agent first changes the guest."""
+    floor_s: list[float] = []
+    ended_s: dict[str, list[float]] = {}
+    """From the request until the job has ended, by method."""
+    idle: Cost | None = None
+    single: dict[str, Cost] = {}
+    """What one command costs, one at a time, by method."""
+    loaded: list[Loaded] = []
+    raw_casts: list[float] = []
+    """Raw oslo.messaging casts a second, before and after each window under load."""
+
+    @property
+    def latency_ratio(self) -> float:
+        return statistics.median(self.begun_s) / statistics.median(self.floor_s)
+
+    def rate(self, managers: int) -> float:
+        """Durable commands a second, median of the best way's windows; 0 without any."""
+        by_way = {
+            way: [w.rate for w in self.loaded if (w.managers, w.way) == (managers, way)]
+            for way in WAYS
+        }
+        return max((statistics.median(rates) for rates in by_way.values() if rates), default=0.0)
+
+    @property
+    def one_at_a_time(self) -> Cost:
+        """What one command costs an idle fleet: the mean of stop and start."""
+        return mean(list(self.single.values()))
+
+    def under_load(self, managers: int) -> Cost:
+        """What one command costs under load: the mean of the windows."""
+        return mean([w.cost for w in self.loaded if w.managers == managers])
+
+    def ratio(self, managers: int) -> float:
+        """Of raw casts."""
+        return self.rate(managers) / statistics.median(self.raw_casts)
+
+
+def measure(
+    broker: RabbitMQ,
+    postgres: Postgres,
+    folder: pathlib.Path,
+    size: Size,
+    raw_casts: Callable[[], float],
+    tell: Tell,
+) -> Durable:
+    """A whole fleet through all of it; SystemExit when a command did not succeed."""
+    done = Durable()
+    tell(f"starting a manager and {size.hosts} agents, deploying {size.vms} VMs")
+    fleet = Fleet(broker, postgres, folder, hosts=size.hosts)
+    try:
+        fleet.deploy(size.vms)
+        tell(f"one at a time: {size.single} commands by turns with the floor, then counted")
+        _by_turns(fleet, Floor(broker.new_vhost(), postgres.new_database()), size, done)
+        done.idle = fleet.counters.measure(lambda: time.sleep(size.idle_s))
+        for method in ("vm_stop", "vm_start"):
+            _counted(fleet, method, size, done)
+        done.raw_casts.append(raw_casts())
+        for managers in (1, 2):
+            if managers > 1:
+                fleet.add_manager()
+            _under_load(fleet, managers, size, done, raw_casts, tell)
+    except BaseException as exc:
+        exc.add_note(fleet.log_tails())
+        raise
+    finally:
+        fleet.close()
+    return done
+
+
+def _by_turns(fleet: Fleet, floor: Floor, size: Size, done: Durable) -> None:
+    """Ours and the floor one after the other, so that noise falls on both."""
+    try:
+        for n in range(-2, size.single):
+            least = floor.once()
+            ours = _succeeded(fleet.ask("one"))
+            begun_ns = fleet.begun_ns(ours["instance"], ours["sent_ns"])
+            if begun_ns is None:
+                raise SystemExit(f"bench: no agent has begun {ours}")
+            if n >= 0:  # the first ones open connections
+                done.floor_s.append(least)
+                done.begun_s.append((begun_ns - ours["sent_ns"]) / 1e9)
+    finally:
+        floor.close()
+
+
+def _counted(fleet: Fleet, method: str, size: Size, done: Durable) -> None:
+    singles = []
+    cost = fleet.counters.measure(
+        lambda: singles.extend(fleet.ask("many", method=method, count=size.single))
+    )
+    assert done.idle is not None
+    done.single[method] = cost.less(done.idle, len(singles))
+    done.ended_s[method] = [_succeeded(one)["ended_s"] for one in singles]
+
+
+def _succeeded(one: dict[str, Any]) -> dict[str, Any]:
+    if one["state"] != "SUCCEEDED":
+        raise SystemExit(f"bench: {one}")
+    return one
+
+
+def _under_load(
+    fleet: Fleet,
+    managers: int,
+    size: Size,
+    done: Durable,
+    raw_casts: Callable[[], float],
+    tell: Tell,
+) -> None:
+    assert done.idle is not None
+    for _ in range(size.rounds):
+        for way in WAYS:
+            tell(f"{managers} manager{'s' * (managers > 1)}, {way}: {size.load_s:g} s of load")
+            before, answers = fleet.changes(EFFECTS), []
+            cost = fleet.counters.measure(
+                lambda way=way: answers.append(
+                    fleet.ask("load", way=way, seconds=size.load_s, threads=size.threads)
+                )
+            )
+            load = msgspec.convert(answers[0], Load)
+            check(load, fleet.changes(EFFECTS) - before)
+            done.loaded.append(
+                Loaded(
+                    managers=managers,
+                    way=way,
+                    load=load,
+                    cost=cost.less(done.idle, load.succeeded),
+                )
+            )
+            done.raw_casts.append(raw_casts())
+
+
+def check(load: Load, effects: int) -> None:
+    """Every accepted command has succeeded, and its guest was changed once; else SystemExit."""
+    if not load.accepted or load.states != {"SUCCEEDED": load.accepted} or effects != load.accepted:
+        raise SystemExit(
+            f"bench: of {load.accepted} commands {load.states}, errors {load.errors},"
+            f" and the guests were changed {effects} times"
+        )

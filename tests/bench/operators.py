@@ -1,0 +1,286 @@
+"""The operators, as a process of their own: one wish at a time, or as many as they can.
+
+`python -m tests.bench.operators CONFIG DATABASE` takes a task a line on its input and answers with
+a line, both JSON. How wishes are asked for is a `Way`; another one is another entry of WAYS.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import queue
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from common import conf
+from common.bus import rabbit
+from common.bus.base import ANY_MANAGER, Bus
+from common.errors import MusterError
+from common.runtime import Runtime
+from tests.bench import counters, peer
+
+SUCCEEDED = "SUCCEEDED"
+CALL_S = 10.0
+TRIES = 3
+"""How often a wish is asked for, under the same job, when it is not accepted."""
+LOOK_S = 0.02
+END_S = 60.0
+"""How long jobs may take to end once nothing more is asked for."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable command: an RPC method and its arguments, the job's uuid among them."""
+
+    method: str
+    asked: dict[str, Any]
+
+    @property
+    def job(self) -> str:
+        return str(self.asked["job"])
+
+
+Draw = Callable[[bool], Wish | None]
+"""The next wish; waits for one only when it is the first of its request."""
+
+
+class Way(Protocol):
+    """A way to ask for wishes, `size` at a time."""
+
+    size: int
+
+    def __call__(self, bus: Bus, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
+        """The accepted jobs, in the same order; MusterError when they were not accepted."""
+
+
+class Single:
+    """One RPC for each wish, as the `muster` command does."""
+
+    size = 1
+
+    def __call__(self, bus: Bus, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
+        return [bus.call(ANY_MANAGER, wish.method, wish.asked, CALL_S) for wish in wishes]
+
+
+WAYS: dict[str, Way] = {"one wish an RPC": Single()}
+
+
+class Load(msgspec.Struct, kw_only=True):
+    """What came of many wishes; a job that has not ended in time is in no state."""
+
+    accepted: int = 0
+    states: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    seconds: float = 0.0
+    """From the first request until the last job had ended."""
+
+    @property
+    def succeeded(self) -> int:
+        return self.states.get(SUCCEEDED, 0)
+
+
+class Operators:
+    """They know which VMs run, and give none of them a command before its last one has ended."""
+
+    def __init__(self, config: str, database: str) -> None:
+        self._bus = rabbit.connect(
+            conf.load("muster", ["--config-file", config]), Runtime("operators"), "client"
+        )
+        self._db = counters.observer(database)
+        self._running: dict[str, bool] = {}
+
+    # tasks
+
+    def hosts_up(self) -> int:
+        """How many hosts can be given commands."""
+        try:
+            answer = self._bus.call(ANY_MANAGER, "host_list", {}, 2.0)
+        except MusterError:
+            return 0
+        return sum(host["state"] == "UP" for host in answer["hosts"])
+
+    def create(self, hosts: list[str], count: int, threads: int) -> Load:
+        """Deploy VMs, host after host, and wait until they run."""
+        names = itertools.count()
+
+        def draw(_first: bool) -> Wish | None:
+            n = next(names)
+            if n >= count:
+                return None
+            fields = {"name": f"web-{n}", "vcpus": 1, "memory_mib": 16}
+            return _wish("vm_create", **fields, host=hosts[n % len(hosts)])
+
+        def accepted(job: dict[str, Any]) -> None:
+            self._running[str(job["instance"])] = True
+
+        return self._ask(Single(), draw, threads, accepted=accepted)
+
+    def one(self) -> dict[str, Any]:
+        """A stop or start, by turns, of the VM that has waited longest; returns at its end.
+
+        `sent_ns` is CLOCK_MONOTONIC when the request is made, `answered_s` and `ended_s` the
+        seconds from there until the job is accepted and has ended.
+        """
+        vm, wish = self._next()
+        begun = time.monotonic_ns()
+        self._bus.call(ANY_MANAGER, wish.method, wish.asked, CALL_S)
+        answered = time.monotonic_ns()
+        deadline = time.monotonic() + END_S
+        while wish.job not in (ended := self._ended([wish.job])):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_S / 4)
+        state = ended.get(wish.job, "still open")
+        if state != SUCCEEDED:
+            self._running.pop(vm)
+        return {
+            "instance": vm,
+            "method": wish.method,
+            "sent_ns": begun,
+            "answered_s": (answered - begun) / 1e9,
+            "ended_s": (time.monotonic_ns() - begun) / 1e9,
+            "state": state,
+        }
+
+    def many(self, method: str, count: int) -> list[dict[str, Any]]:
+        """`one` for so many VMs that can be stopped or started, one after the other."""
+        ready = [vm for vm, runs in self._running.items() if runs == (method == "vm_stop")]
+        done = []
+        for vm in ready[:count]:
+            # To the front, where `one` takes its VM from.
+            self._running = {vm: self._running.pop(vm), **self._running}
+            done.append(self.one())
+        return done
+
+    def load(self, way: str, seconds: float, threads: int) -> Load:
+        """Stops and starts for so long, without pause, then the wait for all of them."""
+        ready: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for vm in self._running:
+            ready.put(vm)
+        until = time.monotonic() + seconds
+
+        def draw(first: bool) -> Wish | None:
+            left = until - time.monotonic()
+            try:
+                # What else goes into the same request is what is ready by then.
+                return self._turn(ready.get(timeout=left) if first else ready.get_nowait())
+            except (queue.Empty, ValueError):
+                return None
+
+        def succeeded(wish: Wish) -> None:
+            ready.put(wish.asked["vm"])
+
+        return self._ask(WAYS[way], draw, threads, succeeded=succeeded)
+
+    # inside
+
+    def _next(self) -> tuple[str, Wish]:
+        vm = next(iter(self._running))
+        return vm, self._turn(vm)
+
+    def _turn(self, vm: str) -> Wish:
+        runs = self._running.pop(vm)
+        self._running[vm] = not runs
+        return _wish("vm_stop" if runs else "vm_start", vm=vm)
+
+    def _ask(
+        self,
+        way: Way,
+        draw: Draw,
+        threads: int,
+        *,
+        accepted: Callable[[dict[str, Any]], None] = lambda _job: None,
+        succeeded: Callable[[Wish], None] = lambda _wish: None,
+    ) -> Load:
+        """Ask for what `draw` gives until that is None, and wait for the end of all of it."""
+        load, errors, states = Load(), Counter[str](), Counter[str]()
+        lock, asked = threading.Lock(), threading.Event()
+        waiting: dict[str, Wish] = {}
+
+        def ask() -> None:
+            while (first := draw(True)) is not None:
+                wishes = [first]
+                while len(wishes) < way.size and (more := draw(False)) is not None:
+                    wishes.append(more)
+                for _ in range(TRIES):
+                    try:
+                        jobs = way(self._bus, wishes)
+                    except MusterError as exc:
+                        with lock:
+                            errors[exc.code] += len(wishes)
+                        continue
+                    with lock:
+                        load.accepted += len(jobs)
+                        waiting.update({wish.job: wish for wish in wishes})
+                    for job in jobs:
+                        accepted(job)
+                    break
+
+        def look() -> None:
+            deadline = math.inf
+            while time.monotonic() < deadline:
+                last = asked.is_set()
+                with lock:
+                    jobs = list(waiting)
+                if last and not jobs:
+                    return
+                for job, state in self._ended(jobs).items():
+                    states[state] += 1
+                    with lock:
+                        wish = waiting.pop(job)
+                    if state == SUCCEEDED:
+                        succeeded(wish)
+                    else:
+                        self._running.pop(wish.asked.get("vm", ""), None)
+                if last:
+                    deadline = min(deadline, time.monotonic() + END_S)
+                time.sleep(LOOK_S)
+
+        begun = time.monotonic()
+        looking = threading.Thread(target=look, daemon=True)
+        asking = [threading.Thread(target=ask, daemon=True) for _ in range(threads)]
+        for thread in (looking, *asking):
+            thread.start()
+        for thread in asking:
+            thread.join()
+        asked.set()
+        looking.join()
+        load.seconds = time.monotonic() - begun
+        load.states, load.errors = dict(states), dict(errors)
+        return load
+
+    def _ended(self, jobs: list[str]) -> dict[str, str]:
+        """{job: state} of those that have ended, as the database has it."""
+        rows = self._db.execute(
+            "SELECT uuid, state FROM jobs WHERE uuid = ANY(%s) AND ended_at IS NOT NULL", (jobs,)
+        )
+        return dict(rows.fetchall())
+
+
+def _wish(method: str, **fields: Any) -> Wish:
+    own = {"job": str(uuid.uuid4()), "operator": "bench", "reason": "a benchmark"}
+    return Wish(method=method, asked={**own, **fields})
+
+
+def main(config: str, database: str) -> None:
+    logging.disable(logging.WARNING)
+    operators = Operators(config, database)
+    peer.say("ready")
+    for line in sys.stdin:
+        task = msgspec.json.decode(line)
+        answer = getattr(operators, task.pop("do"))(**task)
+        peer.say(msgspec.json.encode(answer).decode())
+    # Not held up by the bus, whose broker may be gone by now.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

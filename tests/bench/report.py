@@ -1,0 +1,102 @@
+"""What the benchmark prints: tables for people, and the last line for scripts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tests.bench import load
+from tests.bench.counters import CLIENT, Cost
+from tests.bench.durable import Durable
+from tests.bench.ways import Way
+
+GROUPS = ("managers", "agents", "PostgreSQL", "RabbitMQ")
+# DESIGN section 7: measured on a machine like the one CI runs on, two cores and a fake driver.
+NOVA = (
+    ("Nova 34, stop", 45, 11, "75-105", 41),
+    ("Nova 34, start", 61, 20, "100-145", 155),
+)
+
+
+def show_ways(ways: list[Way], rounds: int) -> None:
+    """Messages a second, each way beside the bare library's."""
+    casts, raw_casts, stream, raw_stream, *stores = ways
+    bare: dict[Way, Way] = {casts: raw_casts, stream: raw_stream}
+    bare.update(dict.fromkeys(stores, raw_stream))
+    size = len(load.heartbeats(0, 1)[0][1])
+    say(f"a heartbeat has {size} bytes and {load.GUESTS} guests; median of {rounds} turns each;")
+    say("CPU counts sender and receiver, not the broker or database")
+    say(f"{'way':24} {'a second':>9} {'lowest':>9} {'highest':>9} {'CPU us each':>12} {'ratio':>6}")
+    for way in ways:
+        ratio = f"{way.rate / bare[way].rate:.2f}" if way in bare else "1"
+        say(
+            f"{way.name:24} {way.rate:9.0f} {min(way.rates):9.0f} {max(way.rates):9.0f}"
+            f" {statistics.median(way.cpu_us):12.0f} {ratio:>6}"
+        )
+    say()
+
+
+def show_durable(done: Durable) -> None:
+    """How soon, how many, and at what cost."""
+    say(f"{'idle fleet, milliseconds':40} {'median':>7} {'lowest':>7} {'90 %':>7}")
+    _times("request -> an agent begins to carry out", done.begun_s)
+    _times("one commit, then one raw cast", done.floor_s)
+    for method, ended in done.ended_s.items():
+        _times(f"request -> job ended, {method}", ended)
+    say()
+    say(f"{'durable commands':40} {'a second':>9} {'commands':>9} {'ratio':>6}")
+    raw = statistics.median(done.raw_casts)
+    for window in done.loaded:
+        many = f"{window.managers} manager{'s' * (window.managers > 1)}, {window.way}"
+        say(f"{many:40} {window.rate:9.0f} {window.load.succeeded:9} {window.rate / raw:6.2f}")
+        if window.load.errors:
+            say(f"    asked for again: {window.load.errors}")
+    say(f"{'casts, oslo.messaging, between those':40} {raw:9.0f} {'':9} {1:6}")
+    say()
+    cpu = "".join(f"{who:>11}" for who in (*GROUPS, "all", "operators"))
+    head = f"{'statements':>11} {'commits':>8} {'writing':>8} {'publishes':>10}"
+    say(f"{'what one costs':24} {head} {'CPU ms:':>8}{cpu}")
+    for method, cost in done.single.items():
+        _cost(f"{method}, idle fleet", cost)
+    for managers in sorted({window.managers for window in done.loaded}):
+        _cost(f"under load, {managers} manager{'s' * (managers > 1)}", done.under_load(managers))
+    for name, statements, publishes, ms, _ in NOVA:
+        say(f"{name:24} {statements:11} {'':17} {publishes:10} {'':8}{ms:>55}")
+    if done.idle is not None:
+        _cost("idle fleet, a second", done.idle.each(done.idle.seconds))
+    say("  (the idle fleet's part is taken off the others; Nova: DESIGN section 7, whose stop and")
+    say("  start took 41 and 155 ms)")
+    say()
+
+
+def show_ratios(ways: list[Way], done: Durable) -> None:
+    """One line for scripts."""
+    casts, raw_casts, stream, raw_stream, *_ = ways
+    idle, loaded = done.one_at_a_time, done.under_load(1)
+    say(
+        f"bench: casts ratio {casts.rate / raw_casts.rate:.2f},"
+        f" heartbeats ratio {stream.rate / raw_stream.rate:.2f},"
+        f" latency ratio {done.latency_ratio:.2f},"
+        f" durable ratio {done.ratio(1):.3f} (1 manager) {done.ratio(2):.3f} (2 managers),"
+        f" statements {idle.statements:.1f} (idle) {loaded.statements:.1f} (load),"
+        f" publishes {idle.publishes:.1f} (idle) {loaded.publishes:.1f} (load),"
+        f" CPU {idle.fleet_cpu_s * 1e3:.1f} ms (idle) {loaded.fleet_cpu_s * 1e3:.1f} ms (load)"
+    )
+
+
+def _times(name: str, seconds: Iterable[float]) -> None:
+    ms = sorted(s * 1e3 for s in seconds)
+    say(f"{name:40} {statistics.median(ms):7.2f} {ms[0]:7.2f} {ms[len(ms) * 9 // 10]:7.2f}")
+
+
+def _cost(name: str, cost: Cost) -> None:
+    spent: Mapping[str, float] = cost.cpu_s
+    figures = [spent[who] for who in GROUPS] + [cost.fleet_cpu_s, spent[CLIENT]]
+    cpu = "".join(f"{s * 1e3:11.2f}" for s in figures)
+    counts = f"{cost.statements:11.1f} {cost.commits:8.2f} {cost.writes:8.2f}"
+    say(f"{name:24} {counts} {cost.publishes:10.2f} {'':8}{cpu}")
+
+
+def say(*words: Any) -> None:
+    print(*words, flush=True)  # noqa: T201 - a report for a terminal
