@@ -136,8 +136,14 @@ class Straight:
     def __init__(self, raw: sqlite3.Connection) -> None:
         self._raw = raw
 
-    def execute(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Answer:
-        values = _NOTHING if parameters is None else parameters
+    def execute(
+        self,
+        statement: Any,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> Answer:
+        if isinstance(parameters, list):
+            return Answer((), sum(self.execute(statement, each).rowcount for each in parameters))
+        values: Mapping[str, Any] = _NOTHING if parameters is None else parameters  # type: ignore[assignment]
         keys = tuple(values)
         # A statement made from this one has its attributes too: whose is it?
         known = statement.__dict__.get("_straight")

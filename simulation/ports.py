@@ -123,12 +123,12 @@ def quietly(send: Callable[[], None]) -> Callable[[], None]:
 class _Transaction:
     """From BEGIN to COMMIT or ROLLBACK."""
 
-    def __init__(self, store: Store, database: Database) -> None:
-        self._store, self._database = store, database
+    def __init__(self, store: Store, database: Database, attempt: int) -> None:
+        self._store, self._database, self._attempt = store, database, attempt
 
     def __enter__(self) -> Tx:
         self._database.raw.execute("BEGIN IMMEDIATE")
-        return Tx(self._store, self._database.straight)  # type: ignore[arg-type]
+        return Tx(self._store, self._database.straight, self._attempt)  # type: ignore[arg-type]
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._database.raw.execute("COMMIT" if kind is None else "ROLLBACK")
@@ -171,8 +171,8 @@ class SimStore(Store):
 
         return super().run(and_perhaps_die, *args, **kwargs)
 
-    def _begin(self) -> Any:
-        return _Transaction(self, self._database)
+    def _begin(self, attempt: int) -> Any:
+        return _Transaction(self, self._database, attempt)
 
     def _committed(self, tx: Tx) -> None:
         self._maybe_die()  # after the commit, before anything is said
