@@ -36,7 +36,7 @@ test-unit: $(READY) ## the unit tests alone; needs no real parts
 test-long: deps ## every test, also those that outgrew the time budget of `make test`
 	@$(BIN)/python -m pytest --hypothesis-profile=new $(ARGS)
 
-bench: deps ## casts and heartbeats a second beside raw oslo.messaging and kombu
+bench: deps ## messages and durable commands, and what one costs, beside the bare parts [ARGS=--quick]
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 simulate: $(READY) ## SEEDS=1000 [FROM=0] [SEED=n] [MUTANT=name] [MUTANTS=all]: faults by the thousand

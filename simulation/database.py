@@ -58,7 +58,7 @@ class _Prepared:
         self.sql: str = compiled.string
         convert = compiled._bind_processors
         self.names = [
-            (name, _kept(compiled.binds[name].type, convert.get(name)))
+            (name, _kept_to_bind(compiled.binds[name].type, convert.get(name)))
             for name in compiled.positiontup
         ]
         literal = compiled.literal_execute_params
@@ -69,9 +69,9 @@ class _Prepared:
         ]
         self._expanded: dict[tuple[Any, ...], tuple[str, list[Place]]] = {}
         self._convert = [
-            (at, _kept(column.type, fn))
+            (at, fn)
             for at, column in enumerate(compiled._result_columns or ())
-            if (fn := column.type._cached_result_processor(_DIALECT, None)) is not None
+            if (fn := _kept(column.type, column.type._cached_result_processor(_DIALECT, None)))
         ]
 
     def bind(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
@@ -125,9 +125,18 @@ _BY_KEY: dict[Any, _Prepared] = {}
 
 def _kept(kind: Any, fn: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
     """A conversion that remembers its results, where looking them up is safe and cheaper."""
-    if fn is not None and isinstance(kind, EnumText | PlainText | UtcDateTime):
-        return functools.lru_cache(_VALUES_KEPT)(fn)
-    return fn
+    if fn is None or not isinstance(kind, EnumText | PlainText | UtcDateTime):
+        return fn
+    return functools.lru_cache(_VALUES_KEPT)(fn)
+
+
+def _kept_to_bind(kind: Any, fn: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """The same for parameters: to look up an enum takes longer than to convert it."""
+    return _value_of if isinstance(kind, EnumText) else _kept(kind, fn)
+
+
+def _value_of(value: Any) -> Any:
+    return None if value is None else value._value_
 
 
 class Straight:

@@ -27,8 +27,8 @@ LOG = logging.getLogger(__name__)
 RABBIT = "oslo_messaging_rabbit"
 # A vanished peer (power cut, cable) shows within this many seconds, where oslo's default takes 60.
 HEARTBEAT_S = 15
-# How long a reply is offered to a caller whose queue is gone; it blocks one thread that long.
-GONE_CALLER_S = 5
+# How long a reply is offered to a caller whose queue is gone; it holds one thread of 64 that long.
+GONE_CALLER_S = 1
 RECONNECT_MAX_S = 5
 # The most that one attempt to reach the broker, or one message's way to it, may take.
 PATIENCE_S = 5.0

@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 import oslo_messaging
+from oslo_messaging._drivers.amqp import AMQPDestinationNotFound
+from oslo_messaging._drivers.amqpdriver import AMQPIncomingMessage
+from oslo_messaging._drivers.common import PURPOSE_SEND
 from oslo_messaging.dispatcher import DispatcherBase
 from oslo_messaging.exceptions import MessageUndeliverable
 from oslo_messaging.rpc.server import RPCServer
@@ -24,6 +27,7 @@ LOG = logging.getLogger(__name__)
 
 VALUE, ERROR = "value", "error"
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
+OFFER_AGAIN_S = 0.25
 
 
 class Rpc:
@@ -141,6 +145,48 @@ class _Dispatcher(DispatcherBase):  # type: ignore[misc] # oslo.messaging has no
             return {ERROR: failure.to_wire()}
 
 
+class _Request(AMQPIncomingMessage):  # type: ignore[misc] # oslo.messaging has no types
+    """A request whose answer is offered to a missing reply queue for a moment, and no longer.
+
+    oslo.messaging would give up the caller with it and drop its next answers for a minute; an agent
+    that comes back after its broker has lost all queues uses the same reply queue again.
+    """
+
+    def __init__(self, link: Link, *args: Any) -> None:
+        super().__init__(*args)
+        self._link = link
+
+    def reply(self, reply: Any = None, failure: Any = None) -> None:
+        if not self.orig_msg_id:
+            return  # a cast
+        driver = self.listener.driver
+        end = time.monotonic() + driver.missing_destination_retry_timeout
+        while True:
+            try:
+                with driver._get_connection(PURPOSE_SEND) as connection:
+                    self._send_reply(connection, reply, failure)
+                return
+            except (MessageUndeliverable, AMQPDestinationNotFound):
+                if time.monotonic() >= end:
+                    method = self.message.get("method")
+                    LOG.info("nobody is there any more to take the answer to %s", method)
+                    return
+            self._link.runtime.sleep(OFFER_AGAIN_S)
+
+
+class _RpcServer(RPCServer):  # type: ignore[misc] # oslo.messaging has no types
+    """oslo.messaging's server, with our way of answering."""
+
+    def __init__(self, link: Link, *args: Any) -> None:
+        super().__init__(link.transport, *args)
+        self._link = link
+
+    def _create_listener(self) -> Any:
+        listener = super()._create_listener()
+        listener._poll_style_listener.message_cls = functools.partial(_Request, self._link)
+        return listener
+
+
 class _Server:
     """One RPC server; it keeps trying to begin while the broker is away."""
 
@@ -161,7 +207,7 @@ class _Server:
         with warnings.catch_warnings():
             # The executor follows the process's patching; under eventlet oslo tells of its end.
             warnings.simplefilter("ignore", DeprecationWarning)
-            server = RPCServer(self._link.transport, target, self._dispatcher)
+            server = _RpcServer(self._link, target, self._dispatcher)
         try:
             server.start()
         except BROKER_ERRORS as exc:

@@ -22,7 +22,9 @@ from tests.bench.floor import Floor
 from tests.bench.operators import WAYS, Load
 
 Tell = Callable[[str], None]
-EFFECTS = ("start", "stop")
+METHODS = ("vm_stop", "vm_start")
+EFFECTS = ("stop", "start")
+"""What comes of them at the hypervisor."""
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ class Durable(msgspec.Struct, kw_only=True):
     begun_s: list[float] = []
     """From the request until an agent first changes the guest."""
     floor_s: list[float] = []
+    answered_s: dict[str, list[float]] = {}
+    """From the request until the operator has a manager's answer, by method."""
     ended_s: dict[str, list[float]] = {}
     """From the request until the job has ended, by method."""
     idle: Cost | None = None
@@ -113,7 +117,7 @@ def measure(
         tell(f"one at a time: {size.single} commands by turns with the floor, then counted")
         _by_turns(fleet, Floor(broker.new_vhost(), postgres.new_database()), size, done)
         done.idle = fleet.counters.measure(lambda: time.sleep(size.idle_s))
-        for method in ("vm_stop", "vm_start"):
+        for method in METHODS:
             _counted(fleet, method, size, done)
         done.raw_casts.append(raw_casts())
         for managers in (1, 2):
@@ -133,7 +137,7 @@ def _by_turns(fleet: Fleet, floor: Floor, size: Size, done: Durable) -> None:
     try:
         for n in range(-2, size.single):
             least = floor.once()
-            ours = _succeeded(fleet.ask("one"))
+            ours = _succeeded(fleet.ask("one", method=METHODS[n % 2]))
             begun_ns = fleet.begun_ns(ours["instance"], ours["sent_ns"])
             if begun_ns is None:
                 raise SystemExit(f"bench: no agent has begun {ours}")
@@ -151,6 +155,7 @@ def _counted(fleet: Fleet, method: str, size: Size, done: Durable) -> None:
     )
     assert done.idle is not None
     done.single[method] = cost.less(done.idle, len(singles))
+    done.answered_s[method] = [one["answered_s"] for one in singles]
     done.ended_s[method] = [_succeeded(one)["ended_s"] for one in singles]
 
 
@@ -172,14 +177,7 @@ def _under_load(
     for _ in range(size.rounds):
         for way in WAYS:
             tell(f"{managers} manager{'s' * (managers > 1)}, {way}: {size.load_s:g} s of load")
-            before, answers = fleet.changes(EFFECTS), []
-            cost = fleet.counters.measure(
-                lambda way=way: answers.append(
-                    fleet.ask("load", way=way, seconds=size.load_s, threads=size.threads)
-                )
-            )
-            load = msgspec.convert(answers[0], Load)
-            check(load, fleet.changes(EFFECTS) - before)
+            load, cost = load_once(fleet, way, size)
             done.loaded.append(
                 Loaded(
                     managers=managers,
@@ -189,6 +187,20 @@ def _under_load(
                 )
             )
             done.raw_casts.append(raw_casts())
+
+
+def load_once(fleet: Fleet, way: str, size: Size) -> tuple[Load, Cost]:
+    """One window, and what all of it cost; SystemExit when a command was lost or done twice."""
+    before = fleet.changes(EFFECTS)
+    answers: list[Any] = []
+    cost = fleet.counters.measure(
+        lambda: answers.append(
+            fleet.ask("load", way=way, seconds=size.load_s, threads=size.threads)
+        )
+    )
+    load = msgspec.convert(answers[0], Load)
+    check(load, fleet.changes(EFFECTS) - before)
+    return load, cost
 
 
 def check(load: Load, effects: int) -> None:

@@ -70,15 +70,7 @@ class Fleet:
         )
         try:
             self._operators = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    "-m",
-                    "tests.bench.operators",
-                    str(self._real.muster_config),
-                    url,
-                ],
+                [*_module("operators"), str(self._real.muster_config), url],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -160,6 +152,10 @@ class Fleet:
         if not line:
             raise SystemExit("bench: the operators have ended")
         return line
+
+
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", f"tests.bench.{name}"]
 
 
 def _script(file: str) -> list[str]:

@@ -123,13 +123,15 @@ class Operators:
 
         return self._ask(Single(), draw, threads, accepted=accepted)
 
-    def one(self) -> dict[str, Any]:
-        """A stop or start, by turns, of the VM that has waited longest; returns at its end.
+    def one(self, method: str) -> dict[str, Any]:
+        """Stop or start the VM that has waited longest; returns when the job has ended.
 
         `sent_ns` is CLOCK_MONOTONIC when the request is made, `answered_s` and `ended_s` the
         seconds from there until the job is accepted and has ended.
         """
-        vm, wish = self._next()
+        fitting = method == "vm_stop"
+        vm = next(vm for vm, runs in self._running.items() if runs == fitting)
+        wish = self._turn(vm)
         begun = time.monotonic_ns()
         self._bus.call(ANY_MANAGER, wish.method, wish.asked, CALL_S)
         answered = time.monotonic_ns()
@@ -143,7 +145,7 @@ class Operators:
             self._running.pop(vm)
         return {
             "instance": vm,
-            "method": wish.method,
+            "method": method,
             "sent_ns": begun,
             "answered_s": (answered - begun) / 1e9,
             "ended_s": (time.monotonic_ns() - begun) / 1e9,
@@ -151,14 +153,8 @@ class Operators:
         }
 
     def many(self, method: str, count: int) -> list[dict[str, Any]]:
-        """`one` for so many VMs that can be stopped or started, one after the other."""
-        ready = [vm for vm, runs in self._running.items() if runs == (method == "vm_stop")]
-        done = []
-        for vm in ready[:count]:
-            # To the front, where `one` takes its VM from.
-            self._running = {vm: self._running.pop(vm), **self._running}
-            done.append(self.one())
-        return done
+        """`one` for so many VMs, one after the other."""
+        return [self.one(method) for _ in range(count)]
 
     def load(self, way: str, seconds: float, threads: int) -> Load:
         """Stops and starts for so long, without pause, then the wait for all of them."""
@@ -181,10 +177,6 @@ class Operators:
         return self._ask(WAYS[way], draw, threads, succeeded=succeeded)
 
     # inside
-
-    def _next(self) -> tuple[str, Wish]:
-        vm = next(iter(self._running))
-        return vm, self._turn(vm)
 
     def _turn(self, vm: str) -> Wish:
         runs = self._running.pop(vm)

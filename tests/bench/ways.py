@@ -1,4 +1,4 @@
-"""Ways of one message, ours and the bare libraries': how it is sent, and the process that takes it."""
+"""Ways of a message, ours and the bare libraries': how it is sent, and who takes it."""
 
 from __future__ import annotations
 
@@ -133,10 +133,12 @@ class Senders:
             )
 
 
-def every_way(
-    bus: Senders, sqlite: tuple[Senders, str], postgres: tuple[Senders, str]
-) -> list[Way]:
-    """Ours and theirs, in the order of the report; the intake's with their databases."""
+Stored = tuple[Senders, str]
+"""Senders of heartbeats, and the database that the receiver keeps them in."""
+
+
+def every_way(bus: Senders, sqlite: Stored, postgres: Stored) -> list[Way]:
+    """Ours and theirs, in the order of the report."""
     none = bus.url + "|-"
     many = functools.partial(bus.heartbeats, HEARTBEATS)
     return [

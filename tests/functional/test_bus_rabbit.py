@@ -173,6 +173,52 @@ def test_a_frozen_broker_costs_seconds_and_not_for_ever(
     wait_until(answered, 60, "it works again")
 
 
+def test_a_caller_that_is_gone_costs_a_second_and_is_answered_when_it_is_back(
+    fleet: RabbitFleet, vhost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, reply_queue = unique("topic-"), unique("reply_")
+    manager, operator = fleet.bus("manager"), fleet.bus("client")
+    manager.serve(Address(topic, "m1"), lambda method, kwargs: method)
+    assert operator.call(Address(topic), "ping", {}, 10) == "ping"
+
+    def gave_up() -> int:
+        return sum("any more to take the answer" in r.getMessage() for r in caplog.records)
+
+    with raw(vhost) as connection, caplog.at_level(logging.INFO):
+        begun = time.monotonic()
+        for n in range(20):
+            _request(connection, topic, reply_queue, f"lost-{n}")
+        while not gave_up():
+            # Nobody else waits for those who are gone.
+            asked = time.monotonic()
+            assert operator.call(Address(topic), "ping", {}, 10) == "ping"
+            assert time.monotonic() - asked < 1.0
+            assert time.monotonic() - begun < SOON_S
+        assert time.monotonic() - begun > 0.9
+        wait_until(lambda: gave_up() == 20, 10, "all are given up")
+        # The same queue again, as that of an agent whose broker had lost it.
+        channel = connection.default_channel
+        channel.queue_declare(reply_queue, durable=False, auto_delete=False)
+        _request(connection, topic, reply_queue, "found")
+        taken = wait_until(lambda: channel.basic_get(reply_queue, no_ack=True), 5, "an answer")
+        assert json.loads(json.loads(taken.body)["oslo.message"])["result"] == {"value": "found"}
+
+
+def _request(connection: Any, topic: str, reply_queue: str, method: str) -> None:
+    """What oslo.messaging's client sends for a call."""
+    request = {
+        "method": method,
+        "args": {},
+        "version": "1.0",
+        "_msg_id": unique("id"),
+        "_unique_id": unique("id"),
+        "_reply_q": reply_queue,
+    }
+    body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(request)})
+    message = amqp.Message(body, content_type="application/json", content_encoding="utf-8")
+    connection.default_channel.basic_publish(message, "muster", topic)
+
+
 def test_a_wrong_password_is_said_in_one_line(vhost: str, caplog: pytest.LogCaptureFixture) -> None:
     url = vhost.replace("guest:guest", "guest:wrong")
     runtime = Runtime("test")
