@@ -297,40 +297,43 @@ class StageStore(SimStore):
     def __init__(self, process: ManagerProcess, stage: Stage, runtime: SimRuntime) -> None:
         super().__init__(stage.database, runtime, stage.chaos, process.died)
         self._process, self._stage = process, stage
-        self._trap = ("", "")
+        self._traps: list[tuple[str, str]] = []
 
     def run(self, handler: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         what, where = _about(handler, args)
 
         def and_perhaps_die(tx: Tx, *a: Any, **k: Any) -> T:
             value = handler(tx, *a, **k)
-            # A round that finds nothing to cast is no claim.
-            self._trap = (what, where) if what != "claim" or _claimed(value) else ("", "")
-            if self._stage.sprung(f"commit of {self._trap[0]}", where, "before"):
+            whats = [what, "claim"] if _claims(tx) else [what]
+            self._traps = [(f"commit of {each}", where) for each in whats]
+            if self._sprung("before"):
                 self._stage.die(self._process)
             return value
 
         return super().run(and_perhaps_die, *args, **kwargs)
 
     def _committed(self, tx: Tx) -> None:
-        what, where = self._trap
         self._stage.tell_news()
-        if self._stage.sprung(f"commit of {what}", where, "after"):
+        if self._sprung("after"):
             self._stage.die(self._process)
-        if self._stage.sprung(f"commit of {what}", where, "freezes"):
+        if self._sprung("freezes"):
             self._stage.tell(f"{self._process.name} is stopped (SIGSTOP)")
             self._sim.freeze()
             self._sim.point()
         super()._committed(tx)
 
+    def _sprung(self, how: str) -> bool:
+        return any(self._stage.sprung(what, where, how) for what, where in self._traps)
+
 
 def _about(handler: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, str]:
     """What a transaction is about, in the words of a trap, and of which host."""
-    name = getattr(handler, "__name__", "")
     message = args[1] if len(args) > 1 else None
     if isinstance(message, m.Answers | m.Heartbeat):
         return ("result" if _tells(message) else "report"), message.host
-    return ("claim" if name == "_claim" else name.replace("_", " ")), ""
+    # A wish is about what the method does that it is handed to.
+    about = message if callable(message) else handler
+    return getattr(about, "__name__", "").replace("_", " "), ""
 
 
 def _tells(message: m.Answers | m.Heartbeat) -> bool:
@@ -338,8 +341,9 @@ def _tells(message: m.Answers | m.Heartbeat) -> bool:
     return bool(message.voids) or any(r.kind != NOOP for r in message.results)
 
 
-def _claimed(value: Any) -> bool:
-    return any(command.kind != NOOP for command in value[0])
+def _claims(tx: Tx) -> bool:
+    """Has it claimed a command, to be cast after its commit?"""
+    return any("command" in cast.kwargs and cast.method != NOOP for cast in tx.casts)
 
 
 class StageHypervisor(Hypervisor):

@@ -218,13 +218,15 @@ class Api:
         return msgspec.to_builtins(self._store.run(handler, self._cfg, request))
 
     def _accept(self, verb: str, handler: Method, request: ask.Change) -> Any:
-        def accept(tx: Tx) -> Any:
-            known = jobs.known(tx, request.wish(verb))
-            return handler(tx, self._cfg, request) if known is None else views.job(tx, known)
-
+        wish = (_granted, self._cfg, handler, request, verb)
         try:
-            answer = self._store.run(accept)
+            answer = self._store.run(*wish)
         except (Refused, NotFound, AlreadyDeleted, Ambiguous):
             # What it is refused for may be its own doing, if an earlier copy of it was accepted.
-            answer = self._store.run(accept, attempt=1)
+            answer = self._store.run(*wish, attempt=1)
         return msgspec.to_builtins(answer)
+
+
+def _granted(tx: Tx, cfg: Settings, handler: Method, request: ask.Change, verb: str) -> Any:
+    known = jobs.known(tx, request.wish(verb))
+    return handler(tx, cfg, request) if known is None else views.job(tx, known)
