@@ -7,17 +7,19 @@ from typing import Any
 
 import msgspec
 
-from manager.flows import publish
+from manager.flows import commands
 
 
 def apply(swap: Any) -> None:
-    good = publish._message
+    good = commands.claim
 
-    def message(cfg: Any, row: Any, session: int) -> Any:
-        made = good(cfg, row, session)
-        if row.publishes > 1:
-            other = uuid.uuid5(uuid.UUID(row.id), str(row.publishes))
-            made = msgspec.structs.replace(made, id=str(other))
-        return made
+    def claim(tx: Any, cfg: Any, row: Any) -> Any:
+        claimed = good(tx, cfg, row)
+        if claimed is not None and claimed.publishes > 1:
+            cast = tx.casts[-1]
+            other = uuid.uuid5(uuid.UUID(claimed.id), str(claimed.publishes))
+            command = {**cast.kwargs["command"], "id": str(other)}
+            tx.casts[-1] = msgspec.structs.replace(cast, kwargs={"command": command})
+        return claimed
 
-    swap(publish, "_message", message)
+    swap(commands, "claim", claim)
