@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -208,25 +209,67 @@ class Api:
         self._store, self._cfg = store, cfg
 
     def __call__(self, method: str, kwargs: dict[str, Any]) -> Any:
+        if method in WISHES:
+            return self._accept(_wished(method, kwargs))
+        if method == "wishes":
+            return {"answers": self._accept_all(ask.parse(ask.Wishes, kwargs))}
         found = METHODS.get(method)
         if found is None:
             raise BadRequest(f"this manager has no method {method}", "upgrade the managers first")
         kind, handler = found
         request = ask.parse(kind, kwargs)
-        if method in WISHES and isinstance(request, ask.Change):
-            return self._accept(WISHES[method], handler, request)
         return msgspec.to_builtins(self._store.run(handler, self._cfg, request))
 
-    def _accept(self, verb: str, handler: Method, request: ask.Change) -> Any:
-        wish = (_granted, self._cfg, handler, request, verb)
+    def _accept(self, wished: Wished) -> Any:
         try:
-            answer = self._store.run(*wish)
+            answer = self._store.run(_granted, self._cfg, wished)
         except (Refused, NotFound, AlreadyDeleted, Ambiguous):
             # What it is refused for may be its own doing, if an earlier copy of it was accepted.
-            answer = self._store.run(*wish, attempt=1)
+            answer = self._store.run(_granted, self._cfg, wished, attempt=1)
         return msgspec.to_builtins(answer)
 
+    def _accept_all(self, asked: ask.Wishes) -> list[dict[str, Any]]:
+        """In one transaction if none of them is refused, else each in its own.
 
-def _granted(tx: Tx, cfg: Settings, handler: Method, request: ask.Change, verb: str) -> Any:
-    known = jobs.known(tx, request.wish(verb))
-    return handler(tx, cfg, request) if known is None else views.job(tx, known)
+        Either way each has its own answer or error, as if they had been asked one after the other.
+        """
+        with contextlib.suppress(Refused, NotFound, AlreadyDeleted, Ambiguous, BadRequest):
+            wished = [_wished(method, kwargs) for method, kwargs in asked.wishes]
+            answers = self._store.run(_all_granted, self._cfg, wished)
+            return [{"answer": msgspec.to_builtins(answer)} for answer in answers]
+        return [self._answer(method, kwargs) for method, kwargs in asked.wishes]
+
+    def _answer(self, method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"answer": self._accept(_wished(method, kwargs))}
+        except (Refused, NotFound, AlreadyDeleted, Ambiguous, BadRequest) as exc:
+            return {"error": exc.to_wire()}
+
+
+class Wished(msgspec.Struct, frozen=True):
+    """A request for a job, parsed."""
+
+    verb: str
+    handler: Method
+    request: ask.Change
+
+
+def _wished(method: str, kwargs: dict[str, Any]) -> Wished:
+    if method not in WISHES:
+        raise BadRequest(f"{method} asks for no job", f"one of: {', '.join(sorted(WISHES))}")
+    kind, handler = METHODS[method]
+    request = ask.parse(kind, kwargs)
+    if not isinstance(request, ask.Change):
+        raise AssertionError(f"{method} is a wish and not a change")
+    return Wished(WISHES[method], handler, request)
+
+
+def _granted(tx: Tx, cfg: Settings, wished: Wished) -> Any:
+    known = jobs.known(tx, wished.request.wish(wished.verb))
+    return wished.handler(tx, cfg, wished.request) if known is None else views.job(tx, known)
+
+
+def _all_granted(tx: Tx, cfg: Settings, wished: list[Wished]) -> list[Any]:
+    named = [getattr(each.request, "vm", None) for each in wished]
+    views.look_up_vms(tx, [name for name in named if name])
+    return [_granted(tx, cfg, each) for each in wished]

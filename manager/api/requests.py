@@ -67,6 +67,14 @@ class VmDelete(Change, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class Wishes(Request, frozen=True, kw_only=True):
+    """Several requests that change something, each under its own job: [method, arguments]."""
+
+    wishes: Annotated[
+        tuple[tuple[str, dict[str, Any]], ...], msgspec.Meta(min_length=1, max_length=100)
+    ]
+
+
 class VmList(Request, frozen=True, kw_only=True):
     host: NameOrId | None = None
     state: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.sightings import Sighting
-from manager.store.statements import Joined, Query, ask
+from manager.store.statements import Joined, Query, ask, ask_any
 from manager.store.tombstones import Tombstone
 
 C = CommandRow.__table__.c
@@ -38,12 +39,22 @@ NAMED = Joined(
     Instance.__table__.outerjoin(Host.__table__, Host.__table__.c.name == I.host),
     sa.or_(I.uuid == ask("uuid"), sa.and_(I.name == ask("name"), I.vm_state != VmState.DELETED)),
 )
+THESE = Joined(
+    (Instance, Host),
+    Instance.__table__.outerjoin(Host.__table__, Host.__table__.c.name == I.host),
+    I.uuid.in_(ask_any("uuids")),
+)
 OF_JOB = Query(CommandRow, C.job == ask("job"), order=[C.accepted_at])
 
 
 def find_vm(tx: Tx, name_or_id: str, *, deleted: bool = False) -> Instance:
     """A live VM by uuid or name; with `deleted` also one that is remembered as deleted."""
-    found: list[Instance] = [vm for vm, _host in tx.together(NAMED, name=name_or_id, uuid=name_or_id.lower())]
+    known = tx.known(Instance, name_or_id.lower())
+    if known is not None and known.live:
+        return known
+    found: list[Instance] = [
+        vm for vm, _host in tx.together(NAMED, name=name_or_id, uuid=name_or_id.lower())
+    ]
     for vm in found:
         if vm.uuid == name_or_id.lower() and (vm.live or deleted):
             return vm
@@ -60,6 +71,11 @@ def find_vm(tx: Tx, name_or_id: str, *, deleted: bool = False) -> Instance:
             candidates=candidates,
         )
     return named[0]
+
+
+def look_up_vms(tx: Tx, uuids: Sequence[str]) -> None:
+    """Read VMs and their hosts at once, for `find_vm` to know them."""
+    tx.together(THESE, uuids=sorted({uuid.lower() for uuid in uuids}))
 
 
 def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:

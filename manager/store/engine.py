@@ -87,6 +87,10 @@ class Tx:
             return known
         return self._at(kind, key, held=False)
 
+    def known(self, kind: type[R], *key: Any) -> R | None:
+        """The row, if this transaction has read it already."""
+        return self._unit.get(kind, key)
+
     def get(self, kind: type[R], *key: Any) -> R:
         """The row with this primary key, or NotFound."""
         row = self.find(kind, *key)
