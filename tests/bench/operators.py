@@ -145,6 +145,7 @@ class Operators:
             self._running.pop(vm)
         return {
             "instance": vm,
+            "job": wish.job,
             "method": method,
             "sent_ns": begun,
             "answered_s": (answered - begun) / 1e9,
