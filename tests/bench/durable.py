@@ -23,6 +23,8 @@ from tests.bench.operators import WAYS, Load
 
 Tell = Callable[[str], None]
 METHODS = ("vm_stop", "vm_start")
+QUIET_S = 0.03
+"""The agent has begun by then: looking for the command's end takes nothing from it."""
 EFFECTS = ("stop", "start")
 """What comes of them at the hypervisor."""
 
@@ -142,7 +144,7 @@ def _by_turns(fleet: Fleet, floor: Floor, size: Size, done: Durable) -> None:
     try:
         for n in range(-2, size.single):
             least = floor.once()
-            ours = _succeeded(fleet.ask("one", method=METHODS[n % 2]))
+            ours = _succeeded(fleet.ask("one", method=METHODS[n % 2], quiet_s=QUIET_S))
             begun_ns = fleet.begun_ns(ours["instance"], ours["sent_ns"])
             if begun_ns is None:
                 raise SystemExit(f"bench: no agent has begun {ours}")
