@@ -7,6 +7,7 @@ quick command has to tell goes out in one.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -37,7 +38,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers:
-    """One loop that publishes what is new in good time, and all of it each interval."""
+    """One loop that publishes what is new in good time, and all of it each interval.
+
+    `told` hears of each look that a result has carried to the managers, with its instance.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Answers:
         session: Session,
         identity: Identity,
         interval_s: float,
+        told: Callable[[str, m.Look], None],
     ) -> None:
         self._runtime = runtime
         self._bus = bus
@@ -54,6 +59,7 @@ class Answers:
         self._session = session
         self._identity = identity
         self._interval_s = interval_s
+        self._tell_of = told
         self._bell = runtime.event()
         self._lock = runtime.lock()
         self._receipts: dict[tuple[str, m.Step], float] = {}
@@ -117,6 +123,9 @@ class Answers:
                     self._receipts = receipts | self._receipts
                 raise
             self._told, more = pending.last, len(pending) == BATCH
+            for result in pending.results:
+                if result.look is not None:
+                    self._tell_of(result.instance, result.look)
 
     # inside
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from agent.answers import Identity
 from agent.drivers.base import Driver, Listing
@@ -11,6 +12,7 @@ from agent.session import Session
 from common import messages as m
 from common.bus.base import Bus
 from common.errors import MusterError
+from common.ownership import is_ours
 from common.runtime import Runtime
 
 LOG = logging.getLogger(__name__)
@@ -18,7 +20,24 @@ LOG = logging.getLogger(__name__)
 COALESCE_S = 0.05
 # A heartbeat waits this many intervals for its listing, well within the 2.5 of a late host.
 PATIENCE = 1.5
+# What a host has free must be known soon, but not at the price of a message for each command.
+CAPACITY_S = 1.0
 CHANGE, NOW, FULL = "change", "now", "full"
+Pair = tuple[int, int]
+
+
+class _Told(NamedTuple):
+    """What managers know of one guest and by which look; `fingerprint` None: that it is gone.
+
+    `instance` is that of our own mark, by which a result tells that its guest is not there.
+    """
+
+    pair: Pair
+    fingerprint: int | None
+    instance: str | None
+
+
+View = dict[str, _Told]
 
 
 class _Look:
@@ -37,9 +56,9 @@ class _Look:
 class Inventory:
     """One loop that looks at the hypervisor and tells what it found.
 
-    `sent` is what the managers were last told of each guest. It changes only when a heartbeat
-    has left, so a delta that was not sent is told by the next one; one that was lost on the way
-    shows in the digest.
+    `sent` is what the managers were last told of each guest, by a heartbeat or by the look in a
+    result, whichever is newer. It changes only when that has left, so a delta that was not sent is
+    told by the next heartbeat; what was lost on the way shows in the digest.
     """
 
     def __init__(
@@ -71,10 +90,13 @@ class Inventory:
         self._inbox = runtime.inbox()
         self._done = runtime.event()
         self._out: _Look | None = None
-        self._sent: dict[str, int] = {}
+        self._lock = runtime.lock()
+        self._sent: View = {}
+        self._capacity: m.Capacity | None = None
         self._told_session: int | None = None
         self._full_due = True
         self._full_at = runtime.monotonic()
+        self._due = runtime.monotonic()
         self._took_s = 0.0
         self._healthy = True
         self._away = False
@@ -94,13 +116,24 @@ class Inventory:
         """Send a heartbeat at once; also ends the wait of a loop that is to stop."""
         self._inbox.put(NOW)
 
+    def told(self, instance: str, look: m.Look) -> None:
+        """A result has told what it saw of its guest; no heartbeat needs to repeat that."""
+        pair = (look.session, look.seq)
+        with self._lock:
+            if look.guest is not None:
+                news = {look.guest.hypervisor_uuid: self._entry(look.guest, pair)}
+            else:
+                gone = _Told(pair, None, instance)
+                news = {u: gone for u, known in self._sent.items() if known.instance == instance}
+            self._sent = _newest(self._sent, news)
+
     # the loop
 
     def loop(self) -> None:
         """Runs until the agent stops."""
-        due = self._runtime.monotonic()
+        self._due = self._runtime.monotonic()
         while not self._runtime.stopping.is_set():
-            left = due - self._runtime.monotonic()
+            left = self._due - self._runtime.monotonic()
             asked = {item} if left > 0 and (item := self._inbox.get(left)) is not None else set()
             if asked:
                 # A change seldom comes alone: one look serves all that came close together, and
@@ -112,10 +145,10 @@ class Inventory:
                 return
             if FULL in asked:
                 self._full_due = True
-            regular = self._runtime.monotonic() >= due
+            regular = self._runtime.monotonic() >= self._due
             self.beat(only_changes=not regular and asked == {CHANGE})
             if regular:
-                due = max(due + self._interval_s, self._runtime.monotonic())
+                self._due = max(self._due + self._interval_s, self._runtime.monotonic())
 
     def beat(self, *, only_changes: bool = False) -> None:
         """Look and send one heartbeat; with `only_changes`, none if the look shows no news."""
@@ -130,11 +163,14 @@ class Inventory:
         if healthy and not self._healthy:
             # What happened meanwhile may have been told by nobody.
             self._full_due = True
-        inventory, view = None, self._sent
+        inventory, view, capacity = None, self._sent, look.capacity if look else None
         if look is not None and look.listing is not None:
             self._learn(look.listing)
-            inventory, view = self._compare(look.listing, bool(problem))
+            # Without a session the pair is never compared with that of a result.
+            inventory, view = self._compare(look.listing, (session or 0, seq), bool(problem))
         if only_changes and healthy == self._healthy and not _has_news(inventory):
+            if capacity not in (None, self._capacity):
+                self._due = min(self._due, self._runtime.monotonic() + CAPACITY_S)
             return
         heartbeat = m.Heartbeat(
             fleet=self._identity.fleet,
@@ -147,7 +183,7 @@ class Inventory:
             sent_at=self._runtime.now(),
             # Without a session nobody may act on it.
             inventory=inventory if session is not None else None,
-            capacity=look.capacity if look else None,
+            capacity=capacity,
             receipts=self._receipts(),
             dropped_casts=self._dropped(),
         )
@@ -155,7 +191,11 @@ class Inventory:
             LOG.warning("the hypervisor %s", "answers again" if healthy else f"is away: {problem}")
         self._healthy = healthy
         if self._publish(heartbeat) and heartbeat.inventory is not None:
-            self._sent = view
+            self._capacity = capacity
+            with self._lock:
+                # What results told while this was looked at and sent.
+                newer = {u: known for u, known in self._sent.items() if known.pair > (session, seq)}
+                self._sent = _newest(view, newer)
             if heartbeat.inventory.full:
                 self._full_due, self._full_at = False, self._runtime.monotonic()
 
@@ -197,25 +237,39 @@ class Inventory:
         began = self._out.began if self._out else self._runtime.monotonic()
         return f"listing has hung for {self._runtime.monotonic() - began:.0f} s"
 
-    def _compare(self, listing: Listing, sick: bool) -> tuple[m.Inventory, dict[str, int]]:
+    def _entry(self, guest: m.GuestReport, pair: Pair) -> _Told:
+        ours = is_ours(
+            guest.mark,
+            fleet=self._identity.fleet,
+            hypervisor_uuid=guest.hypervisor_uuid,
+            template=guest.template,
+        )
+        instance = guest.mark.instance if ours and guest.mark else None
+        return _Told(pair, guest.fingerprint(), instance)
+
+    def _compare(self, listing: Listing, pair: Pair, sick: bool) -> tuple[m.Inventory, View]:
         """What to tell of a listing, and what the managers know once they have it.
 
         Absence counts only when the listing is complete: until then the managers still have the
-        guests that it does not name.
+        guests that it does not name. What a result has told of a later look stands.
         """
         complete = listing.complete and not sick
-        seen = {g.hypervisor_uuid: g.fingerprint() for g in listing.guests}
-        view = seen if complete else {**self._sent, **seen}
+        sent = self._sent
+        seen = {g.hypervisor_uuid: self._entry(g, pair) for g in listing.guests}
+        kept = {u: known for u, known in sent.items() if not complete or known.pair > pair}
+        view = _newest(kept, seen)
         full = complete and (
             self._full_due or self._runtime.monotonic() - self._full_at >= self._full_s
         )
-        news = {u for u, f in seen.items() if full or self._full_due or self._sent.get(u) != f}
+        before = {u: known.fingerprint for u, known in sent.items() if known.fingerprint is not None}
+        after = {u: known.fingerprint for u, known in view.items() if known.fingerprint is not None}
+        news = {u for u in seen if full or self._full_due or before.get(u) != after.get(u)}
         inventory = m.Inventory(
             full=full,
             complete=complete,
-            digest=m.digest(view.values()),
+            digest=m.digest(after.values()),
             guests=tuple(g for g in listing.guests if g.hypervisor_uuid in news),
-            gone=() if full else tuple(sorted(self._sent.keys() - view.keys())),
+            gone=() if full else tuple(sorted(before.keys() - after.keys())),
             errors=listing.errors,
         )
         return inventory, view
@@ -233,6 +287,12 @@ class Inventory:
             LOG.info("heartbeats are sent again")
         self._away = False
         return True
+
+
+def _newest(old: Mapping[str, _Told], new: Mapping[str, _Told]) -> View:
+    """Both together; of a guest that is in both, what is told by the later look."""
+    later = {u: known for u, known in new.items() if u not in old or old[u].pair < known.pair}
+    return {**old, **later}
 
 
 def _has_news(inventory: m.Inventory | None) -> bool:

@@ -74,7 +74,15 @@ class Agent:
         calls = Calls(runtime, conf.call_timeout, 2 * conf.max_parallel + 2)
         finder = Finder(self._driver, identity.fleet, calls)
         effects = Effects(self._driver, finder, calls, self._journal, self.session, runtime)
-        self._answers = Answers(runtime, bus, self._journal, self.session, identity, interval_s)
+        self._answers = Answers(
+            runtime,
+            bus,
+            self._journal,
+            self.session,
+            identity,
+            interval_s,
+            told=lambda instance, look: self._inventory.told(instance, look),
+        )
         self._commands = Commands(
             runtime,
             self._journal,

@@ -45,6 +45,9 @@ class Command(Lister):
         known = self.columns_of(parsed_args)
         if known:
             self._generate_columns_and_selector(parsed_args, known)
+            parsed_args.sort_columns = [
+                self._column_named(name, known) for name in parsed_args.sort_columns
+            ]
         super().run(parsed_args)
         if self.verdict is not None:
             raise self.verdict
@@ -87,13 +90,16 @@ class Command(Lister):
     def _generate_columns_and_selector(
         self, parsed_args: argparse.Namespace, column_names: Sequence[str]
     ) -> tuple[list[str], list[bool] | None]:
-        known = {self._normalize_column_name(name) for name in column_names}
         for name in parsed_args.columns:
-            if self._normalize_column_name(name) not in known:
-                raise usage.Usage(
-                    f"there is no column {name!r}", f"one of {', '.join(column_names)}"
-                )
+            self._column_named(name, column_names)
         return super()._generate_columns_and_selector(parsed_args, column_names)
+
+    def _column_named(self, name: str, columns: Sequence[str]) -> str:
+        """The key of the column that an operator means."""
+        for column in columns:
+            if self._normalize_column_name(column) == self._normalize_column_name(name):
+                return column
+        raise usage.Usage(f"there is no column {name!r}", f"one of {', '.join(columns)}")
 
     @staticmethod
     def _normalize_column_name(column_name: str) -> str:
@@ -144,7 +150,7 @@ class ShowCommand(Command):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(self.noun, metavar=self.noun.upper(), help="its name or UUID")
+        add_object(parser, self.noun)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
@@ -175,6 +181,12 @@ class JobCommand(Command):
                     )
                 except follow.WaitTimeout as exc:
                     self.verdict, job = exc, exc.job
+                except KeyboardInterrupt:
+                    uuid = job["uuid"]
+                    raise usage.Interrupted(
+                        f"job {uuid} goes on",
+                        f"muster job wait {uuid}; to take it back: muster job cancel {uuid}",
+                    ) from None
         self.verdict = self.verdict or self.judge(job)
         return self.one(JOB_COLUMNS, job)
 
@@ -216,11 +228,26 @@ class ActionCommand(JobCommand):
 
     def ask(self, args: argparse.Namespace) -> Answer:
         """The manager's answer to the wish."""
-        job = args.job or self.app.runtime.new_id()
-        return self.app.client.change(self.method, job, reason=args.reason, **self.wish(args))
+        job, wish = args.job or self.app.runtime.new_id(), self.wish(args)
+        try:
+            return self.app.client.change(self.method, job, reason=args.reason, **wish)
+        except KeyboardInterrupt:
+            raise usage.Interrupted(
+                f"job {job} may have been accepted", f"see: muster job show {job}"
+            ) from None
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
         return self.job(self.ask(parsed_args), parsed_args.wait)
+
+
+def add_object(parser: argparse.ArgumentParser, noun: str) -> None:
+    """The VM, host or job that a verb is about."""
+    read, help_ = {
+        "vm": (usage.said("vm"), "its name or UUID"),
+        "host": (usage.said("host"), "its name"),
+        "job": (usage.job_uuid, "its UUID"),
+    }[noun]
+    parser.add_argument(noun, metavar=noun.upper(), type=read, help=help_)
 
 
 def add_reason(parser: argparse.ArgumentParser, required: bool = False) -> None:

@@ -27,5 +27,6 @@ class AcceptRestore(Command):
         )
         hosts = ", ".join(answer.get("hosts", ()))
         raised = len(answer.get("raised", ()))
-        self.tell({"notices": [f"accepted for {hosts}; {raised} VMs got a higher generation"]})
+        vms = "1 VM" if raised == 1 else f"{raised} VMs"
+        self.tell({"notices": [f"accepted for {hosts}; {vms} got a higher generation"]})
         return self.rows(Tombstones.columns, answer.get("tombstones", ()))

@@ -13,6 +13,7 @@ from client.base import (
     ListCommand,
     Rows,
     ShowCommand,
+    add_object,
     add_reason,
 )
 from client.rpc import operator
@@ -55,7 +56,7 @@ class _Switch(Command):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("host", metavar="HOST", help="its name")
+        add_object(parser, "host")
         add_reason(parser, required=self.needs_reason)
         return parser
 

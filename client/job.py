@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from client.base import Answer, JobCommand, ListCommand, Rows, ShowCommand, add_reason
+from client.base import (
+    Answer,
+    JobCommand,
+    ListCommand,
+    Rows,
+    ShowCommand,
+    add_object,
+    add_reason,
+)
 from client.follow import ended
 from client.rpc import operator
 from common.errors import MusterError, WrongState
@@ -92,7 +100,7 @@ class Wait(JobCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("job", metavar="JOB", help="its UUID")
+        add_object(parser, "job")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
@@ -104,7 +112,7 @@ class Cancel(JobCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("job", metavar="JOB", help="its UUID")
+        add_object(parser, "job")
         add_reason(parser)
         parser.add_argument(
             "--wait", action="store_true", help="follow the job; exit 0 only when it was cancelled"

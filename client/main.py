@@ -18,7 +18,7 @@ from cliff.commandmanager import CommandManager
 from client.help import Help
 from client.output import printable
 from client.rpc import Client
-from client.usage import Usage
+from client.usage import Interrupted, Usage
 from common import __version__, logs
 from common.bus.base import Bus
 from common.conf import Settings, load
@@ -28,7 +28,6 @@ from common.runtime import Runtime
 NAMESPACE = "muster.commands"
 
 # As the shell reports a process that the signal ended.
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -163,6 +162,7 @@ class Muster(App):
         debug = "--debug" in argv
         try:
             _raise_usage(self.parser, self.NAME)
+            _require_text(argv)
             self.options, words = self.parser.parse_known_args(argv)
             self.configure_logging()
             return self.run_subcommand(words)
@@ -173,10 +173,7 @@ class Muster(App):
         except BrokenPipeError:
             return EXIT_BROKEN_PIPE
         except KeyboardInterrupt:
-            self.stderr.write(
-                f"{self.NAME}: INTERRUPTED: what was accepted goes on (see: muster job list)\n"
-            )
-            return EXIT_INTERRUPTED
+            return self._fail(Interrupted("what a manager was asked may have been done"), debug)
         except Exception as exc:  # noqa: BLE001 - an operator gets one line, never a traceback
             error = MusterError(f"{type(exc).__name__}: {exc}", "see more with --debug")
             return self._fail(error, debug)
@@ -203,6 +200,16 @@ class Muster(App):
         line = f"{self.NAME}: {error.code}: {error.message}{_candidates(error)}{remedy}"
         self.stderr.write(f"{printable(' '.join(line.split()))}\n")
         return error.exit_code or EXIT_FAILED
+
+
+def _require_text(argv: list[str]) -> None:
+    """Refuse arguments that are no text in the operator's locale: no message could carry them."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise Usage(f"'{shown}' is no UTF-8 text", "type it again") from None
 
 
 def _raise_usage(parser: argparse.ArgumentParser, prog: str) -> None:
@@ -239,6 +246,10 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script."""
+    # Cron jobs close them; what would be printed there goes nowhere.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it ends with the process
     code = Muster().run(list(sys.argv[1:] if argv is None else argv))
     try:
         sys.stdout.flush()

@@ -11,6 +11,8 @@ import msgspec
 
 from common.errors import EXIT_USAGE, BadRequest, MusterError
 
+# As the shell reports a process that the signal ended.
+EXIT_INTERRUPTED = 130
 WHOLE = re.compile(r"[+-]?[0-9]+")
 E = TypeVar("E")
 
@@ -20,6 +22,13 @@ class Usage(MusterError, ValueError):
 
     code = "USAGE"
     exit_code = EXIT_USAGE
+
+
+class Interrupted(MusterError):
+    """The operator pressed Ctrl-C."""
+
+    code = "INTERRUPTED"
+    exit_code = EXIT_INTERRUPTED
 
 
 def bounds(struct: type[msgspec.Struct], field: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from client.base import (
     ListCommand,
     Rows,
     ShowCommand,
+    add_object,
 )
 from common.errors import AlreadyDeleted, BadRequest, MusterError
 from common.messages import DiskSpec, GuestSpec
@@ -157,7 +158,7 @@ class _OnVm(ActionCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("vm", metavar="VM", help="its name or UUID")
+        add_object(parser, "vm")
         return parser
 
     def wish(self, args: argparse.Namespace) -> Answer:
@@ -237,7 +238,7 @@ class Delete(_OnVm):
         except MusterError as exc:
             if exc.code != AlreadyDeleted.code or not parsed_args.idempotent:
                 raise
-            self.app.stderr.write(f"notice: {exc.message}\n")
+            self.tell({"notices": [exc.message]})
             gone = {"instance": parsed_args.vm, "state": str(JobState.SUCCEEDED)}
             return self.one(JOB_COLUMNS, gone)
         if parsed_args.dry_run:

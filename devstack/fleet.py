@@ -27,7 +27,7 @@ from common import conf
 from common.bus.memory import Broker
 from common.conf import Settings
 from common.runtime import Runtime
-from devstack.consoles import Console, LibvirtConsole, SimulatedConsole
+from devstack.consoles import FLEET, Console, LibvirtConsole, SimulatedConsole
 from devstack.parts.base import Part, PartError, Process, wait_for
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
@@ -108,7 +108,7 @@ class Embedded:
         return conf.check(
             Settings(
                 default=conf.default.Default(
-                    fleet_id="demo", host=host, report_interval=t.report_interval
+                    fleet_id=FLEET, host=host, report_interval=t.report_interval
                 ),
                 database=conf.database.Database(
                     connection=f"sqlite:///{self._folder / 'muster.db'}"
@@ -262,7 +262,7 @@ class Real:
         groups: dict[str, dict[str, Any]] = {
             "DEFAULT": {
                 "transport_url": self._agents_rabbit_url if agent else self._rabbit_url,
-                "fleet_id": "demo",
+                "fleet_id": FLEET,
                 "host": host,
                 "executor": self._executor,
                 "report_interval": t.report_interval,
@@ -325,7 +325,7 @@ class Real:
 
     def console(self, host: str) -> Console:
         if self._image is not None:
-            return LibvirtConsole(self.daemons[host], *self._image)
+            return LibvirtConsole.of_qemu(self.daemons[host], *self._image)
         return SimulatedConsole(self.folder / "hypervisors", host)
 
     def boot_options(self) -> list[str]:

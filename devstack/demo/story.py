@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from devstack.consoles import Seen
+from common.messages import GuestReport
+from devstack.consoles import runs
 from devstack.demo.promises import Ledger
 from devstack.fleet import Answer, Fleet, all_up
 from devstack.parts.base import PartError
@@ -69,11 +70,10 @@ class Story:
                 said = self._until(partial(self._says_up, vm["host"], vm["uuid"]), 60)
                 self._ledger.check(4, said is not None, f"{name} says on its console: {UP_LINE}")
 
-    def _stranger(self, host: str) -> Seen:
+    def _stranger(self, host: str) -> GuestReport:
         self._title(f"Somebody makes a VM by hand in the hypervisor of {host}")
-        guest_uuid = self._fleet.console(host).make_stranger(STRANGER)
-        before = self._fleet.console(host).guests()[guest_uuid]
-        took = self._until(lambda: guest_uuid in self._aliens())
+        before = self._fleet.console(host).make_stranger(STRANGER)
+        took = self._until(lambda: before.hypervisor_uuid in self._aliens())
         self._ledger.check(
             1, took is not None, f"{STRANGER} is found {_after(took)} and listed as an alien"
         )
@@ -85,7 +85,7 @@ class Story:
         vm = self._vm(name)
         self._title(f"{name} is powered off from inside the hypervisor")
         guest = self._guest_of(name)
-        self._fleet.console(vm["host"]).power_off(guest.uuid)
+        self._fleet.console(vm["host"]).power_off(guest.hypervisor_uuid)
         took = self._until(lambda: self._vm(name)["vm_state"] == "SHUTOFF")
         self._ledger.check(4, took is not None, f"{name} is shown SHUTOFF {_after(took)}")
         self._same_as_hypervisor(name, running=False)
@@ -132,10 +132,10 @@ class Story:
         self._ledger.check(3, stone.get("state") == "OPEN", f"the tombstone of {name} is OPEN")
         held = any(mac in what for what in stone.get("holds", []))
         self._ledger.check(3, held, f"its MAC {mac} is in quarantine")
-        alive = self._fleet.console(host).guests().get(guest.uuid)
+        alive = self._fleet.console(host).guests().get(guest.hypervisor_uuid)
         self._ledger.check(
             3,
-            alive is not None and alive.running,
+            alive is not None and runs(alive),
             "the guest still runs on the dead agent's host, by its hypervisor's own account",
         )
 
@@ -156,17 +156,17 @@ class Story:
         for name in VMS[1:]:
             host, guest = self._vm(name)["host"], self._guest_of(name)
             self._change("vm", "delete", name, "--reason", "the demo is over")
-            gone = guest.uuid not in self._fleet.console(host).guests()
+            gone = guest.hypervisor_uuid not in self._fleet.console(host).guests()
             self._ledger.check(3, gone, f"the hypervisor of {host} has no {name} any more")
 
-    def _end(self, stranger_host: str, stranger: Seen) -> None:
+    def _end(self, stranger_host: str, stranger: GuestReport) -> None:
         self._title("What is left")
         self._untouched(stranger_host, stranger)
         for host in self._fleet.hosts:
             ours = [
                 g.name
                 for g in self._fleet.console(host).guests().values()
-                if g.uuid != stranger.uuid
+                if g.hypervisor_uuid != stranger.hypervisor_uuid
             ]
             self._ledger.check(3, not ours, f"nothing of ours is left on {host}")
         jobs = {j["uuid"]: j for j in self._ask("job", "list", "--all")}
@@ -232,7 +232,7 @@ class Story:
     def _tombstones(self) -> dict[str, Any]:
         return {t["name"]: t for t in self._ask("tombstone", "list")}
 
-    def _guest_of(self, name: str) -> Seen:
+    def _guest_of(self, name: str) -> GuestReport:
         guests = self._fleet.console(self._vm(name)["host"]).guests().values()
         found = next((g for g in guests if g.name == name), None)
         if found is None:
@@ -245,13 +245,13 @@ class Story:
         fresh = vm["power_age_s"] is not None and not vm["stale"]
         self._ledger.check(
             4,
-            ours == guest.running == running and fresh,
+            ours == runs(guest) == running and fresh,
             f"{name}: we say {vm['power_state']} ({vm['power_age_s']:.1f} s old), the hypervisor"
-            f" of {vm['host']} says {'running' if guest.running else 'off'}",
+            f" of {vm['host']} says {'running' if runs(guest) else 'off'}",
         )
 
-    def _untouched(self, host: str, before: Seen) -> None:
-        now = self._fleet.console(host).guests().get(before.uuid)
+    def _untouched(self, host: str, before: GuestReport) -> None:
+        now = self._fleet.console(host).guests().get(before.hypervisor_uuid)
         self._ledger.check(
             1,
             now == before,

@@ -23,7 +23,7 @@ from common.bus import rabbit as rabbit_bus
 from common.messages import GuestReport
 from common.ownership import is_ours
 from common.runtime import Runtime
-from devstack.faults.hypervisors import FLEET, Hypervisor, LibvirtMock, Simulated
+from devstack.consoles import FLEET, MockConsole, SimulatedConsole, Witness
 from devstack.faults.network import Network
 from devstack.fleet import Real, Scratch, Times, all_up
 from devstack.parts.base import Part, PartError, PartMissing
@@ -109,13 +109,13 @@ class Field:
             options=OPTIONS,
         )
         self._ending.callback(self.fleet.close)
-        self.hypervisors: dict[str, Hypervisor] = {
-            host: Simulated(self.folder / "hypervisors", host)
+        self.hypervisors: dict[str, Witness] = {
+            host: SimulatedConsole(self.folder / "hypervisors", host)
             for host in self.hosts
             if host not in connection_uris
         }
         if daemon is not None:
-            self.hypervisors[MOCK_HOST] = LibvirtMock(daemon)
+            self.hypervisors[MOCK_HOST] = MockConsole(daemon)
         self.settings = conf.load("muster", ["--config-file", str(self.fleet.muster_config)])
         self.runtime = Runtime("operators")
         self.bus = rabbit_bus.connect(self.settings, self.runtime, "client")
@@ -152,7 +152,7 @@ class Field:
     def make_stranger(self, host: str, name: str) -> None:
         """A guest made by hand."""
         with self.consoles:
-            made = self.hypervisors[host].make(name)
+            made = self.hypervisors[host].make_stranger(name)
         self.strangers[host, made.hypervisor_uuid] = made
 
     def make_clone(self, host: str, name: str, dice: random.Random) -> None:
@@ -162,7 +162,7 @@ class Field:
             if not ours:
                 return
             # Kept before an agent can have a look at it.
-            made = self.hypervisors[host].make(name, dice.choice(ours).mark)
+            made = self.hypervisors[host].make_stranger(name, dice.choice(ours).mark)
         self.strangers[host, made.hypervisor_uuid] = made
 
     # journals

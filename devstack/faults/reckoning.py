@@ -10,8 +10,8 @@ import msgspec
 
 from common.messages import GuestReport
 from common.states import JOB, PowerState, VmState
+from devstack.consoles import Effect, runs
 from devstack.faults.field import Field, of_ours
-from devstack.faults.hypervisors import Effect
 from devstack.faults.operators import Ledger
 
 KINDS = ("lost", "twice", "stuck", "strangers", "leaked", "untrue")
@@ -140,9 +140,7 @@ class Reckoning:
         elif vm.power_state != guest.power_state:
             said, is_ = PowerState(vm.power_state).name, guest.power_state.name
             self._found("untrue", f"{vm.name}: we say {said}, {host} says {is_}", instance)
-        elif vm.vm_state != VmState.ERROR and (
-            (vm.vm_state == VmState.ACTIVE) != (guest.power_state is PowerState.RUNNING)
-        ):
+        elif vm.vm_state != VmState.ERROR and ((vm.vm_state == VmState.ACTIVE) != runs(guest)):
             text = f"{vm.name} is {vm.vm_state} and {guest.power_state.name}"
             self._found("untrue", text, instance)
 

@@ -79,7 +79,9 @@ def note(tx: Tx, hello: Hello) -> None:
     if host is not None and host.session_open:
         tx.put(host, session_open=False)
     if tx.insert_if_new(row):
-        text = f"{hello.host} has seen a later state of the database: DB_ROLLED_BACK"
+        same = row.timeline == timeline.current(tx).timeline
+        what = "has seen a later state of this database" if same else "belongs to another database"
+        text = f"{hello.host} {what}, and changes nothing until a restore is accepted"
         tx.event("DB_ROLLED_BACK", hello.host, f"host {hello.host}", text, mark=hello.store_mark)
 
 

@@ -40,6 +40,7 @@ SELECT queryid::text, query, calls, total_exec_time FROM pg_stat_statements
 WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND userid = 'muster'::regrole
 """
+_RECEIPTS = "SELECT accepted_at, published_at FROM commands WHERE job = %s"
 _PUBLISHED = (
     "maps:get(messages_received_total,"
     " maps:get([{protocol, amqp091}], rabbit_global_counters:overview()))"
@@ -149,6 +150,13 @@ class Counters:
         """{statement's id: (its text, calls, milliseconds in the server)} since the beginning."""
         rows = self._db.execute(_STATEMENTS).fetchall()
         return {key: (re.sub(r"\s+", " ", text), calls, ms) for key, text, calls, ms in rows}
+
+    def receipts(self, job: str) -> tuple[float, float]:
+        """When a job's command was accepted and published, in seconds since 1970."""
+        row = self._db.execute(_RECEIPTS, (job,)).fetchone()
+        if row is None:
+            raise LookupError(f"job {job} has no command")
+        return row[0].timestamp(), row[1].timestamp()
 
     def _read(self) -> tuple[int, int, int, int, dict[str, float]]:
         statements, commits, xids = self._db.execute(_CALLS).fetchone() or (0, 0, 0)

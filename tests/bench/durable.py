@@ -23,6 +23,8 @@ from tests.bench.operators import WAYS, Load
 
 Tell = Callable[[str], None]
 METHODS = ("vm_stop", "vm_start")
+QUIET_S = 0.03
+"""The agent has begun by then: looking for the command's end takes nothing from it."""
 EFFECTS = ("stop", "start")
 """What comes of them at the hypervisor."""
 
@@ -34,7 +36,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     vms: int = 200
     single: int = 100
     """Commands one at a time: by turns with the floor, and as many of each verb to be counted."""
-    idle_s: float = 10.0
+    idle_s: float = 8.0
+    warm_s: float = 1.0
     load_s: float = 8.0
     rounds: int = 2
     threads: int = 40
@@ -63,11 +66,14 @@ class Durable(msgspec.Struct, kw_only=True):
     begun_s: list[float] = []
     """From the request until an agent first changes the guest."""
     floor_s: list[float] = []
+    steps_s: dict[str, list[float]] = {}
+    """Of `begun_s`, how long it took to come to each step from the one before."""
     answered_s: dict[str, list[float]] = {}
     """From the request until the operator has a manager's answer, by method."""
     ended_s: dict[str, list[float]] = {}
     """From the request until the job has ended, by method."""
-    idle: Cost | None = None
+    idle: dict[int, Cost] = {}
+    """What a fleet with so many managers spends on itself."""
     single: dict[str, Cost] = {}
     """What one command costs, one at a time, by method."""
     loaded: list[Loaded] = []
@@ -116,13 +122,14 @@ def measure(
         fleet.deploy(size.vms)
         tell(f"one at a time: {size.single} commands by turns with the floor, then counted")
         _by_turns(fleet, Floor(broker.new_vhost(), postgres.new_database()), size, done)
-        done.idle = fleet.counters.measure(lambda: time.sleep(size.idle_s))
+        _idle(fleet, 1, size, done)
         for method in METHODS:
             _counted(fleet, method, size, done)
         done.raw_casts.append(raw_casts())
         for managers in (1, 2):
             if managers > 1:
                 fleet.add_manager()
+                _idle(fleet, managers, size, done)
             _under_load(fleet, managers, size, done, raw_casts, tell)
     except BaseException as exc:
         exc.add_note(fleet.log_tails())
@@ -137,15 +144,35 @@ def _by_turns(fleet: Fleet, floor: Floor, size: Size, done: Durable) -> None:
     try:
         for n in range(-2, size.single):
             least = floor.once()
-            ours = _succeeded(fleet.ask("one", method=METHODS[n % 2]))
+            ours = _succeeded(fleet.ask("one", method=METHODS[n % 2], quiet_s=QUIET_S))
             begun_ns = fleet.begun_ns(ours["instance"], ours["sent_ns"])
             if begun_ns is None:
                 raise SystemExit(f"bench: no agent has begun {ours}")
             if n >= 0:  # the first ones open connections
                 done.floor_s.append(least)
                 done.begun_s.append((begun_ns - ours["sent_ns"]) / 1e9)
+                _steps(fleet, ours, begun_ns, done)
     finally:
         floor.close()
+
+
+def _steps(fleet: Fleet, ours: dict[str, Any], begun_ns: int, done: Durable) -> None:
+    """What the database has of a command on its way, whose clock is this machine's."""
+    wall_s = time.time() - time.monotonic()
+    accepted_s, published_s = fleet.counters.receipts(ours["job"])
+    reached = {
+        "accepted": accepted_s,
+        "published": published_s,
+        "begun": begun_ns / 1e9 + wall_s,
+    }
+    before_s = ours["sent_ns"] / 1e9 + wall_s
+    for step, at_s in reached.items():
+        done.steps_s.setdefault(step, []).append(at_s - before_s)
+        before_s = at_s
+
+
+def _idle(fleet: Fleet, managers: int, size: Size, done: Durable) -> None:
+    done.idle[managers] = fleet.counters.measure(lambda: time.sleep(size.idle_s))
 
 
 def _counted(fleet: Fleet, method: str, size: Size, done: Durable) -> None:
@@ -153,8 +180,7 @@ def _counted(fleet: Fleet, method: str, size: Size, done: Durable) -> None:
     cost = fleet.counters.measure(
         lambda: singles.extend(fleet.ask("many", method=method, count=size.single))
     )
-    assert done.idle is not None
-    done.single[method] = cost.less(done.idle, len(singles))
+    done.single[method] = cost.less(done.idle[1], len(singles))
     done.answered_s[method] = [one["answered_s"] for one in singles]
     done.ended_s[method] = [_succeeded(one)["ended_s"] for one in singles]
 
@@ -173,7 +199,8 @@ def _under_load(
     raw_casts: Callable[[], float],
     tell: Tell,
 ) -> None:
-    assert done.idle is not None
+    # A new manager compiles its statements and opens its connections once.
+    load_once(fleet, next(iter(WAYS)), msgspec.structs.replace(size, load_s=size.warm_s))
     for _ in range(size.rounds):
         for way in WAYS:
             tell(f"{managers} manager{'s' * (managers > 1)}, {way}: {size.load_s:g} s of load")
@@ -183,7 +210,7 @@ def _under_load(
                     managers=managers,
                     way=way,
                     load=load,
-                    cost=cost.less(done.idle, load.succeeded),
+                    cost=cost.less(done.idle[managers], load.succeeded),
                 )
             )
             done.raw_casts.append(raw_casts())

@@ -42,8 +42,9 @@ class Floor:
         self._db.commit()
         # As large as a row of the outbox.
         self._body = msgspec.json.encode(load.COMMAND).decode()
+        self._transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=broker_url)
         self._client = oslo_messaging.get_rpc_client(
-            oslo_messaging.get_rpc_transport(cfg.CONF, url=broker_url),
+            self._transport,
             oslo_messaging.Target(exchange=peer.RAW_EXCHANGE, topic=TOPIC, server=SERVER),
         )
         self._read()
@@ -63,6 +64,7 @@ class Floor:
         self._server.kill()
         self._server.wait()
         self._db.close()
+        self._transport.cleanup()
 
     def _read(self) -> str:
         assert self._server.stdout is not None

@@ -137,11 +137,12 @@ class Operators:
 
         return self._ask(Single(), draw, threads, accepted=accepted)
 
-    def one(self, method: str) -> dict[str, Any]:
+    def one(self, method: str, quiet_s: float = 0.0) -> dict[str, Any]:
         """Stop or start the VM that has waited longest; returns when the job has ended.
 
-        `sent_ns` is CLOCK_MONOTONIC when the request is made, `answered_s` and `ended_s` the
-        seconds from there until the job is accepted and has ended.
+        Nobody looks for its end within `quiet_s` of the answer. `sent_ns` is CLOCK_MONOTONIC when
+        the request is made, `answered_s` and `ended_s` the seconds from there until the job is
+        accepted and has ended.
         """
         fitting = method == "vm_stop"
         vm = next(vm for vm, runs in self._running.items() if runs == fitting)
@@ -149,6 +150,7 @@ class Operators:
         begun = time.monotonic_ns()
         self._bus.call(ANY_MANAGER, wish.method, wish.asked, CALL_S)
         answered = time.monotonic_ns()
+        time.sleep(quiet_s)
         deadline = time.monotonic() + END_S
         while wish.job not in (ended := self._ended([wish.job])):
             if time.monotonic() > deadline:
@@ -159,6 +161,7 @@ class Operators:
             self._running.pop(vm)
         return {
             "instance": vm,
+            "job": wish.job,
             "method": method,
             "sent_ns": begun,
             "answered_s": (answered - begun) / 1e9,

@@ -16,6 +16,7 @@ from tests.bench.operators import WAYS
 from tests.bench.report import say
 
 TOP = 40
+OURS = r"/(?:agent|common|manager)/"
 
 
 def run(
@@ -52,4 +53,6 @@ def run(
             say(f"{calls / load.succeeded:7.2f} {ms / load.succeeded:7.3f}  {text[:150]}")
     for path in (profile, pathlib.Path(f"{profile}.agent")):
         say(f"\n{path}: CPU time of every thread but the first")
-        pstats.Stats(str(path)).sort_stats("tottime").print_stats(TOP)
+        stats = pstats.Stats(str(path))
+        stats.sort_stats("tottime").print_stats(TOP)
+        stats.sort_stats("cumulative").print_stats(OURS, TOP)

@@ -14,6 +14,11 @@ from tests.bench.ways import Way
 GROUPS = ("managers", "agents", "PostgreSQL", "RabbitMQ")
 # DESIGN section 7: measured on a machine like the one CI runs on, two cores and a fake driver.
 NOVA = (("Nova 34, stop", 45, 11, "75-105"), ("Nova 34, start", 61, 20, "100-145"))
+STEPS = {
+    "accepted": "request -> the accepting transaction",
+    "published": "from there -> the publishing one",
+    "begun": "from there -> the agent begins",
+}
 WANTED_LATENCY, WANTED_RATIO, WANTED_STATEMENTS, WANTED_CPU_MS = 3.0, 0.5, 8, 5
 
 
@@ -39,6 +44,8 @@ def show_durable(done: Durable) -> None:
     """How soon, how many, and at what cost."""
     say(f"{'idle fleet, milliseconds':40} {'median':>7} {'lowest':>7} {'90 %':>7}")
     _times("request -> an agent begins to carry out", done.begun_s)
+    for step, seconds in done.steps_s.items():
+        _times(f"    {STEPS[step]}", seconds)
     _times("one commit, then one raw cast", done.floor_s)
     for method, ended in done.ended_s.items():
         _times(f"request -> accepted, {method}", done.answered_s[method])
@@ -48,7 +55,7 @@ def show_durable(done: Durable) -> None:
     say(f"{'durable commands':40} {'a second':>9} {'commands':>9} {'ratio':>6}")
     raw = statistics.median(done.raw_casts)
     for window in done.loaded:
-        many = f"{window.managers} manager{'s' * (window.managers > 1)}, {window.way}"
+        many = f"{_managers(window.managers)}, {window.way}"
         say(f"{many:40} {window.rate:9.0f} {window.load.succeeded:9} {window.rate / raw:6.2f}")
         if window.load.errors:
             say(f"    asked for again: {window.load.errors}")
@@ -57,18 +64,16 @@ def show_durable(done: Durable) -> None:
     say()
     cpu = "".join(f"{who:>11}" for who in (*GROUPS, "all", "operators"))
     head = f"{'statements':>11} {'commits':>8} {'writing':>8} {'publishes':>10}"
-    say(f"{'what one costs':24} {head} {'CPU ms:':>8}{cpu}")
+    say(f"{'what one costs':26} {head} {'CPU ms:':>8}{cpu}")
     for method, cost in done.single.items():
         _cost(f"{method}, idle fleet", cost)
     for managers in sorted({window.managers for window in done.loaded}):
-        _cost(f"under load, {managers} manager{'s' * (managers > 1)}", done.under_load(managers))
+        _cost(f"under load, {_managers(managers)}", done.under_load(managers))
     for name, statements, publishes, ms in NOVA:
-        say(f"{name:24} {statements:11} {'':17} {publishes:10} {'':8}{ms:>55}")
-    if done.idle is not None:
-        _cost("idle fleet, a second", done.idle.each(done.idle.seconds))
-    say(
-        "  (the idle fleet's part is taken off the others; a stop and a start took Nova 41 and 155 ms;"
-    )
+        say(f"{name:26} {statements:11} {'':17} {publishes:10} {'':8}{ms:>55}")
+    for managers, idle in done.idle.items():
+        _cost(f"idle, {_managers(managers)}, a second", idle.each(idle.seconds))
+    say("  (the idle fleet's part is taken off the others; Nova took 41 and 155 ms for each;")
     say(f"  wanted: {WANTED_STATEMENTS} statements and {WANTED_CPU_MS} ms of CPU)")
     say()
 
@@ -88,6 +93,10 @@ def show_ratios(ways: list[Way], done: Durable) -> None:
     )
 
 
+def _managers(count: int) -> str:
+    return f"{count} manager{'s' * (count > 1)}"
+
+
 def _times(name: str, seconds: Iterable[float]) -> None:
     ms = sorted(s * 1e3 for s in seconds)
     say(f"{name:40} {statistics.median(ms):7.2f} {ms[0]:7.2f} {ms[len(ms) * 9 // 10]:7.2f}")
@@ -98,7 +107,7 @@ def _cost(name: str, cost: Cost) -> None:
     figures = [spent[who] for who in GROUPS] + [cost.fleet_cpu_s, spent[CLIENT]]
     cpu = "".join(f"{s * 1e3:11.2f}" for s in figures)
     counts = f"{cost.statements:11.1f} {cost.commits:8.2f} {cost.writes:8.2f}"
-    say(f"{name:24} {counts} {cost.publishes:10.2f} {'':8}{cpu}")
+    say(f"{name:26} {counts} {cost.publishes:10.2f} {'':8}{cpu}")
 
 
 def say(*words: Any) -> None:

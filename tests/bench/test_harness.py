@@ -52,6 +52,7 @@ def test_a_whole_run_finds_every_command_carried_out_once(
         assert cost.writes > 0.5
         assert cost.publishes >= 2, "a cast and a result at the least"
         assert cost.cpu_s.keys() == GROUPS
+    assert done.idle.keys() == {1, 2}
     assert [window.managers for window in done.loaded] == [1, 2]
     assert all(window.load.succeeded > 0 for window in done.loaded)
     assert done.rate(1) > 0

@@ -19,8 +19,9 @@ from agent.drivers.simulated.store import Faults, Store
 from client import main as client_main
 from common import conf
 from common.bus import rabbit as rabbit_bus
+from common.messages import GuestReport
 from common.runtime import Runtime
-from devstack.consoles import Console, Seen
+from devstack.consoles import Console
 from devstack.fleet import Answer, Real, Scratch, Times, all_up
 from tests.wait import wait_until
 
@@ -152,7 +153,7 @@ class Stage:
     def console(self, host: str) -> Console:
         return self.fleet.console(host)
 
-    def guest(self, host: str, name: str) -> Seen | None:
+    def guest(self, host: str, name: str) -> GuestReport | None:
         """The one guest of this name by its hypervisor's own account; None when there is none."""
         found = [g for g in self.console(host).guests().values() if g.name == name]
         assert len(found) <= 1, found

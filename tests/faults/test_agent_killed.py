@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from devstack.consoles import runs
 from devstack.fleet import Times
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -65,7 +66,7 @@ class Scene:
     def running(self, verb: str) -> bool | None:
         """Does the verb's guest run? None: there is no such guest."""
         guest = self.stage.guest(self.host, f"{self.host}-{verb}")
-        return None if guest is None else guest.running
+        return None if guest is None else runs(guest)
 
     def states(self) -> dict[str, tuple[str, str]]:
         """VM state and task state of what Muster still knows of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from devstack.consoles import runs
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 from tests.faults.stage import publishing_stalled, staged, waits_at_the_gate
@@ -31,7 +32,7 @@ def test_a_command_that_was_accepted_and_not_published_runs_once_a_manager_is_ba
         guest = stage.guest("alpha", "web-1")
         # The hypervisor counts its starts: this was the first and only one.
         assert guest is not None
-        assert (guest.running, guest.start) == (True, 1)
+        assert (runs(guest), guest.domain_id) == (True, 1)
 
 
 def test_a_command_that_was_published_and_not_cast_runs_once(
@@ -58,6 +59,6 @@ def test_a_command_that_was_published_and_not_cast_runs_once(
         guest = stage.guest("alpha", "web-1")
         assert guest is not None
         # Started once, rebooted once - also if the broker had taken the first cast after all.
-        assert (guest.running, guest.start) == (True, 2)
+        assert (runs(guest), guest.domain_id) == (True, 2)
         published = stage.rows("SELECT publishes FROM commands WHERE kind = 'reboot_vm'")
         assert published[0][0] >= 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from devstack.consoles import runs
 from devstack.fleet import Scratch, Service
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -172,7 +173,7 @@ def _loss_of_all_queues(stage: Stage, broker: RabbitMQ) -> None:
         stage.ended(job, "SUCCEEDED")
     stopped = stage.guest("alpha", "stopped")
     assert stopped is not None
-    assert not stopped.running
+    assert not runs(stopped)
     assert stage.guest("alpha", "made") is None
     _all_up(stage)
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from devstack.consoles import runs
 from devstack.fleet import Service, Times
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -45,7 +46,7 @@ def test_one_of_two_managers_killed_amid_thirty_creates_loses_and_doubles_none(
         assert {(vm["vm_state"], vm["task_state"]) for vm in vms} == {("ACTIVE", "none")}
         guests = [g for host in stage.hosts for g in stage.console(host).guests().values()]
         assert sorted(g.name for g in guests) == sorted(f"vm-{n}" for n in range(VMS))
-        assert all(g.running for g in guests)
+        assert all(runs(g) for g in guests)
         assert sum(stage.starts(host) for host in stage.hosts) == VMS
         assert not stage.became_down()
 

@@ -168,3 +168,30 @@ def test_a_look_begun_before_a_commands_effect_can_not_outrank_its_result(rig: R
 
     _beat(rig, lambda h: h.seq > newest, len(rig.manager.heartbeats))
     assert all(h.seq < newest for h in rig.manager.heartbeats if told_running(h))
+
+
+def test_a_guest_that_a_result_has_shown_is_in_no_delta(rig: Rig) -> None:
+    rig.interval_s = 60.0
+    driver = rig.up()._driver
+    _beat(rig, _full)
+    rig.running("i-1")
+    capacity, looks = driver.capacity, []  # the last question of each look for a heartbeat
+
+    def looked() -> m.Capacity:
+        looks.append(1)
+        return capacity()
+
+    driver.capacity = looked  # type: ignore[method-assign]
+    rig.manager.result(rig.manager.send("stop_vm", "i-1", 2))
+    looks.clear()
+    eventually(lambda: looks, "the change was looked at")
+    seen = len(rig.manager.heartbeats)
+    rig.manager.result(rig.manager.send("terminate_instance", "i-1", 3))
+    looks.clear()
+    eventually(lambda: looks, "the end was looked at")
+    stranger = rig.by_hand()
+    _beat(rig, lambda h: bool(h.inventory and h.inventory.guests), seen)
+    told = [h.inventory for h in rig.manager.heartbeats[seen:] if h.inventory]
+    assert [[g.hypervisor_uuid for g in i.guests] for i in told if i.guests] == [[stranger.uuid]]
+    assert [i.gone for i in told if i.gone] == []
+    assert told[-1].digest == m.digest(g.fingerprint() for g in driver.list_guests().guests)

@@ -342,17 +342,23 @@ def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:
 def test_job_cancel_sends_the_reason_and_exits_0_unless_the_job_went_on_to_its_end(
     fleet: Fleet,
 ) -> None:
-    job = {"uuid": "j-1", "kind": "stop", "instance": "i-1", "host": "h1", "state": "CANCELLED"}
+    job = {
+        "uuid": JOB["uuid"],
+        "kind": "stop",
+        "instance": "i-1",
+        "host": "h1",
+        "state": "CANCELLED",
+    }
     fleet.answers["job_cancel"] = {**job, "error_code": "CANCELLED"}
-    done = fleet.muster("job", "cancel", "j-1", "--reason", "a mistake")
+    done = fleet.muster("job", "cancel", JOB["uuid"], "--reason", "a mistake")
     assert done.code == 0, done.err
     (asked,) = fleet.asked
     assert asked[0] == "job_cancel"
-    assert (asked[1]["job"], asked[1]["reason"]) == ("j-1", "a mistake")
+    assert (asked[1]["job"], asked[1]["reason"]) == (JOB["uuid"], "a mistake")
     fleet.answers["job_cancel"] = {**job, "state": "RUNNING", "waiting_for": "h1 to say"}
-    assert fleet.muster("job", "cancel", "j-1").code == 0
+    assert fleet.muster("job", "cancel", JOB["uuid"]).code == 0
     fleet.answers["job_show"] = {**job, "state": "SUCCEEDED"}
-    late = fleet.muster("job", "cancel", "j-1", "--wait")
+    late = fleet.muster("job", "cancel", JOB["uuid"], "--wait")
     assert late.code == 4
     assert "it ended SUCCEEDED" in late.err
 
@@ -368,4 +374,4 @@ def test_accept_restore_needs_a_reason_and_lists_the_open_tombstones(fleet: Flee
     done = fleet.muster("db", "accept-restore", "--reason", "disk died", "-f", "json")
     assert done.code == 0, done.err
     assert [row["uuid"] for row in done.json] == ["t-1"]
-    assert "accepted for h1; 1 VMs" in done.err
+    assert "accepted for h1; 1 VM got" in done.err

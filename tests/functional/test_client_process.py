@@ -85,6 +85,15 @@ def test_only_what_runs_is_imported() -> None:
     assert done.stdout.splitlines()[-1] == ""
 
 
+def test_closed_outputs_are_no_error() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-c", SCRIPT, "--help"],
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+
+
 def test_a_reader_who_has_gone_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -130,6 +130,28 @@ def test_an_operator_who_stops_waiting_is_told_that_the_job_goes_on(fleet: Fleet
     done = fleet.muster(*DELETE)
     assert (done.code, done.out) == (130, "")
     assert done.err.splitlines()[0].startswith(ABOUT)
+    uuid = JOB["uuid"]
     assert done.err.splitlines()[-1] == (
-        "muster: INTERRUPTED: what was accepted goes on (see: muster job list)"
+        f"muster: INTERRUPTED: job {uuid} goes on (muster job wait {uuid}; to take it back:"
+        f" muster job cancel {uuid})"
     )
+
+
+def test_an_operator_who_does_not_wait_for_the_answer_is_told_which_job_to_look_for(
+    fleet: Fleet,
+) -> None:
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    fleet.stop()
+    fleet.clock.at(1.0, ctrl_c)
+    done = fleet.muster("vm", "stop", "web-1", "--job", JOB["uuid"])
+    assert (done.code, done.out) == (130, "")
+    assert done.err == (
+        f"muster: INTERRUPTED: job {JOB['uuid']} may have been accepted"
+        f" (see: muster job show {JOB['uuid']})\n"
+    )
+    fleet.clock.at(1.0, ctrl_c)
+    done = fleet.muster("vm", "list")
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "muster: INTERRUPTED: what a manager was asked may have been done\n"

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from devstack.consoles import Console, Seen
+from common.messages import GuestReport
+from devstack.consoles import Console
 from devstack.demo.story import STRANGER, Story
 from devstack.fleet import Embedded, Scratch
 
@@ -39,11 +40,11 @@ class Meddler:
         self._console = console
         self._looks = 0
 
-    def guests(self) -> dict[str, Seen]:
+    def guests(self) -> dict[str, GuestReport]:
         found = self._console.guests()
         self._looks += 1
         return {
-            uuid: msgspec.structs.replace(guest, start=self._looks)
+            uuid: msgspec.structs.replace(guest, domain_id=self._looks)
             if guest.name == STRANGER
             else guest
             for uuid, guest in found.items()

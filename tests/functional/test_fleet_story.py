@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from devstack.consoles import runs
 from devstack.fleet import Times
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -27,8 +28,8 @@ def test_a_vm_lives_and_dies_beside_a_stranger_and_a_dying_agent(
         executor=executor,
     ) as stage:
         assert f"executor = {executor}" in (stage.fleet.folder / "alpha.conf").read_text()
-        stranger_uuid = stage.console("alpha").make_stranger("web-1")
-        stranger = stage.console("alpha").guests()[stranger_uuid]
+        stranger = stage.console("alpha").make_stranger("web-1")
+        stranger_uuid = stranger.hypervisor_uuid
         wait_until(
             lambda: [a["hypervisor_uuid"] for a in stage.ask("alien", "list")] == [stranger_uuid],
             30,
@@ -64,18 +65,18 @@ def _power(stage: Stage) -> None:
 
     stage.done("vm", "stop", "web-1")
     assert state(stage, "web-1") == ("SHUTOFF", "none", "SHUTOFF")
-    assert not stage.console("alpha").guests()[ours[0].uuid].running
+    assert not runs(stage.console("alpha").guests()[ours[0].hypervisor_uuid])
     stage.done("vm", "start", "web-1")
     assert state(stage, "web-1") == ("ACTIVE", "none", "RUNNING")
-    started = stage.console("alpha").guests()[ours[0].uuid]
+    started = stage.console("alpha").guests()[ours[0].hypervisor_uuid]
     stage.done("vm", "reboot", "web-1")
     stage.done("vm", "reboot", "web-1", "--force")
-    rebooted = stage.console("alpha").guests()[ours[0].uuid]
-    assert started.running
-    assert rebooted.running
-    assert rebooted.start != started.start
+    rebooted = stage.console("alpha").guests()[ours[0].hypervisor_uuid]
+    assert runs(started)
+    assert runs(rebooted)
+    assert rebooted.domain_id != started.domain_id
     stage.done("vm", "delete", "web-1")
-    assert ours[0].uuid not in stage.console("alpha").guests()
+    assert ours[0].hypervisor_uuid not in stage.console("alpha").guests()
     assert stage.tombstone("web-1")["state"] == "CLOSED"
 
 
@@ -84,7 +85,7 @@ def _power_off_by_hand(stage: Stage) -> None:
     stage.create("web-2", "--host", "beta")
     guest = stage.guest("beta", "web-2")
     assert guest is not None
-    stage.console("beta").power_off(guest.uuid)
+    stage.console("beta").power_off(guest.hypervisor_uuid)
     wait_until(lambda: state(stage, "web-2") == ("SHUTOFF", "none", "SHUTOFF"), 30, "it is shown")
     stage.done("vm", "delete", "web-2")
 

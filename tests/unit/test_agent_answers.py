@@ -48,6 +48,7 @@ class Rig:
         self.runtime = SimRuntime(self.world, "agent")
         self.journal = Journal(str(folder), self.runtime)
         self.ear = Ear(self.world)
+        self.looks: list[tuple[str, m.Look]] = []
         bus: Bus = self.ear  # type: ignore[assignment]
         self.answers = Answers(
             self.runtime,
@@ -56,6 +57,7 @@ class Rig:
             Session(self.runtime),
             Identity(fleet="f", host="h", agent_run="r"),
             INTERVAL_S,
+            told=lambda instance, look: self.looks.append((instance, look)),
         )
         self.runtime.spawn("answers", self.answers.loop)
         self.run(1.0)

@@ -12,7 +12,7 @@ import pytest
 from common.messages import GuestReport
 from common.ownership import Mark
 from common.states import PowerState
-from devstack.faults.hypervisors import FLEET, Effect
+from devstack.consoles import FLEET, Effect
 from devstack.faults.operators import Ledger
 from devstack.faults.reckoning import Reckoning
 
