@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -110,7 +111,9 @@ class Wire:
         if not self.up:
             raise BrokerUnavailable("the wire is cut", "mend it")
         self.before()
-        self.casts.append(Cast(to.server or "", method, dict(kwargs)))
+        # As the other side gets it.
+        sent = msgspec.json.decode(msgspec.json.encode(kwargs))
+        self.casts.append(Cast(to.server or "", method, sent))
 
     def take(self, method: str | None = None, host: str | None = None) -> list[Cast]:
         """What was cast since the last look, of one kind or to one host."""
@@ -122,8 +125,10 @@ class Wire:
 class Fleet:
     """One manager's doors, a clock, a wire, and the rows behind them."""
 
-    def __init__(self, store: Store, clock: Clock, **changes: Any) -> None:
-        self.clock, self.store, self.wire = clock, store, Wire()
+    def __init__(
+        self, store: Store, clock: Clock, *, wire: Wire | None = None, **changes: Any
+    ) -> None:
+        self.clock, self.store, self.wire = clock, store, wire or Wire()
         self.cfg = Settings(
             default=default.Default(fleet_id=FLEET, report_interval=INTERVAL_S),
             manager=manager.Manager(
@@ -141,6 +146,7 @@ class Fleet:
         self.intake = Intake(store, self.cfg)
         self.hearing = True
         self._publisher = publish.Publisher(store, self.cfg, self.wire)  # type: ignore[arg-type]
+        self._saying = threading.RLock()
         store.after_commit = self._say
 
     # what managers do
@@ -149,12 +155,19 @@ class Fleet:
         return self.store.run(handler, self.cfg, *args, **kwargs)
 
     def _say(self, tx: Tx) -> None:
-        self._publisher.take(tx)
-        self._publisher.say()
+        """What a transaction leaves to be said is cast at once; a manager has a loop for it."""
+        with self._saying:
+            self._publisher.take(tx)
+            self._publisher.say()
+
+    def claim(self) -> int:
+        """Cast what is due, as a tick does; how many commands and voids that were."""
+        done: int = self.run(publish.claim_due)
+        return done
 
     def publish(self) -> list[Cast]:
-        """Cast what is due; the commands that left."""
-        self.run(publish.claim_due)
+        """Cast what is due; the commands that left since the last look."""
+        self.claim()
         return [c for c in self.wire.take() if "command" in c.kwargs]
 
     def tick(self) -> None:
@@ -307,6 +320,13 @@ class ScriptedAgent:
     def restart(self) -> ScriptedAgent:
         """Another run of the agent, on the same journal; it has not said hello yet."""
         self.run, self.session, self._told = str(uuid.uuid4()), None, {}
+        return self
+
+    def end_session(self) -> ScriptedAgent:
+        """Its session has just ended, and no manager has judged it yet: it is UP, and nothing
+        can be sent to it before its next hello."""
+        self.fleet.put(self.row, session_open=False)
+        self.session = None
         return self
 
     # its hypervisor

@@ -32,8 +32,10 @@ def test_what_was_not_sent_is_withdrawn_at_once(
     fleet: Fleet, h1: ScriptedAgent, verb: str, state: str
 ) -> None:
     fleet.deploy(h1)
+    h1.end_session()
     job = fleet.ask(verb, vm="web-1")
     assert cancel(fleet, job)["state"] == "CANCELLED"
+    h1.hello()
     assert fleet.publish() == []
     vm = fleet.vm()
     assert (vm.vm_state, vm.task_state, vm.job) == (state, TaskState.NONE, None)
@@ -48,8 +50,11 @@ def test_what_was_not_sent_is_withdrawn_at_once(
 def test_a_create_that_was_not_sent_leaves_a_vm_that_can_only_be_deleted(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
+    h1.end_session()
     job = fleet.create(host="h1")
     assert cancel(fleet, job)["state"] == "CANCELLED"
+    h1.hello()
+    assert fleet.publish() == []
     vm = fleet.vm()
     assert (vm.vm_state, vm.task_state) == (VmState.ERROR, TaskState.NONE)
     assert "CANCELLED" in vm.error
@@ -119,10 +124,12 @@ def test_what_was_running_or_done_ends_as_it_ends(fleet: Fleet, h1: ScriptedAgen
 
 def test_a_delete_is_taken_back_only_before_it_was_sent(fleet: Fleet, h1: ScriptedAgent) -> None:
     fleet.deploy(h1)
+    h1.end_session()
     job = fleet.delete()
     assert cancel(fleet, job)["state"] == "CANCELLED"
     vm = fleet.vm()
     assert (vm.vm_state, vm.task_state, vm.job) == (VmState.ACTIVE, TaskState.NONE, None)
+    h1.hello()
     assert fleet.publish() == []
     assert fleet.stones() == []
     fleet.tick()

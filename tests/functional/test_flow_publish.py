@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -11,7 +13,6 @@ from common.errors import IdReused, TaskUnderWay
 from common.states import CommandState as C
 from common.states import HostState, JobState, PowerState, TaskState, VmState
 from manager import ticks
-from manager.flows import publish
 from manager.store.commands import CommandRow, Void
 from manager.store.instances import Instance
 from manager.store.jobs import Job
@@ -39,18 +40,27 @@ def stopping(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast]:
 # accepting
 
 
+@pytest.mark.parametrize("session", [True, False])
 def test_the_command_is_in_the_outbox_with_the_state_it_changes(
-    fleet: Fleet, h1: ScriptedAgent
+    fleet: Fleet, h1: ScriptedAgent, session: bool
 ) -> None:
+    """Claimed at once for the manager that accepts it, if there is somebody to take it."""
     vm = fleet.deploy(h1)
+    if not session:
+        h1.end_session()
     job = fleet.ask("vm_stop", vm="web-1", reason="night")
-    row = command(fleet, job)
-    assert (row.state, row.publishes, row.publish_at) == (C.ACCEPTED, 0, fleet.clock.now())
+    row, now = command(fleet, job), fleet.clock.now()
+    if session:
+        assert (row.state, row.publishes, row.session) == (C.PUBLISHED, 1, h1.session)
+        assert (row.published_at, row.publish_at) == (now, now + dt.timedelta(seconds=RESEND_S))
+    else:
+        assert (row.state, row.publishes, row.session) == (C.ACCEPTED, 0, None)
+        assert (row.published_at, row.publish_at) == (None, now)
     held = fleet.vm()
     assert (held.task_state, held.job) == (TaskState.POWERING_OFF, job["uuid"])
     assert held.generation == row.generation == vm.generation + 1
     assert [(e.source, e.text) for e in row.trail] == [("ann", "night")]
-    assert fleet.wire.casts == []
+    assert [c.command.id for c in fleet.wire.take()] == ([row.id] if session else [])
 
 
 def test_a_wish_that_is_refused_leaves_nothing_behind(fleet: Fleet, h1: ScriptedAgent) -> None:
@@ -99,11 +109,11 @@ def test_a_repeated_request_is_the_same_job_and_another_one_is_refused(
 
 
 def test_the_row_says_published_before_the_cast_is_made(fleet: Fleet, h1: ScriptedAgent) -> None:
-    job = fleet.create(host="h1")
     seen: list[CommandRow] = []
-    fleet.wire.before = lambda: seen.append(command(fleet, job))
+    fleet.wire.before = lambda: seen.append(fleet.one(CommandRow))
+    fleet.create(host="h1")
     (cast,) = fleet.publish()
-    assert (seen[0].state, seen[0].publishes) == (C.PUBLISHED, 1)
+    assert [(row.state, row.publishes) for row in seen] == [(C.PUBLISHED, 1)]
     assert (cast.host, cast.method, cast.command.session) == ("h1", "start_vm", h1.session)
     assert cast.command.fleet == "fleet-1"
     assert cast.command.spec["create"] is True
@@ -133,12 +143,54 @@ def test_it_is_not_cast_again_once_it_was_received(fleet: Fleet, h1: ScriptedAge
 
 
 def test_a_cast_that_the_broker_did_not_take_is_made_again(fleet: Fleet, h1: ScriptedAgent) -> None:
-    fleet.create(host="h1")
     fleet.wire.up = False
+    job = fleet.create(host="h1")
+    row = command(fleet, job)
+    # Given back at once; PUBLISHED, as a broker that broke off may have taken it all the same.
+    assert (row.state, row.publish_at) == (C.PUBLISHED, fleet.clock.now())
     assert fleet.publish() == []
     fleet.wire.up = True
-    fleet.clock.move(RESEND_S)
-    assert len(fleet.publish()) == 1
+    (cast,) = fleet.publish()
+    assert cast.command.id == row.id
+    assert fleet.publish() == []
+
+
+def test_what_a_manager_did_not_live_to_cast_is_cast_by_another_under_the_same_id(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """It died after the commit that accepted and claimed the command."""
+    fleet.deploy(h1)
+    dying = Fleet(copy.copy(fleet.store), fleet.clock)
+    dying.store.after_commit = lambda _tx: None
+    job = dying.ask("vm_stop", vm="web-1")
+    row = command(fleet, job)
+    assert (row.state, row.publishes) == (C.PUBLISHED, 1)
+    fleet.clock.move(RESEND_S - 0.1)
+    fleet.tick()
+    assert fleet.publish() == []
+    fleet.clock.move(0.1)
+    fleet.tick()
+    (cast,) = fleet.wire.take("stop_vm")
+    assert (cast.command.id, cast.command.session) == (row.id, h1.session)
+    assert command(fleet, job).publishes == 2
+    h1.carry_out(cast.command)
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+
+
+def test_a_command_that_nobody_could_be_sent_leaves_with_the_hello_of_its_host(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    h1.end_session()
+    job = fleet.ask("vm_stop", vm="web-1")
+    for _ in range(3):
+        fleet.clock.move(RESEND_S)
+        assert fleet.publish() == []
+    assert command(fleet, job).state is C.ACCEPTED
+    h1.hello()
+    (cast,) = fleet.publish()
+    assert (cast.command.id, cast.command.session) == (command(fleet, job).id, h1.session)
+    assert command(fleet, job).publishes == 1
 
 
 def test_what_one_manager_can_not_send_is_given_back_to_the_others_at_once(
@@ -146,11 +198,12 @@ def test_what_one_manager_can_not_send_is_given_back_to_the_others_at_once(
 ) -> None:
     """Or one that has lost the broker would claim it again and again, and nobody send it."""
     job, _ = stopping(fleet, h1)
+    fleet.wire.up = False
     fleet.create(name="web-2", host="h1")
     fleet.clock.move(RESEND_S)
-    fleet.wire.up = False
     assert fleet.publish() == []
     assert command(fleet, job).state is C.PUBLISHED
+    assert {row.publish_at for row in fleet.rows(CommandRow, ended_at=None)} == {fleet.clock.now()}
     fleet.wire.up = True
     assert len(fleet.publish()) == 2
 
@@ -349,7 +402,7 @@ def past_deadline(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast
 
 
 def cast_voids(fleet: Fleet) -> list[Cast]:
-    publish.publish_due(fleet.store, fleet.cfg, fleet.wire)  # type: ignore[arg-type]
+    fleet.claim()
     return fleet.wire.take("void")
 
 
@@ -494,6 +547,7 @@ def unreachable(fleet: Fleet, h1: ScriptedAgent) -> tuple[dict[str, Any], Cast]:
     job, cast = stopping(fleet, h1)
     fleet.pass_(TIMEOUT_S, ScriptedAgent(fleet, "h3").up())
     assert h1.row.state is HostState.DOWN
+    fleet.wire.take()
     return job, cast
 
 
@@ -565,8 +619,10 @@ def test_an_older_void_does_not_answer_for_a_newer_one(fleet: Fleet, h1: Scripte
 
 def test_a_job_says_what_it_waits_for(fleet: Fleet, h1: ScriptedAgent) -> None:
     fleet.deploy(h1)
+    h1.end_session()
     job = fleet.ask("vm_stop", vm="web-1")
     assert fleet.shown(job)["waiting_for"] == "stop_vm to be sent to h1"
+    h1.hello()
     (cast,) = fleet.publish()
     assert fleet.shown(job)["waiting_for"] == "a receipt of stop_vm from h1"
     h1.receipt(cast.command.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 
 from common.errors import MusterError
 from common.states import CommandState, TombstoneState
-from manager.flows import delete, publish, reap, watchdog
+from manager.flows import delete, reap, watchdog
 from manager.store.commands import CommandRow
 from manager.store.instances import Instance, Mac
 from manager.store.jobs import Job
@@ -25,10 +26,9 @@ ROUNDS = 3
 @pytest.fixture
 def managers(fleet: Fleet) -> list[Fleet]:
     """Several managers on one database; each of their threads has a connection of its own."""
-    cluster = [Fleet(fleet.store, fleet.clock) for _ in range(MANAGERS)]
-    for manager in cluster:
-        manager.wire = fleet.wire
-    return cluster
+    return [
+        Fleet(copy.copy(fleet.store), fleet.clock, wire=fleet.wire) for _ in range(MANAGERS)
+    ]
 
 
 def at_once(work: list[Callable[[], Any]]) -> list[Any]:
@@ -52,18 +52,42 @@ def at_once(work: list[Callable[[], Any]]) -> list[Any]:
     return results
 
 
+@pytest.mark.parametrize("before", [0, 1])
 def test_a_due_command_is_cast_by_one_manager(
-    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent, before: int
 ) -> None:
+    """One that could not be sent yet, or that nobody has received."""
+    if not before:
+        h1.end_session()
     for n in range(30):
         fleet.create(f"web-{n}", memory_mib=16)
+    assert len(fleet.wire.take("start_vm")) == 30 * before
+    fleet.clock.move(fleet.cfg.manager.resend_after)
+    h1.hello()
 
-    claims = [partial(publish.publish_due, m.store, m.cfg, fleet.wire) for m in managers]
-    assert sum(at_once(claims)) == 30
+    assert sum(at_once([m.claim for m in managers])) == 30
     cast = collections.Counter(c.command.id for c in fleet.wire.take("start_vm"))
     assert len(cast) == 30
     assert set(cast.values()) == {1}
-    assert {c.publishes for c in fleet.rows(CommandRow)} == {1}
+    assert {c.publishes for c in fleet.rows(CommandRow)} == {before + 1}
+
+
+def test_commands_that_are_accepted_side_by_side_are_cast_once_each(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    vms = [fleet.deploy(h1, f"web-{n}") for n in range(3 * MANAGERS)]
+
+    def stop(manager: Fleet, mine: list[Instance]) -> None:
+        for vm in mine:
+            manager.ask("vm_stop", vm=vm.uuid)
+            manager.claim()
+
+    at_once([partial(stop, m, vms[n::MANAGERS]) for n, m in enumerate(managers)])
+    cast = collections.Counter(c.command.id for c in fleet.wire.take("stop_vm"))
+    stops = fleet.rows(CommandRow, kind="stop_vm")
+    assert cast == {row.id: 1 for row in stops}
+    assert len(stops) == len(vms)
+    assert {(row.state, row.publishes) for row in stops} == {(CommandState.PUBLISHED, 1)}
 
 
 def test_the_last_memory_of_a_host_is_given_once(
@@ -129,10 +153,14 @@ def test_start_and_delete_at_once_leave_one_in_charge(
             [partial(one.ask, "vm_stop", vm=f"web-{n}"), partial(two.delete, f"web-{n}")]
         )
         assert fleet.vm(f"web-{n}").job == gone["uuid"]
+        (terminate,) = [c for c in fleet.publish() if c.method == "terminate_instance"]
+        h1.carry_out(terminate.command)
+        assert fleet.shown(gone)["state"] == "SUCCEEDED"
         if isinstance(stop, MusterError):
             assert stop.code == "TASK_UNDER_WAY"
         else:
-            assert fleet.shown(stop)["state"] == "CANCELLED"
+            shown = fleet.shown(stop)
+            assert (shown["state"], shown["error_code"]) == ("CANCELLED", "SUPERSEDED")
 
 
 def test_a_failed_terminate_is_issued_again_by_one_manager(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +12,12 @@ from common.bus.memory import Broker, MemoryBus
 from common.errors import MusterError
 from common.runtime import Runtime
 from common.states import CommandState
-from manager.flows import publish
+from manager import ticks
+from manager.flows import hello, publish
 from manager.service import Manager
 from manager.store.commands import CommandRow
 from manager.store.engine import Store
-from tests.functional.fleet import Fleet, ScriptedAgent
+from tests.functional.fleet import Clock, Fleet, ScriptedAgent
 
 
 class Bus(MemoryBus):
@@ -35,19 +37,23 @@ class Bus(MemoryBus):
 def test_its_batch_leaves_and_the_rest_is_due_for_any_other_manager(
     fleet: Fleet, h1: ScriptedAgent, store: Store
 ) -> None:
+    h1.end_session()
     for n in range(2 * publish.BATCH + 5):
         fleet.create(f"web-{n}", host="h1", memory_mib=16)
-    runtime = Runtime("manager")
-    bus = Bus(runtime, runtime.stopping.set)  # told to stop while it makes its first cast
-    manager = Manager(fleet.cfg, bus, runtime, store)
-    manager._publish()
+    first = copy.copy(store)
+    first.runtime = Clock()
+    bus = Bus(first.runtime, first.runtime.stopping.set)  # told to stop amid its first cast
+    manager = Manager(fleet.cfg, bus, first.runtime, first)
+    first.run(hello.welcome, fleet.cfg, h1.greeting())
+    manager._publisher.turn()
     assert len(set(bus.casts)) == len(bus.casts) == publish.BATCH
     left = [r for r in fleet.rows(CommandRow) if r.state is CommandState.ACCEPTED]
     assert len(left) == publish.BATCH + 5
     assert {r.publish_at for r in left} == {r.accepted_at for r in left} == {fleet.clock.now()}
-    other = Runtime("other")
-    second = Bus(other, lambda: None)
-    Manager(fleet.cfg, second, other, store)._publish()
+    second = Bus(store.runtime, lambda: None)
+    other = Manager(fleet.cfg, second, store.runtime, store)
+    ticks.tick(store, fleet.cfg)
+    other._publisher.turn()
     assert sorted(second.casts) == sorted(r.id for r in left)
 
 
