@@ -17,6 +17,31 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance, Mac
 from manager.store.jobs import Job
 from manager.store.sightings import Sighting
+from manager.store.statements import Query, among
+
+S = Sighting.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as S
+HOSTS = Query(Host)
+# MiB by host: what hypervisors run, and what was promised and does not run yet.
+RUNNING = (
+    sa.select(S.host, sa.func.sum(S.memory_mib))
+    .where(
+        S.present,
+        *[
+            S.power_state != off
+            for off in (PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED)
+        ],
+    )
+    .group_by(S.host)
+)
+PROMISED = (
+    sa.select(I.host, sa.func.sum(I.memory_mib))
+    .where(
+        I.vm_state == VmState.BUILDING,
+        among(I.power_state, (PowerState.NOSTATE, PowerState.SHUTOFF)),
+    )
+    .group_by(I.host)
+)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,23 +124,8 @@ def _place(tx: Tx, order: Order) -> str:
 
 def _candidates(tx: Tx) -> list[rule.Candidate]:
     """Every host with what its hypervisor runs and what was promised on top of it."""
-    running = _memory_by_host(
-        tx,
-        Sighting.__table__.c.host,
-        Sighting.__table__.c.memory_mib,
-        Sighting.__table__.c.present,
-        Sighting.__table__.c.power_state.not_in(
-            [PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED]
-        ),
-    )
-    i = Instance.__table__.c
-    promised = _memory_by_host(
-        tx,
-        i.host,
-        i.memory_mib,
-        i.vm_state == VmState.BUILDING,
-        i.power_state.in_([PowerState.NOSTATE, PowerState.SHUTOFF]),
-    )
+    running = {host: int(total) for host, total in tx.rows(RUNNING)}
+    promised = {host: int(total) for host, total in tx.rows(PROMISED)}
     return [
         rule.Candidate(
             name=host.name,
@@ -126,15 +136,8 @@ def _candidates(tx: Tx) -> list[rule.Candidate]:
             memory_mib_used=max(host.memory_mib_used, running.get(host.name, 0)),
             memory_mib_claimed=promised.get(host.name, 0),
         )
-        for host in tx.all(Host)
+        for host in tx.ask(HOSTS)
     ]
-
-
-def _memory_by_host(
-    tx: Tx, host: sa.Column[str], memory: sa.Column[int], *where: sa.ColumnElement[bool]
-) -> dict[str, int]:
-    query = sa.select(host, sa.func.sum(memory)).where(*where).group_by(host)
-    return {name: int(total) for name, total in tx.rows(query)}
 
 
 def _reserve_mac(tx: Tx, cfg: Settings, instance: str) -> str:
