@@ -26,9 +26,7 @@ ROUNDS = 3
 @pytest.fixture
 def managers(fleet: Fleet) -> list[Fleet]:
     """Several managers on one database; each of their threads has a connection of its own."""
-    return [
-        Fleet(copy.copy(fleet.store), fleet.clock, wire=fleet.wire) for _ in range(MANAGERS)
-    ]
+    return [Fleet(copy.copy(fleet.store), fleet.clock, wire=fleet.wire) for _ in range(MANAGERS)]
 
 
 def at_once(work: list[Callable[[], Any]]) -> list[Any]:
