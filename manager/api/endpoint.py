@@ -61,7 +61,8 @@ def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
     try:
         job = delete.request(tx, cfg, r.wish("delete"), vm, force=r.force)
     except AlreadyDeleted:
-        if not r.idempotent:
+        # Nothing is written here that would meet another job of this uuid: looked for first.
+        if not (r.idempotent and tx.attempt):
             raise
         return views.job(tx, _done_before(tx, r, vm.uuid))
     return views.job(tx, job)

@@ -105,6 +105,53 @@ def test_a_repeated_request_is_the_same_job_and_another_one_is_refused(
     assert fleet.everything() == before
 
 
+@pytest.mark.parametrize(
+    ("verb", "fields"),
+    [
+        ("vm_create", {"name": "web-2", "vcpus": 1, "memory_mib": 64}),
+        ("vm_start", {"vm": "web-1"}),
+        ("vm_stop", {"vm": "web-1"}),
+        ("vm_delete", {"vm": "web-1"}),
+        ("vm_delete", {"vm": "gone", "idempotent": True}),
+        ("vm_delete", {"vm": "nobody"}),
+    ],
+)
+def test_the_uuid_of_another_job_is_refused_whatever_the_new_request_would_come_to(
+    fleet: Fleet, h1: ScriptedAgent, verb: str, fields: dict[str, Any]
+) -> None:
+    """Also for one that would be done already, is refused, or writes no job of its own."""
+    fleet.deploy(h1)
+    fleet.deploy(h1, "gone")
+    fleet.delete("gone")
+    h1.carry_out(fleet.publish()[-1].command)
+    fleet.deploy(h1, "web-3")
+    uuid_ = "11111111-0000-4000-8000-000000000002"
+    first = fleet.ask("vm_reboot", job=uuid_, vm="web-3")
+    fleet.wire.take()
+    before = fleet.everything()
+    with pytest.raises(IdReused, match=uuid_):
+        fleet.ask(verb, job=uuid_, **fields)
+    assert fleet.everything() == before
+    assert fleet.wire.casts == []
+    assert fleet.ask("vm_reboot", job=uuid_, vm="web-3")["uuid"] == first["uuid"]
+
+
+def test_a_request_that_is_repeated_when_all_is_over_still_has_its_job(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """Its VM is gone meanwhile, and its own doing is what it would be refused for."""
+    fleet.deploy(h1)
+    stop = fleet.ask("vm_stop", vm="web-1")
+    h1.carry_out(fleet.publish()[-1].command)
+    gone = fleet.delete()
+    h1.carry_out(fleet.publish()[-1].command)
+    before = fleet.everything()
+    assert fleet.ask("vm_stop", vm="web-1", job=stop["uuid"])["uuid"] == stop["uuid"]
+    assert fleet.ask("vm_delete", vm="web-1", job=gone["uuid"])["state"] == "SUCCEEDED"
+    assert fleet.everything() == before
+    assert [c for c in fleet.wire.take() if "command" in c.kwargs] == []
+
+
 # publishing
 
 
