@@ -139,6 +139,43 @@ def test_a_command_that_never_arrived_is_due_at_once_in_the_new_session(
     assert (lost.command.session, again.command.session) == (session - 1, session)
 
 
+def test_a_hello_casts_the_terminates_that_it_issues_once(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    """One for each open tombstone; they are claimed with it, and none is cast a second time."""
+    for name in ("one", "two"):
+        fleet.deploy(h1, name)
+    fleet.pass_(DOWN_S + INTERVAL_S, h2)
+    assert h1.row.state is HostState.DOWN
+    for name in ("one", "two"):
+        assert fleet.delete(name)["state"] == "SUCCEEDED"
+    assert h1.terminates() == []
+    fleet.wire.take()
+    session = h1.restart().hello().session
+    casts = fleet.wire.take()
+    assert {c.command.id for c in casts} == {row.id for row in h1.terminates()}
+    assert {c.command.session for c in casts} == {session}
+    assert len(casts) == 2
+    assert {row.publishes for row in h1.terminates()} == {1}
+    assert fleet.publish() == []
+
+
+def test_what_a_repeated_hello_finds_under_way_is_cast_again_and_not_issued_anew(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """Its answer was lost: the agent has dropped what came for a session it had not heard of."""
+    fleet.deploy(h1)
+    fleet.delete(force=True, reason="it has to be gone")
+    fleet.wire.take()
+    greeting = h1.restart().greeting()
+    h1.lost_hello(greeting)
+    fleet.publish()
+    h1.hello(greeting)
+    (cast,) = fleet.publish()
+    (row,) = h1.terminates()
+    assert (cast.command.id, cast.command.session) == (row.id, h1.session)
+
+
 # a lost journal
 
 
