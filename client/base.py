@@ -171,24 +171,42 @@ class JobCommand(Command):
         """Print the job; one that did not succeed decides the exit code."""
         if wait:
             with self._progress() as progress:
-                try:
-                    job = follow.to_the_end(
-                        self.app.client,
-                        job,
-                        progress,
-                        self.app.runtime,
-                        self.app.settings.client.wait_timeout,
-                    )
-                except follow.WaitTimeout as exc:
-                    self.verdict, job = exc, exc.job
-                except KeyboardInterrupt:
-                    uuid = job["uuid"]
-                    raise usage.Interrupted(
-                        f"job {uuid} goes on",
-                        f"muster job wait {uuid}; to take it back: muster job cancel {uuid}",
-                    ) from None
+                job = self._followed(job, progress)
         self.verdict = self.verdict or self.judge(job)
         return self.one(JOB_COLUMNS, job)
+
+    def jobs(self, jobs: Sequence[Answer], wait: bool) -> Rows:
+        """Print several jobs; each that did not succeed has its line, the last the exit code."""
+        ended = list(jobs)
+        if wait:
+            with self._progress() as progress:
+                for n, job in enumerate(jobs):
+                    ended[n] = self._followed(job, progress)
+        for job in ended:
+            self.object_to(self.judge(job))
+        return self.rows(JOB_COLUMNS, ended)
+
+    def object_to(self, error: MusterError | None) -> None:
+        """One more error of a command that goes on: the last is left to decide the exit code."""
+        if error is not None:
+            if self.verdict is not None:
+                self.app.complain(self.verdict)
+            self.verdict = error
+
+    def _followed(self, job: Answer, progress: follow.Progress) -> Answer:
+        client, runtime = self.app.client, self.app.runtime
+        limit_s = self.app.settings.client.wait_timeout
+        try:
+            return follow.to_the_end(client, job, progress, runtime, limit_s)
+        except follow.WaitTimeout as exc:
+            self.object_to(exc)
+            return exc.job
+        except KeyboardInterrupt:
+            uuid = job["uuid"]
+            raise usage.Interrupted(
+                f"job {uuid} goes on",
+                f"muster job wait {uuid}; to take it back: muster job cancel {uuid}",
+            ) from None
 
     def judge(self, job: Answer) -> MusterError | None:
         """Why a job that has ended is not what the command wanted; None when it is, or goes on."""

@@ -196,10 +196,14 @@ class Muster(App):
     def _fail(self, error: MusterError, debug: bool) -> int:
         if debug:
             traceback.print_exc(file=self.stderr)
+        self.complain(error)
+        return error.exit_code or EXIT_FAILED
+
+    def complain(self, error: MusterError) -> None:
+        """One line on standard error: what is wrong, and what to do."""
         remedy = f" ({error.remedy})" if error.remedy else ""
         line = f"{self.NAME}: {error.code}: {error.message}{_candidates(error)}{remedy}"
         self.stderr.write(f"{printable(' '.join(line.split()))}\n")
-        return error.exit_code or EXIT_FAILED
 
 
 def _require_text(argv: list[str]) -> None:

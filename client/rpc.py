@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.bus.base import ANY_MANAGER, Bus
@@ -17,6 +17,7 @@ from common.runtime import Runtime
 # others find the manager that has taken a dead one's place.
 SHARES = (0.5, 0.25, 0.25)
 PAUSE_S = 1.0
+MANY = 50  # wishes a request
 
 
 class Client:
@@ -62,6 +63,24 @@ class Client:
             return self.ask(method, job=job, operator=operator(), **kwargs)
         except (NoManager, BrokerUnavailable) as exc:
             raise type(exc)(exc.message, f"repeat with --job {job}", job=job) from exc
+
+    def change_all(self, wishes: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+        """{"answer": ...} or {"error": ...} for each [method, arguments], in their order.
+
+        Each has its job's uuid, and may be repeated under it.
+        """
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(wishes), MANY):
+            asked = [
+                [method, {**kwargs, "operator": operator()}]
+                for method, kwargs in wishes[start : start + MANY]
+            ]
+            try:
+                answers += self.ask("wishes", wishes=asked)["answers"]
+            except (NoManager, BrokerUnavailable) as exc:
+                remedy = "look which were accepted: muster job list --all"
+                raise type(exc)(exc.message, remedy) from exc
+        return answers
 
 
 def operator() -> str:

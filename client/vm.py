@@ -15,9 +15,8 @@ from client.base import (
     ListCommand,
     Rows,
     ShowCommand,
-    add_object,
 )
-from common.errors import AlreadyDeleted, BadRequest, MusterError
+from common.errors import AlreadyDeleted, BadRequest, MusterError, RemoteError
 from common.messages import DiskSpec, GuestSpec
 from common.states import JobState, TaskState, VmState
 
@@ -153,25 +152,49 @@ class Show(ShowCommand):
     columns = List.columns
 
 
-class _OnVm(ActionCommand):
-    """A verb about one VM that is there."""
+class _OnVms(ActionCommand):
+    """A verb about VMs that are there: of one its job is shown, of several a list."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        add_object(parser, "vm")
+        parser.add_argument("vm", metavar="VM", nargs="+", help="its name or UUID")
         return parser
 
     def wish(self, args: argparse.Namespace) -> Answer:
-        return {"vm": args.vm}
+        return self.wish_for(args, args.vm[0])
+
+    def wish_for(self, args: argparse.Namespace, vm: str) -> Answer:
+        """The arguments of the request about one of the VMs."""
+        return {"vm": vm}
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        if len(parsed_args.vm) == 1:
+            return super().take_action(parsed_args)
+        return self.jobs(self.ask_all(parsed_args), parsed_args.wait)
+
+    def ask_all(self, args: argparse.Namespace) -> list[Answer]:
+        """The managers' answers; a VM for which it was refused has a line of its own."""
+        if args.job is not None:
+            raise usage.Usage("--job names the job of one VM", "repeat the request for that VM")
+        new_id = self.app.runtime.new_id
+        answers = self.app.client.change_all(
+            [
+                (self.method, {"job": new_id(), "reason": args.reason, **self.wish_for(args, vm)})
+                for vm in dict.fromkeys(args.vm)
+            ]
+        )
+        for answer in answers:
+            self.object_to(RemoteError(answer["error"]) if "error" in answer else None)
+        return [answer["answer"] for answer in answers if "error" not in answer]
 
 
-class Start(_OnVm):
-    """Start a VM"""
+class Start(_OnVms):
+    """Start a VM, or several"""
 
     method = "vm_start"
 
 
-class _Forcible(_OnVm):
+class _Forcible(_OnVms):
     """A verb that first asks the guest, unless it is forced."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -179,24 +202,24 @@ class _Forcible(_OnVm):
         parser.add_argument("--force", action="store_true", help="do not ask the guest first")
         return parser
 
-    def wish(self, args: argparse.Namespace) -> Answer:
-        return {"vm": args.vm, "force": args.force}
+    def wish_for(self, args: argparse.Namespace, vm: str) -> Answer:
+        return {"vm": vm, "force": args.force}
 
 
 class Stop(_Forcible):
-    """Stop a VM"""
+    """Stop a VM, or several"""
 
     method = "vm_stop"
 
 
 class Reboot(_Forcible):
-    """Reboot a VM"""
+    """Reboot a VM, or several"""
 
     method = "vm_reboot"
 
 
-class Delete(_OnVm):
-    """Delete a VM, also where its host does not answer"""
+class Delete(_OnVms):
+    """Delete a VM, or several, also where their host does not answer"""
 
     method = "vm_delete"
 
@@ -218,9 +241,9 @@ class Delete(_OnVm):
     def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
         return DECISION_COLUMNS if args.dry_run else JOB_COLUMNS
 
-    def wish(self, args: argparse.Namespace) -> Answer:
+    def wish_for(self, args: argparse.Namespace, vm: str) -> Answer:
         return {
-            "vm": args.vm,
+            "vm": vm,
             "force": args.force,
             "idempotent": args.idempotent,
             "dry_run": args.dry_run,
@@ -233,13 +256,19 @@ class Delete(_OnVm):
                 "say why with --reason",
                 field="reason",
             )
+        if len(parsed_args.vm) > 1:
+            answers = self.ask_all(parsed_args)
+            if parsed_args.dry_run:
+                decisions = [each for answer in answers for each in answer.get("decisions", ())]
+                return self.rows(DECISION_COLUMNS, decisions)
+            return self.jobs(answers, parsed_args.wait)
         try:
             answer = self.ask(parsed_args)
         except MusterError as exc:
             if exc.code != AlreadyDeleted.code or not parsed_args.idempotent:
                 raise
             self.tell({"notices": [exc.message]})
-            gone = {"instance": parsed_args.vm, "state": str(JobState.SUCCEEDED)}
+            gone = {"instance": parsed_args.vm[0], "state": str(JobState.SUCCEEDED)}
             return self.one(JOB_COLUMNS, gone)
         if parsed_args.dry_run:
             self.tell(answer)
