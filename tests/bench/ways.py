@@ -30,8 +30,11 @@ class Way:
         url: str,
         send: Callable[[list[Any]], None],
         make: Callable[[], list[Any]],
+        bare: Way | None = None,
     ) -> None:
+        """`bare`: the way through the bare library, which this one is compared with."""
         self.name = name
+        self.bare = bare
         self._send = send
         self._make = make
         self._peer = subprocess.Popen(
@@ -61,6 +64,11 @@ class Way:
     @property
     def rate(self) -> float:
         return statistics.median(self.rates)
+
+    @property
+    def ratio(self) -> float:
+        """Of the bare library's rate."""
+        return self.rate / (self.bare or self).rate
 
     def close(self) -> None:
         self._peer.kill()
@@ -137,25 +145,26 @@ Stored = tuple[Senders, str]
 """Senders of heartbeats, and the database that the receiver keeps them in."""
 
 
-def every_way(bus: Senders, sqlite: Stored, postgres: Stored) -> list[Way]:
-    """Ours and theirs, in the order of the report."""
+def raw_casts(bus: Senders) -> Way:
+    """What every RPC is measured by."""
+    return Way("casts, oslo.messaging", "raw_casts", bus.url + "|-", bus.raw_casts, bus.casts)
+
+
+def every_way(bus: Senders, sqlite: Stored, postgres: Stored, casts: Way) -> list[Way]:
+    """Ours and theirs, in the order of the report; `casts` are raw_casts."""
     none = bus.url + "|-"
     many = functools.partial(bus.heartbeats, HEARTBEATS)
+    stream = Way("heartbeats, kombu", "raw_stream", none, bus.raw_stream, many)
     return [
-        Way("casts, ours", "our_casts", none, bus.our_casts, bus.casts),
-        Way("casts, oslo.messaging", "raw_casts", none, bus.raw_casts, bus.casts),
-        Way("heartbeats, ours", "our_stream", none, bus.our_stream, many),
-        Way("heartbeats, kombu", "raw_stream", none, bus.raw_stream, many),
-        _intake("intake, SQLite", *sqlite),
-        _intake("intake, PostgreSQL", *postgres),
+        Way("casts, ours", "our_casts", none, bus.our_casts, bus.casts, casts),
+        casts,
+        Way("heartbeats, ours", "our_stream", none, bus.our_stream, many, stream),
+        stream,
+        _intake("intake, SQLite", *sqlite, stream),
+        _intake("intake, PostgreSQL", *postgres, stream),
     ]
 
 
-def _intake(name: str, bus: Senders, database: str) -> Way:
-    return Way(
-        name,
-        "intake",
-        f"{bus.url}|{database}",
-        bus.our_stream,
-        functools.partial(bus.heartbeats, INTAKE),
-    )
+def _intake(name: str, bus: Senders, database: str, bare: Way) -> Way:
+    many = functools.partial(bus.heartbeats, INTAKE)
+    return Way(name, "intake", f"{bus.url}|{database}", bus.our_stream, many, bare)
