@@ -4,13 +4,15 @@ First messages alone, each way beside the bare library; then durable commands th
 All of it on a private RabbitMQ and a private PostgreSQL that syncs every commit to disk. What is
 compared takes turns, so that whatever else the machine does falls on both.
 
-    python -m tests.bench [--quick] [--profile FILE]
+    python -m tests.bench [--quick] [--commands] [--profile FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import os
 import pathlib
 import signal
 import sys
@@ -23,7 +25,7 @@ from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 from tests.bench import durable, profiling, report
 from tests.bench.report import say
-from tests.bench.ways import Senders, Way, every_way
+from tests.bench.ways import Senders, Way, every_way, raw_rpc
 
 ROUNDS = 5
 
@@ -32,6 +34,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="less of everything: rougher figures")
     parser.add_argument(
+        "--commands", action="store_true", help="only durable commands, not messages alone"
+    )
+    parser.add_argument(
         "--profile",
         metavar="FILE",
         type=pathlib.Path,
@@ -39,6 +44,8 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
+    # Forty raw calls at once are more than oslo.messaging likes.
+    logging.disable(logging.WARNING)
     # So that the parts end with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     size = durable.QUICK if args.quick else durable.Size()
@@ -47,6 +54,7 @@ def main(argv: list[str]) -> int:
     def tell(line: str) -> None:
         say(f"{time.monotonic() - begun:4.0f} s  {line}")
 
+    tell(f"the load of this machine is {os.getloadavg()[0]:.1f}, on {os.cpu_count()} processors")
     tell("starting a private RabbitMQ and a private PostgreSQL")
     with (
         RabbitMQ() as broker,
@@ -57,22 +65,21 @@ def main(argv: list[str]) -> int:
             profiling.run(broker, postgres, folder, size, args.profile.absolute(), tell)
             return 0
         rounds = 2 if args.quick else ROUNDS
-        with messages(broker, postgres, folder) as ways:
-            tell(f"messages alone: {rounds} turns of {len(ways)} ways")
+        with messages(broker, postgres, folder, all_of_them=not args.commands) as (casts, ways):
+            tell(f"messages alone: {rounds} turns of each of {len(ways)} ways")
             for n in range(rounds + 1):
                 for way in ways:
                     # The first turn opens connections and fills caches.
                     way.round(counted=n > 0)
-            _, raw_casts, *_ = ways
             for way in ways:
-                if way is not raw_casts:
+                if way is not casts:
                     way.close()
             done = durable.measure(
                 broker,
                 postgres,
                 folder / "fleet",
                 size,
-                lambda: raw_casts.round(counted=False),
+                lambda: casts.round(counted=False),
                 tell,
             )
     say()
@@ -94,14 +101,24 @@ def scratch_folder() -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def messages(broker: RabbitMQ, postgres: Postgres, folder: pathlib.Path) -> Iterator[list[Way]]:
-    """Every way of a message, ready; the intake's each with a database and broker of its own."""
+def messages(
+    broker: RabbitMQ, postgres: Postgres, folder: pathlib.Path, *, all_of_them: bool
+) -> Iterator[tuple[Way, list[Way]]]:
+    """Raw casts, and every way of a message (or raw RPC alone), ready to take turns.
+
+    Those that keep what they take have a virtual host and a database of their own.
+    """
     bus, sqlite, server = (Senders(broker.new_vhost()) for _ in range(3))
-    ways = every_way(
-        bus, (sqlite, f"sqlite:///{folder}/bench.db"), (server, postgres.new_database())
-    )
+    rpc = ways = raw_rpc(bus)
     try:
-        yield ways
+        if all_of_them:
+            ways = every_way(
+                bus,
+                (sqlite, f"sqlite:///{folder}/bench.db"),
+                (server, postgres.new_database()),
+                rpc,
+            )
+        yield rpc[0], ways
     finally:
         for way in ways:
             way.close()

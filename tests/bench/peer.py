@@ -18,9 +18,21 @@ from common.runtime import Runtime
 from tests.wait import wait_until
 
 RAW_TOPIC, OUR_TOPIC, SERVER = "bench-raw", "bench-ours", "receiver"
+RAW_CALLS = "bench-calls"
 RAW_QUEUE = "bench.raw"
 RAW_EXCHANGE, RAW_REPORTS = "bench.raw", "bench.raw.reports"
 PREFETCH = 200
+# As large as the job that a manager answers with.
+ANSWER = {
+    "uuid": "3f3c6c9e-7f0b-4a3e-9a53-0d9c0c1f6a11",
+    "kind": "start",
+    "instance": "5d1c6c9e-7f0b-4a3e-9a53-0d9c0c1f6a12",
+    "host": "receiver",
+    "state": "RUNNING",
+    "waiting_for": "receiver to say that it has the command",
+    "accepted_at": "2026-11-01T00:00:00.000000Z",
+    "ended_at": None,
+}
 
 
 class Counter:
@@ -81,18 +93,31 @@ def our_casts(url: str, _database: str, counter: Counter) -> None:
 
 
 def raw_casts(url: str, _database: str, counter: Counter) -> None:
-    import oslo_messaging
-    from oslo_config import cfg
-
     class Endpoint:
         def start_vm(self, _ctxt: Any, command: Any) -> None:
             counter.one()
 
+    _raw_server(url, RAW_TOPIC, Endpoint())
+
+
+def raw_calls(url: str, _database: str, counter: Counter) -> None:
+    class Endpoint:
+        def start_vm(self, _ctxt: Any, command: Any) -> dict[str, Any]:
+            counter.one()
+            return ANSWER
+
+    _raw_server(url, RAW_CALLS, Endpoint())
+
+
+def _raw_server(url: str, topic: str, endpoint: Any) -> None:
+    import oslo_messaging
+    from oslo_config import cfg
+
     cfg.CONF(args=[], project="bench")
     server = oslo_messaging.get_rpc_server(
         oslo_messaging.get_rpc_transport(cfg.CONF, url=url),
-        oslo_messaging.Target(exchange=RAW_EXCHANGE, topic=RAW_TOPIC, server=SERVER),
-        [Endpoint()],
+        oslo_messaging.Target(exchange=RAW_EXCHANGE, topic=topic, server=SERVER),
+        [endpoint],
     )
     server.start()
 
@@ -157,6 +182,7 @@ def _gap(reason: str) -> None:
 MODES: dict[str, tuple[Callable[[str, str, Counter], None], str]] = {
     "our_casts": (our_casts, f"{OUR_TOPIC}.{SERVER}"),
     "raw_casts": (raw_casts, f"{RAW_TOPIC}.{SERVER}"),
+    "raw_calls": (raw_calls, f"{RAW_CALLS}.{SERVER}"),
     "our_stream": (our_stream, f"muster.{HEARTBEATS}"),
     "raw_stream": (raw_stream, RAW_QUEUE),
     "intake": (intake, f"muster.{HEARTBEATS}"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kombu
@@ -17,7 +18,8 @@ from common.bus.base import Address
 from common.runtime import Runtime
 from tests.bench import load, peer
 
-CASTS, HEARTBEATS, INTAKE = 1000, 3000, 300
+CASTS, CALLS, HEARTBEATS, INTAKE = 1000, 400, 3000, 300
+CALLERS = 40
 
 
 class Way:
@@ -30,8 +32,11 @@ class Way:
         url: str,
         send: Callable[[list[Any]], None],
         make: Callable[[], list[Any]],
+        bare: Way | None = None,
     ) -> None:
+        """`bare`: the way through the bare library, which this one is compared with."""
         self.name = name
+        self.bare = bare
         self._send = send
         self._make = make
         self._peer = subprocess.Popen(
@@ -62,6 +67,11 @@ class Way:
     def rate(self) -> float:
         return statistics.median(self.rates)
 
+    @property
+    def ratio(self) -> float:
+        """Of the bare library's rate."""
+        return self.rate / (self.bare or self).rate
+
     def close(self) -> None:
         self._peer.kill()
         self._peer.wait()
@@ -90,11 +100,13 @@ class Senders:
         self.url = url
         self.bus = rabbit.connect(peer.settings(url), Runtime("bench"), "manager")
         # A bare transport of its own; ours bounds the retries of its connections.
-        self._oslo = oslo_messaging.get_rpc_client(
-            oslo_messaging.get_rpc_transport(cfg.CONF, url=url),
-            oslo_messaging.Target(
-                exchange=peer.RAW_EXCHANGE, topic=peer.RAW_TOPIC, server=peer.SERVER
-            ),
+        raw = oslo_messaging.get_rpc_transport(cfg.CONF, url=url)
+        self._oslo, self._calls = (
+            oslo_messaging.get_rpc_client(
+                raw,
+                oslo_messaging.Target(exchange=peer.RAW_EXCHANGE, topic=topic, server=peer.SERVER),
+            )
+            for topic in (peer.RAW_TOPIC, peer.RAW_CALLS)
         )
         connection = kombu.Connection(url.replace("rabbit://", "amqp://"))
         self._kombu = kombu.Producer(connection.channel())
@@ -114,6 +126,18 @@ class Senders:
     def raw_casts(self, commands: list[Any]) -> None:
         for command in commands:
             self._oslo.cast({}, "start_vm", command=command)
+
+    def calls(self) -> list[Any]:
+        return [load.COMMAND] * CALLS
+
+    def raw_calls(self, commands: list[Any]) -> None:
+        """As operators ask: many at once, each waiting for its answer."""
+        with ThreadPoolExecutor(CALLERS) as callers:
+            list(
+                callers.map(
+                    lambda command: self._calls.call({}, "start_vm", command=command), commands
+                )
+            )
 
     def our_stream(self, heartbeats: list[Any]) -> None:
         for key, body in heartbeats:
@@ -137,25 +161,30 @@ Stored = tuple[Senders, str]
 """Senders of heartbeats, and the database that the receiver keeps them in."""
 
 
-def every_way(bus: Senders, sqlite: Stored, postgres: Stored) -> list[Way]:
-    """Ours and theirs, in the order of the report."""
+def raw_rpc(bus: Senders) -> list[Way]:
+    """Raw casts, which every RPC is measured by, and raw calls: what an operator's request for one
+    thing costs by itself, with its answer."""
+    none = bus.url + "|-"
+    casts = Way("casts, oslo.messaging", "raw_casts", none, bus.raw_casts, bus.casts)
+    calls = Way("calls, oslo.messaging", "raw_calls", none, bus.raw_calls, bus.calls, casts)
+    return [casts, calls]
+
+
+def every_way(bus: Senders, sqlite: Stored, postgres: Stored, rpc: list[Way]) -> list[Way]:
+    """Ours and theirs, in the order of the report; `rpc` are those of raw_rpc."""
     none = bus.url + "|-"
     many = functools.partial(bus.heartbeats, HEARTBEATS)
+    stream = Way("heartbeats, kombu", "raw_stream", none, bus.raw_stream, many)
     return [
-        Way("casts, ours", "our_casts", none, bus.our_casts, bus.casts),
-        Way("casts, oslo.messaging", "raw_casts", none, bus.raw_casts, bus.casts),
-        Way("heartbeats, ours", "our_stream", none, bus.our_stream, many),
-        Way("heartbeats, kombu", "raw_stream", none, bus.raw_stream, many),
-        _intake("intake, SQLite", *sqlite),
-        _intake("intake, PostgreSQL", *postgres),
+        Way("casts, ours", "our_casts", none, bus.our_casts, bus.casts, rpc[0]),
+        *rpc,
+        Way("heartbeats, ours", "our_stream", none, bus.our_stream, many, stream),
+        stream,
+        _intake("intake, SQLite", *sqlite, stream),
+        _intake("intake, PostgreSQL", *postgres, stream),
     ]
 
 
-def _intake(name: str, bus: Senders, database: str) -> Way:
-    return Way(
-        name,
-        "intake",
-        f"{bus.url}|{database}",
-        bus.our_stream,
-        functools.partial(bus.heartbeats, INTAKE),
-    )
+def _intake(name: str, bus: Senders, database: str, bare: Way) -> Way:
+    many = functools.partial(bus.heartbeats, INTAKE)
+    return Way(name, "intake", f"{bus.url}|{database}", bus.our_stream, many, bare)
