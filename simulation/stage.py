@@ -21,6 +21,7 @@ from common.conf import Settings
 from common.errors import HypervisorError
 from common.messages import AGENT_TOPIC
 from common.runtime import Stopped
+from manager.api.endpoint import Wished
 from manager.service import Manager
 from manager.store.engine import Tx
 from simulation.fleet import AgentProcess, ManagerProcess, Process, SimFleet
@@ -331,8 +332,7 @@ def _about(handler: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, str
     message = args[1] if len(args) > 1 else None
     if isinstance(message, m.Answers | m.Heartbeat):
         return ("result" if _tells(message) else "report"), message.host
-    # A wish is about what the method does that it is handed to.
-    about = message if callable(message) else handler
+    about = message.handler if isinstance(message, Wished) else handler
     return getattr(about, "__name__", "").replace("_", " "), ""
 
 
