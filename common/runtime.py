@@ -74,17 +74,59 @@ def end_within(seconds: int = LAST_S) -> None:
 class Task:
     """A running piece of work; `join` waits for its end."""
 
-    def __init__(self, thread: threading.Thread) -> None:
-        self._thread = thread
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.thread: threading.Thread | None = None
+        self._done = threading.Event()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self._done.is_set()
 
     def join(self, timeout_s: float) -> bool:
         """True when the work ended within the limit."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return self._done.wait(timeout_s)
+
+    def run(self, fn: Callable[[], None]) -> None:
+        """Carry it out on the calling thread, which bears its name meanwhile."""
+        self.thread = threading.current_thread()
+        self.thread.name = self.name
+        try:
+            fn()
+        finally:
+            self._done.set()
+
+
+class _Hands:
+    """Threads that are used again: making one costs more than most of what is done on it."""
+
+    IDLE_S = 10.0
+
+    def __init__(self) -> None:
+        self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Run `job` on an idle thread, or on a new one."""
+        try:
+            box = self._idle.pop()
+        except IndexError:
+            box = queue.SimpleQueue()
+            threading.Thread(target=self._loop, args=(box,), daemon=True).start()
+        box.put(job)
+
+    def _loop(self, box: queue.SimpleQueue[Callable[[], None]]) -> None:
+        while True:
+            try:
+                job = box.get(timeout=self.IDLE_S)
+            except queue.Empty:
+                try:
+                    self._idle.remove(box)
+                except ValueError:
+                    continue  # it is being given something to do just now
+                return
+            job()
+            del job
+            self._idle.append(box)
 
 
 class Runtime:
@@ -99,6 +141,8 @@ class Runtime:
         self.stopping = threading.Event()
         self.killed = False
         self._tasks: list[Task] = []
+        self._tidy_at = 32
+        self._hands = _Hands()
         self._lock = threading.Lock()
         self._random = random.Random()  # noqa: S311 - jitter and MACs keep no secrets
 
@@ -175,13 +219,17 @@ class Runtime:
                     LOG.exception("%s: %s ended by an error", self.name, name)
 
         self._check()
-        thread = threading.Thread(target=run, name=f"{self.name}/{name}", daemon=True)
-        task = Task(thread)
+        task = Task(f"{self.name}/{name}")
         with self._lock:
-            self._tasks = [t for t in self._tasks if t.alive]
+            if len(self._tasks) >= self._tidy_at:
+                self._tasks = [t for t in self._tasks if t.alive]
+                self._tidy_at = 2 * len(self._tasks) + 32
             self._tasks.append(task)
-        thread.start()
+        self._begin(lambda: task.run(run))
         return task
+
+    def _begin(self, job: Callable[[], None]) -> None:
+        self._hands.do(job)
 
     def every(
         self,
@@ -260,10 +308,10 @@ class Runtime:
             tasks = list(self._tasks)
         late = []
         for task in tasks:
-            if task._thread is threading.current_thread():
+            if task.alive and task.thread is threading.current_thread():
                 continue
             if not task.join(max(0.0, deadline - self.monotonic())):
-                late.append(task._thread.name)
+                late.append(task.name)
         return late
 
     def kill(self) -> None:
@@ -294,8 +342,12 @@ class Inbox:
 class EventletRuntime(Runtime):
     """Green threads: `prepare("eventlet")` has patched the process, so threads are green already.
 
-    Only calls into C libraries differ: they go to eventlet's pool of real threads.
+    Only calls into C libraries differ: they go to eventlet's pool of real threads. Green threads
+    cost too little to be used again.
     """
+
+    def _begin(self, job: Callable[[], None]) -> None:
+        threading.Thread(target=job, daemon=True).start()
 
     def pause(self, seconds: float) -> None:
         from eventlet import patcher
