@@ -77,6 +77,16 @@ class Stage:
         assert answer.code == 0, f"muster {' '.join(args)}: exit {answer.code}: {answer.err}"
         return str(answer.json()["uuid"])
 
+    def insist(self, *wish: str, job: str | None = None) -> str:
+        """The job of a wish, made as an operator makes it who is told to repeat what got no answer.
+
+        A manager that has died, or stands still, may have taken it.
+        """
+        job = job or self.runtime.new_id()
+        again = [*wish, "--job", job]
+        wait_until(lambda: self.muster(*again).code == 0, 60, f"{' '.join(wish)} is accepted")
+        return job
+
     def done(self, *args: str) -> dict[str, Any]:
         """A wish that is followed to its success."""
         return self.ended(self.accept(*args), "SUCCEEDED")
@@ -231,15 +241,18 @@ def never(what: Callable[[], Any], for_s: float, of: str) -> None:
 
 @contextlib.contextmanager
 def publishing_stalled(stage: Stage) -> Iterator[sa.engine.Connection]:
-    """The transaction that publishes waits at a gate in the database, which we hold closed."""
+    """The transaction that claims a command waits at a gate in the database, which we hold closed.
+
+    It is the one that accepts the wish, too: whoever asks waits with it.
+    """
     stage.rows(
         "CREATE OR REPLACE FUNCTION muster_gate() RETURNS trigger AS $$ BEGIN"
         f" PERFORM pg_advisory_xact_lock({GATE}); RETURN NEW; END $$ LANGUAGE plpgsql"
     )
     stage.rows("DROP TRIGGER IF EXISTS gate ON commands")
     stage.rows(
-        "CREATE TRIGGER gate BEFORE UPDATE ON commands FOR EACH ROW"
-        " WHEN (NEW.state = 'PUBLISHED') EXECUTE FUNCTION muster_gate()"
+        "CREATE TRIGGER gate BEFORE INSERT OR UPDATE ON commands FOR EACH ROW"
+        " WHEN (NEW.state = 'PUBLISHED' AND NEW.kind <> 'noop') EXECUTE FUNCTION muster_gate()"
     )
     with stage.connect() as gate:
         gate.execute(sa.text(f"SELECT pg_advisory_lock({GATE})"))
@@ -249,5 +262,7 @@ def publishing_stalled(stage: Stage) -> Iterator[sa.engine.Connection]:
             gate.execute(sa.text("SELECT pg_advisory_unlock_all()"))
 
 
-def waits_at_the_gate(stage: Stage) -> bool:
-    return bool(stage.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+def waiting_at_the_gate(stage: Stage) -> int:
+    """How many transactions."""
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return int(stage.rows(query)[0][0])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from devstack.consoles import runs
 from devstack.fleet import Scratch, Service
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
-from tests.faults.stage import Stage, publishing_stalled, staged, waits_at_the_gate
+from tests.faults.stage import Stage, publishing_stalled, staged, waiting_at_the_gate
 from tests.wait import wait_until
 
 pytestmark = pytest.mark.real
@@ -155,21 +156,29 @@ def _restart_of_the_broker(stage: Stage, broker: RabbitMQ) -> None:
 
 def _loss_of_all_queues(stage: Stage, broker: RabbitMQ) -> None:
     """Commands accepted while the broker dies, which comes back as new; the manager dies too."""
-    with publishing_stalled(stage):
-        jobs = [
-            stage.accept("vm", "stop", "stopped", "--force"),
-            stage.accept("vm", "create", "kept", "--vcpus", "1", "--memory", "96"),
-            stage.accept("vm", "delete", "made"),
-        ]
-        wait_until(lambda: waits_at_the_gate(stage), 30, "publishing has begun")
-        broker.kill()
-    published = "SELECT count(*) FROM commands WHERE state = 'PUBLISHED'"
-    wait_until(lambda: stage.rows(published)[0][0] == 3, 30, "cast into the void")
-    stage.fleet.managers.pop("manager-1").kill()
-    shutil.rmtree(broker.folder / "data")
-    broker.start()
-    stage.fleet.start_manager("manager-2")
-    for job in jobs:
+    wishes = {
+        stage.runtime.new_id(): wish
+        for wish in (
+            ["vm", "stop", "stopped", "--force"],
+            ["vm", "create", "kept", "--vcpus", "1", "--memory", "96"],
+            ["vm", "delete", "made"],
+        )
+    }
+    with ThreadPoolExecutor(len(wishes)) as operators:
+        with publishing_stalled(stage):
+            for job, wish in wishes.items():
+                operators.submit(stage.muster, *wish, "--job", job)
+            all_wait = "the commands are being claimed"
+            wait_until(lambda: waiting_at_the_gate(stage) == len(wishes), 30, all_wait)
+            broker.kill()
+        published = "SELECT count(*) FROM commands WHERE state = 'PUBLISHED' AND kind <> 'noop'"
+        wait_until(lambda: stage.rows(published)[0][0] == 3, 30, "cast into the void")
+        stage.fleet.managers.pop("manager-1").kill()
+        shutil.rmtree(broker.folder / "data")
+        broker.start()
+        stage.fleet.start_manager("manager-2")
+    for job, wish in wishes.items():
+        stage.insist(*wish, job=job)
         stage.ended(job, "SUCCEEDED")
     stopped = stage.guest("alpha", "stopped")
     assert stopped is not None

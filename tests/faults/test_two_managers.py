@@ -18,6 +18,7 @@ from tests.wait import wait_until
 pytestmark = pytest.mark.real
 
 VMS = 30
+SMALL = ("--vcpus", "1", "--memory", "64")
 TIMES = Times(report_interval=0.5, service_down_time=3.0)
 
 
@@ -53,16 +54,8 @@ def test_one_of_two_managers_killed_amid_thirty_creates_loses_and_doubles_none(
         _a_frozen_manager_is_missed_by_nobody(stage)
 
 
-def insist(stage: Stage, name: str, *options: str) -> None:
-    """Create a VM as an operator does who is told to repeat: the frozen one may get the wish."""
-    wish = ["vm", "create", name, "--vcpus", "1", "--memory", "64", *options]
-    wish += ["--job", stage.runtime.new_id()]
-    wait_until(lambda: stage.muster(*wish).code == 0, 60, f"{name} is accepted")
-    stage.ended(wish[-1], "SUCCEEDED")
-
-
 def create(stage: Stage, n: int) -> str:
-    return stage.accept("vm", "create", f"vm-{n}", "--vcpus", "1", "--memory", "64")
+    return stage.accept("vm", "create", f"vm-{n}", *SMALL)
 
 
 def _a_frozen_manager_is_missed_by_nobody(stage: Stage) -> None:
@@ -76,7 +69,7 @@ def _a_frozen_manager_is_missed_by_nobody(stage: Stage) -> None:
         # The other one does the work meanwhile, on the very hosts that were being written.
         for host in stage.hosts:
             stage.becomes(host, "UP")
-        insist(stage, "meanwhile")
+        stage.ended(stage.insist("vm", "create", "meanwhile", *SMALL), "SUCCEEDED")
         starts = {host: stage.starts(host) for host in stage.hosts}
     finally:
         victim.signal(signal.SIGCONT)
