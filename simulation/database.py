@@ -18,7 +18,7 @@ from manager.store.mapping import EnumText, PlainText, UtcDateTime, metadata
 
 _DIALECT = SQLiteDialect_pysqlite(paramstyle="qmark")
 _STATEMENTS_KEPT = 1000
-_VALUES_KEPT = 2000  # for each column of each statement
+_VALUES_KEPT = 5000  # of a type and direction
 _NOTHING: Mapping[str, Any] = {}
 _SPARE: list[sqlite3.Connection] = []
 
@@ -58,7 +58,7 @@ class _Prepared:
         self.sql: str = compiled.string
         convert = compiled._bind_processors
         self.names = [
-            (name, _kept_to_bind(compiled.binds[name].type, convert.get(name)))
+            (name, _kept(compiled.binds[name].type, convert.get(name), "bind"))
             for name in compiled.positiontup
         ]
         literal = compiled.literal_execute_params
@@ -71,7 +71,7 @@ class _Prepared:
         self._convert = [
             (at, fn)
             for at, column in enumerate(compiled._result_columns or ())
-            if (fn := _kept(column.type, column.type._cached_result_processor(_DIALECT, None)))
+            if (fn := _read_by(column.type)) is not None
         ]
 
     def bind(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
@@ -123,16 +123,21 @@ class _Prepared:
 _BY_KEY: dict[Any, _Prepared] = {}
 
 
-def _kept(kind: Any, fn: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+_KEPT: dict[Any, Callable[[Any], Any]] = {}
+
+
+def _kept(kind: Any, fn: Callable[[Any], Any] | None, way: str) -> Callable[[Any], Any] | None:
     """A conversion that remembers its results, where looking them up is safe and cheaper."""
     if fn is None or not isinstance(kind, EnumText | PlainText | UtcDateTime):
         return fn
-    return functools.lru_cache(_VALUES_KEPT)(fn)
+    if isinstance(kind, EnumText) and way == "bind":
+        return _value_of  # an enum's hash takes longer than that
+    key = (type(kind), getattr(kind, "kind", None), way)
+    return _KEPT.setdefault(key, functools.lru_cache(_VALUES_KEPT)(fn))
 
 
-def _kept_to_bind(kind: Any, fn: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    """The same for parameters: to look up an enum takes longer than to convert it."""
-    return _value_of if isinstance(kind, EnumText) else _kept(kind, fn)
+def _read_by(kind: Any) -> Callable[[Any], Any] | None:
+    return _kept(kind, kind._cached_result_processor(_DIALECT, None), "read")
 
 
 def _value_of(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,53 @@ from simulation.fleet import AgentProcess, Process, SimFleet
 from simulation.hypervisor import Hypervisor, SimGuest
 from simulation.ports import quietly
 
+RESTORED = 0.1  # of the seeds have their database restored from a backup
+ACCEPTS_EVERY_S = (20.0, 60.0)
+ENDED = ("SUCCEEDED", "FAILED", "NOT_RUN", "UNKNOWN")
+
+
+class Lost:
+    """What a restored database does not know any more, or knows again."""
+
+    def __init__(self) -> None:
+        self.restored = False
+        self.jobs: set[str] = set()
+        # Their guests are orphans: nobody owns them, and nobody destroys them.
+        self.instances: set[str] = set()
+        # Deleted since the copy was made, or about to be: their records live, without a guest.
+        self.revived: set[str] = set()
+        # They were on another host when the copy was made, or on none.
+        self.displaced: set[str] = set()
+        # Commands whose end, or which themselves, are forgotten: their ids and generations.
+        self.commands: set[str] = set()
+        self.generations: set[tuple[str, int]] = set()
+
+    def compare(self, before: sqlite3.Connection, after: sqlite3.Connection) -> None:
+        """Both have the same tables; `after` is the older."""
+
+        def rows(database: sqlite3.Connection, query: str) -> set[Any]:
+            return set(database.execute(query).fetchall())
+
+        def gone(query: str) -> set[Any]:
+            return rows(before, query) - rows(after, query)
+
+        self.restored = True
+        live = "SELECT uuid FROM instances WHERE vm_state != 'DELETED'"
+        self.jobs |= {uuid for (uuid,) in gone("SELECT uuid FROM jobs")}
+        self.instances |= {uuid for (uuid,) in gone("SELECT uuid FROM instances")}
+        self.revived |= {uuid for (uuid,) in rows(after, live) - rows(before, live)}
+        self.displaced |= {uuid for uuid, _ in gone("SELECT uuid, host FROM instances")}
+        ids = "SELECT id FROM commands"  # answered canaries are deleted
+        self.commands |= {command for (command,) in rows(after, ids) - rows(before, ids)}
+        ended = f" WHERE state IN {ENDED}"
+        for condition in ("", ended):
+            query = f"SELECT id, kind, instance, generation FROM commands{condition}"  # noqa: S608
+            for command, kind, instance, generation in gone(query):
+                self.commands.add(command)
+                self.generations.add((instance, generation))
+                if kind == "terminate_instance":
+                    self.revived.add(instance)
+
 
 class Faults:
     """Draws faults from the world's chance; `end` takes all of them back."""
@@ -23,6 +71,9 @@ class Faults:
         self.removed: set[str] = set()
         # Hosts whose journal was lost or rolled back.
         self.forgetful: set[str] = set()
+        self.lost = Lost()
+        # What an operator does about a restored database, again and again.
+        self.accept_restore: Callable[[], None] = lambda: None
         self._kinds: list[Callable[[], None]] = [
             self.kill_manager,
             self.all_managers_away,
@@ -64,6 +115,8 @@ class Faults:
         world = self._fleet.world
         for _ in range(count):
             world.after(world.random.uniform(first_s, last_s), world.random.choice(self._kinds))
+        if world.chance(RESTORED):
+            world.after(world.random.uniform(first_s, last_s - 60.0), self.database_restored)
 
     def end(self) -> None:
         """Nothing goes wrong any more, and what was wrong is mended."""
@@ -146,6 +199,40 @@ class Faults:
         self._fleet.tell("the database is away")
         chaos.database_away = True
         self._later(1.0, 60.0, lambda: setattr(chaos, "database_away", False), "database is back")
+
+    def database_restored(self) -> None:
+        """The database is lost, and an older copy of it is put in its place."""
+        fleet, world = self._fleet, self._fleet.world
+        aside = fleet.database.copy()
+        fleet.tell("a backup of the database is made")
+
+        def away() -> None:
+            fleet.chaos.database_away = True
+            fleet.tell("the database is lost")
+            if world.chance(0.5):
+                self.all_managers_away()
+            world.after(world.random.uniform(1.0, 20.0), put_back)
+
+        def put_back() -> None:
+            fleet.tell("the database is restored from its backup")
+            now = fleet.database.copy()
+            fleet.database.restore(aside)
+            self.lost.compare(now, fleet.database.raw)
+            now.close()
+            fleet.told("restored")
+            fleet.chaos.database_away = False
+            self._accept_later()
+
+        world.after(world.random.choice((15.0, 40.0, 100.0)), away)
+
+    def _accept_later(self) -> None:
+        """An operator sees what doctor says, hosts that return late included."""
+
+        def accept() -> None:
+            self.accept_restore()
+            self._accept_later()
+
+        self._fleet.world.after(self._fleet.world.random.uniform(*ACCEPTS_EVERY_S), accept)
 
     def bad_commits(self) -> None:
         """Commits fail, or take their manager with them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from common.messages import CommandKind
 from common.ownership import is_ours
 from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
@@ -11,6 +13,7 @@ from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance, Mac
 from manager.store.jobs import Job
+from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone
 from simulation import watch
@@ -49,6 +52,9 @@ class Invariants:
         self._not_run: set[tuple[str, int, str]] = set()
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
+        # Hosts whose agents knew a later state of a restored database; when that was accepted.
+        self._ahead_of_us: set[str] = set()
+        self._accepted_at: dict[str, dt.datetime] = {}
         self._well_since: dict[str, tuple[object, float]] = {}
         watch.install(fleet.database.raw, self._hear)
         fleet.told = self._hear
@@ -90,7 +96,9 @@ class Invariants:
         if act.verb == "create":
             self._created[key] = self._fleet.world.now_s
         self._done.add((*key, act.verb))
-        if act.verb != "destroy" and (*key, host) in self._not_run:
+        # Neither the managers nor this agent can know it any more.
+        forgotten = host in self._faults.forgetful and key in self._faults.lost.generations
+        if act.verb != "destroy" and (*key, host) in self._not_run and not forgotten:
             raise Broken(f"{act.verb} of {key}, which had ended as not run", instance)
         if act.verb in ("create", "start"):
             self._one_place(instance)
@@ -187,6 +195,8 @@ class Invariants:
             return
         if host in self._faults.forgetful:
             return  # it can not know what its older journal had not been told
+        if (instance, generation) in self._faults.lost.generations:
+            return  # another command of this generation may have been lost with the database
         verbs = {v for i, g, v in self._done if (i, g) == (instance, generation)}
         if verbs - {"destroy"}:
             text = f"{row.kind} {command} ended as not run and had done: {', '.join(verbs)}"
@@ -198,16 +208,31 @@ class Invariants:
         if row is not None and row.state is CommandState.SUCCEEDED:
             self._over.add((instance, generation))
 
+    def _restored(self) -> None:
+        self._over -= self._faults.lost.generations
+
+    def _ahead(self, host: str) -> None:
+        if not self._faults.lost.restored:
+            raise Broken(f"{host} is said to be ahead of a database that was never restored")
+        self._ahead_of_us.add(host)
+
+    def _accepted(self, host: str) -> None:
+        self._accepted_at[host] = self._fleet.world.now()
+
     def _received(self, command: str) -> None:
+        if command in self._faults.lost.commands:
+            return
         if self._fleet.read(lambda tx: tx.find(CommandRow, command)) is None:
             raise Broken(f"an agent was given {command}, which nobody had accepted")
 
     def _confirmed(self, answer: str) -> None:
         row = self._fleet.read(lambda tx: tx.find(CommandRow, answer))
+        if answer in self._faults.lost.commands:
+            return
         if row is not None and row.state in commands.OPEN:
             raise Broken(f"the result of {row.id} was confirmed and not kept", row.instance)
 
-    def _greeted(self, host: str) -> None:
+    def _greeted(self, host: str, session: int) -> None:
         t = Tombstone.__table__.c
 
         def left_out(tx: Tx) -> list[Tombstone]:
@@ -220,7 +245,8 @@ class Invariants:
             ]
 
         row = self._fleet.read(lambda tx: tx.find(Host, host))
-        for stone in self._fleet.read(left_out) if row.session_open else ():
+        kept = row.session_open and row.session == session
+        for stone in self._fleet.read(left_out) if kept else ():
             raise Broken(f"{stone.name} was not reaped at the hello of {host}", stone.instance)
 
     def _down(self, host: str) -> None:
@@ -264,7 +290,10 @@ class Invariants:
         for job in tx.all(Job, Job.__table__.c.same_as.is_(None)):
             if job.state in jobs.OPEN:
                 found.append((f"job {job.kind} {job.uuid} is {job.state}", job.instance))
+        lost = self._faults.lost
         for asked, answered in self._operators.accepted.items():
+            if {asked, answered} & lost.jobs:
+                continue
             if tx.find(Job, asked) is None and tx.find(Job, answered) is None:
                 found.append((f"accepted job {asked} is lost", None))
         for row in tx.all(CommandRow, CommandRow.__table__.c.state.in_(commands.OPEN)):
@@ -286,17 +315,19 @@ class Invariants:
                 found.append((f"{host.name} is {host.state}: {host.reason}", None))
         for void in tx.all(Void):
             found.append((f"void of {void.instance} is owed to {void.host}", void.instance))
-        moved = self._faults.moved
+        for ahead in tx.all(Rollback):
+            found.append((f"{ahead.host} is ahead of the restored database", None))
+        unowned = self._faults.moved | lost.instances
         macs = {
             mac.mac: mac.instance
             for mac in tx.all(Mac)
-            if mac.instance in live or mac.instance not in moved
+            if mac.instance in live or mac.instance not in unowned
         }
         wanted = {vm.mac: vm.uuid for vm in live.values()}
         if macs != wanted:
             extra = {k: v for k, v in macs.items() if wanted.get(k) != v}
-            lost = {k: v for k, v in wanted.items() if macs.get(k) != v}
-            found.append((f"MACs do not balance: {extra} too many, {lost} lost", None))
+            gone = {k: v for k, v in wanted.items() if macs.get(k) != v}
+            found.append((f"MACs do not balance: {extra} too many, {gone} lost", None))
         found += self._guests(live)
         found += self._sightings(tx)
         found += self._stale_for_nothing(tx)
@@ -309,10 +340,19 @@ class Invariants:
         for row in tx.all(CommandRow, c.error_code == "STALE_COMMAND"):
             if row.asked_at is not None or row.host in self._faults.forgetful:
                 continue
+            if self._of_before(row):
+                continue
             newer = tx.first(CommandRow, c.instance == row.instance, c.generation > row.generation)
             if newer is None:
                 found.append((f"{row.kind} {row.id} was stale for nothing", row.instance))
         return found
+
+    def _of_before(self, row: CommandRow) -> bool:
+        """Was it issued by managers that could not know what their database had lost?"""
+        accepted_at = self._accepted_at.get(row.host)
+        if row.host in self._ahead_of_us:
+            return accepted_at is None or row.accepted_at <= accepted_at
+        return (row.instance, row.generation) in self._faults.lost.generations
 
     def _sightings(self, tx: Tx) -> list[tuple[str, str | None]]:
         """What the managers have seen is what is there, strangers included."""
@@ -330,7 +370,7 @@ class Invariants:
 
     def _guests(self, live: dict[str, Instance]) -> list[tuple[str, str | None]]:
         found: list[tuple[str, str | None]] = []
-        shown = set()
+        shown, lost = set(), self._faults.lost
         for host, agent in self._fleet.agents.items():
             for g in agent.hypervisor.guests.values():
                 if g.stranger or g.mark is None:
@@ -338,12 +378,12 @@ class Invariants:
                 instance = g.mark.instance
                 shown.add((host, instance))
                 vm = live.get(instance)
-                if vm is None and instance in self._faults.moved:
-                    continue  # moved behind a delete's back: an orphan, which nobody destroys
+                if vm is None and (instance in self._faults.moved or instance in lost.instances):
+                    continue  # behind a delete's back: an orphan, which nobody destroys
                 if vm is None:
                     found.append((f"a guest of deleted {instance} is on {host}", instance))
                 elif vm.host != host:
-                    if instance not in self._faults.moved:
+                    if instance not in self._faults.moved | lost.displaced:
                         found.append((f"{vm.name} of {vm.host} is on {host}", instance))
                 elif vm.power_state is not g.power_state:
                     text = f"{vm.name}: we say {vm.power_state.name}, {host} {g.power_state.name}"
@@ -351,7 +391,9 @@ class Invariants:
                 elif vm.vm_state is VmState.ACTIVE and g.power_state not in _ON:
                     found.append((f"{vm.name} is ACTIVE and {g.power_state.name}", instance))
         for vm in live.values():
-            elsewhere = vm.uuid in self._faults.moved or vm.uuid in self._faults.removed
+            elsewhere = vm.uuid in (
+                self._faults.moved | self._faults.removed | lost.revived | lost.displaced
+            )
             if (vm.host, vm.uuid) in shown or elsewhere:
                 continue
             if vm.vm_state is not VmState.ERROR:

@@ -51,6 +51,8 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     try:
         operators, faults = Operators(fleet), Faults(fleet)
         invariants = Invariants(fleet, operators, faults)
+        faults.accept_restore = operators.accept_restore
+        operators.forgotten = faults.lost.jobs
         fleet.world.judge = invariants.judge
         try:
             fleet.start()

@@ -50,8 +50,10 @@ _WATCHES = {
     "greeted": (
         "UPDATE OF session ON hosts",
         "NEW.session_open AND NEW.session != OLD.session",
-        "NEW.name",
+        "NEW.name, NEW.session",
     ),
+    "ahead": ("INSERT ON rollbacks", "1", "NEW.host"),
+    "accepted": ("DELETE ON rollbacks", "1", "OLD.host"),
     "down": (
         "UPDATE OF state ON hosts",
         "NEW.state = 'DOWN' AND OLD.state != 'DOWN' AND NOT NEW.forced_down AND NOT NEW.fenced",

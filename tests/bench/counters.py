@@ -40,7 +40,7 @@ SELECT queryid::text, query, calls, total_exec_time FROM pg_stat_statements
 WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND userid = 'muster'::regrole
 """
-_RECEIPTS = "SELECT accepted_at, published_at FROM commands WHERE job = %s"
+_RECEIPTS = "SELECT accepted_at, coalesce(published_at, accepted_at) FROM commands WHERE job = %s"
 _PUBLISHED = (
     "maps:get(messages_received_total,"
     " maps:get([{protocol, amqp091}], rabbit_global_counters:overview()))"

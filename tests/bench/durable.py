@@ -41,6 +41,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float = 8.0
     rounds: int = 2
     threads: int = 40
+    in_flight: int = 100
+    """Commands that have been asked for and have not ended, at the most."""
 
 
 QUICK = Size(vms=80, single=30, idle_s=4.0, load_s=4.0, rounds=1)
@@ -222,7 +224,13 @@ def load_once(fleet: Fleet, way: str, size: Size) -> tuple[Load, Cost]:
     answers: list[Any] = []
     cost = fleet.counters.measure(
         lambda: answers.append(
-            fleet.ask("load", way=way, seconds=size.load_s, threads=size.threads)
+            fleet.ask(
+                "load",
+                way=way,
+                seconds=size.load_s,
+                threads=size.threads,
+                in_flight=size.in_flight,
+            )
         )
     )
     load = msgspec.convert(answers[0], Load)

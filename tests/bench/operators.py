@@ -6,6 +6,7 @@ a line, both JSON. How wishes are asked for is a `Way`; another one is another e
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import math
@@ -173,10 +174,16 @@ class Operators:
         """`one` for so many VMs, one after the other."""
         return [self.one(method) for _ in range(count)]
 
-    def load(self, way: str, seconds: float, threads: int) -> Load:
-        """Stops and starts for so long, without pause, then the wait for all of them."""
+    def load(self, way: str, seconds: float, threads: int, in_flight: int) -> Load:
+        """Stops and starts for so long, without pause, then the wait for all of them.
+
+        `threads` ask at the same time; `in_flight` is how many commands may not have ended.
+        """
         ready: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for vm in self._running:
+        # One that waits for its turn behind those in flight is handed out when one of them ends.
+        vms = list(self._running)
+        later = collections.deque(vms[in_flight:])
+        for vm in vms[:in_flight]:
             ready.put(vm)
         until = time.monotonic() + seconds
 
@@ -189,7 +196,8 @@ class Operators:
                 return None
 
         def succeeded(wish: Wish) -> None:
-            ready.put(wish.asked["vm"])
+            later.append(wish.asked["vm"])
+            ready.put(later.popleft())
 
         return self._ask(WAYS[way], draw, threads, succeeded=succeeded)
 
