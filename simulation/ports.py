@@ -14,7 +14,6 @@ from common.runtime import Stopped
 from manager.store.engine import Store, Tx
 from simulation.database import Database
 from simulation.runtime import SimRuntime
-from simulation.world import World
 
 T = TypeVar("T")
 
@@ -49,6 +48,7 @@ class FaultyBus:
         self, inner: MemoryBus, runtime: SimRuntime, chaos: Chaos, die: Callable[[], None]
     ) -> None:
         self.inner, self._runtime, self._chaos, self._die = inner, runtime, chaos, die
+        self._world = runtime.world
 
     def call(self, to: Address, method: str, kwargs: Mapping[str, Any], timeout_s: float) -> Any:
         self._maybe_die()
@@ -84,10 +84,6 @@ class FaultyBus:
 
     def close(self) -> None:
         self.inner.close()
-
-    @property
-    def _world(self) -> World:
-        return self._runtime.world
 
     def _send(self, send: Callable[[], None]) -> None:
         self._runtime.point()

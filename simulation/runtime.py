@@ -138,9 +138,10 @@ class SimRuntime(Runtime):
         return SimLock(self)
 
     def wait(self, event: Any, timeout_s: float) -> bool:
-        if not event.is_set() and not self.stopping.is_set():
+        if event.is_set() or self.stopping.is_set():
+            self._check()
+        else:
             self.wait_until(event, timeout_s)
-        self._check()
         return bool(event.is_set())
 
     def wait_until(self, event: SimEvent, timeout_s: float) -> None:
@@ -154,11 +155,12 @@ class SimRuntime(Runtime):
         if event is not stopping:
             stopping.waiters.append(fiber)
         try:
-            self.world.pause(timeout_s)
+            self.world.pause(timeout_s, fiber)
         finally:
-            for each in (event, stopping):
-                if fiber in each.waiters:
-                    each.waiters.remove(fiber)
+            if fiber in event.waiters:
+                event.waiters.remove(fiber)
+            if fiber in stopping.waiters:
+                stopping.waiters.remove(fiber)
         self._check()
 
     def sleep(self, seconds: float) -> None:
@@ -172,9 +174,11 @@ class SimRuntime(Runtime):
 
     def point(self) -> None:
         """A place where another process may go first."""
-        self._check()
+        if self.killed:
+            raise Stopped
         self.world.yield_now()
-        self._check()
+        if self.killed:
+            raise Stopped
 
     # work
 

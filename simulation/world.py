@@ -85,9 +85,9 @@ class World:
             fiber.ticket += 1
             self._ready.append(fiber)
 
-    def pause(self, timeout_s: float | None) -> None:
+    def pause(self, timeout_s: float | None, fiber: Fiber | None = None) -> None:
         """Leave the current fiber until it is woken or the time has passed."""
-        fiber = self.current()
+        fiber = fiber or self.current()
         if fiber is None:
             raise AssertionError("only a simulated process can wait")
         if timeout_s is not None:

@@ -149,7 +149,7 @@ class MemoryBus:
     @property
     def connected(self) -> bool:
         """False while nothing gets through."""
-        return self._broker.up and not self.cut
+        return self._broker._up and not self._cut
 
     def _require(self) -> None:
         if not self.connected:
