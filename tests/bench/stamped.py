@@ -1,5 +1,7 @@
 """Runs `muster-agent` itself, and writes down when it begins to change a simulated guest.
 
+The guests are in its memory: the hypervisor takes no time.
+
     stamped.py FILE PROGRAM ARGS...
 
 Each line of FILE is a time, a verb of the driver and an instance. The time is CLOCK_MONOTONIC in
@@ -33,11 +35,14 @@ def stamped(sink: int, verb: str, change: Callable[..., Any]) -> Callable[..., A
 
 def main(file: str, program: str, *args: str) -> None:
     """Become `program`, an entry point's script."""
+    from agent.drivers.simulated import driver
     from agent.drivers.simulated.driver import SimulatedDriver
+    from tests.bench.instant import InstantStore
 
     sink = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for verb in CHANGES:
         setattr(SimulatedDriver, verb, stamped(sink, verb, getattr(SimulatedDriver, verb)))
+    driver.Store = InstantStore  # type: ignore[misc]
     sys.argv = [program, *args]
     runpy.run_path(program, run_name="__main__")
 
