@@ -33,7 +33,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How much is measured."""
 
     hosts: int = 4
-    vms: int = 200
+    vms: int = 400
     single: int = 100
     """Commands one at a time: by turns with the floor, and as many of each verb to be counted."""
     idle_s: float = 8.0
@@ -41,7 +41,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float = 8.0
     rounds: int = 2
     threads: int = 40
-    in_flight: int = 100
+    in_flight: int = 300
     """Commands that have been asked for and have not ended, at the most."""
 
 
