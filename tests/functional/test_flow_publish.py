@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from common import messages as m
-from common.errors import IdReused, TaskUnderWay
+from common.errors import BrokerUnavailable, IdReused, TaskUnderWay
 from common.states import CommandState as C
 from common.states import HostState, JobState, PowerState, TaskState, VmState
 from manager import ticks
+from manager.flows import publish
 from manager.store.commands import CommandRow, Void
 from manager.store.instances import Instance
 from manager.store.jobs import Job
@@ -200,6 +201,43 @@ def test_a_cast_that_the_broker_did_not_take_is_made_again(fleet: Fleet, h1: Scr
     (cast,) = fleet.publish()
     assert cast.command.id == row.id
     assert fleet.publish() == []
+
+
+def test_what_waits_behind_a_cast_that_the_broker_did_not_take_is_not_sent_either(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """Commands are given back; confirms are dropped, the agent repeats what they are for."""
+    for name in ("one", "two", "three"):
+        fleet.deploy(h1, name)
+    casts: list[str] = []
+
+    class Broken:
+        def cast(self, _to: object, method: str, _kwargs: object) -> None:
+            if casts:
+                raise BrokerUnavailable("it broke off", "mend it")
+            casts.append(method)
+
+    publisher = publish.Publisher(fleet.store, fleet.cfg, Broken())  # type: ignore[arg-type]
+    fleet.store.after_commit = publisher.take
+    jobs = [fleet.ask("vm_stop", vm=name) for name in ("one", "two", "three")]
+    first = command(fleet, jobs[0])
+    failed = m.Result(
+        id="r-1",
+        command=first.id,
+        kind=first.kind,
+        instance=first.instance,
+        generation=first.generation,
+        outcome=m.Outcome.FAILED,
+        error_code="HYPERVISOR_ERROR",
+        error="it said no",
+    )
+    h1.say(results=(failed,))
+    assert not publisher.say()
+    assert casts == ["stop_vm"]
+    rows = [command(fleet, job) for job in jobs]
+    assert [row.state for row in rows] == [C.FAILED, C.PUBLISHED, C.PUBLISHED]
+    assert [row.publish_at for row in rows] == [None, fleet.clock.now(), fleet.clock.now()]
+    assert publisher.say(), "and nothing waits any more"
 
 
 def test_what_a_manager_did_not_live_to_cast_is_cast_by_another_under_the_same_id(
