@@ -75,6 +75,7 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
         host_boot=hello.host_boot,
         journal_id=hello.journal_id,
         inventory_digest=None,
+        disagreed_since=None,
         seq=0 if not repeated else host.seq,
     )
     if not repeated:

@@ -18,14 +18,24 @@ from manager.store.engine import LOG, Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.sightings import Sighting
-from manager.store.statements import Query, ask, ask_any
+from manager.store.statements import Joined, Query, ask, ask_any
+from manager.store.tombstones import Tombstone
 
 Pair = tuple[int, int]
 S = Sighting.__table__.c
+T = Tombstone.__table__.c
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as S
 IN_CHUNKS_OF = 500
-OF_HOST = Query(Sighting, S.host == ask("host"))
-THESE = Query(Sighting, S.host == ask("host"), S.hypervisor_uuid.in_(ask_any("uuids")))
+# What is known of guests, with all that tells what they are.
+KNOWN = (
+    (Sighting, Instance, Tombstone),
+    Sighting.__table__.outerjoin(Instance.__table__, I.uuid == S.instance).outerjoin(
+        Tombstone.__table__, sa.and_(T.host == S.host, T.instance == S.instance)
+    ),
+    S.host == ask("host"),
+)
+OF_HOST = Joined(*KNOWN)
+THESE = Joined(*KNOWN, S.hypervisor_uuid.in_(ask_any("uuids")))
 SHOWN_AT = Query(Sighting, S.host == ask("host"), S.instance == ask("instance"), S.present)
 SHOWN = Query(Sighting, S.instance == ask("instance"), S.present)
 FINGERPRINTS = sa.select(S.fingerprint).where(S.host == ask("host"), S.present)
@@ -44,11 +54,14 @@ NOT_SHOWN = Query(
 
 def take(tx: Tx, cfg: Settings, host: Host, inventory: Inventory, pair: Pair) -> bool:
     """Apply one report of a host; True when our view of it now agrees with the agent's digest."""
+    if pair <= confirmed(host):
+        return True  # it says nothing about now
     wanted = None if inventory.full else [g.hypervisor_uuid for g in inventory.guests]
     known = _known(tx, host.name, wanted)
+    whole = inventory.full and inventory.complete
     # A guest that is named twice must not lose the others of its report.
     for guest in {g.hypervisor_uuid: g for g in inventory.guests}.values():
-        see(tx, cfg, host.name, guest, pair, known.get(guest.hypervisor_uuid))
+        see(tx, cfg, host, guest, pair, known.get(guest.hypervisor_uuid), whole=whole)
     if not inventory.complete:
         return False
     if inventory.full:
@@ -57,37 +70,55 @@ def take(tx: Tx, cfg: Settings, host: Host, inventory: Inventory, pair: Pair) ->
     else:
         gone = list(_known(tx, host.name, list(inventory.gone)).values()) if inventory.gone else []
     for sighting in gone:
-        vanish(tx, sighting, pair)
+        vanish(tx, host, sighting, pair)
     changed = bool(inventory.full or inventory.guests or inventory.gone)
     ours = host.inventory_digest
     if changed or ours != inventory.digest:
         ours = _digest(tx, host.name)
     agreed = ours == inventory.digest
-    tx.put(
-        host,
-        inventory_digest=ours,
-        inventory_at=tx.now if agreed else host.inventory_at,
-    )
+    host = tx.put(host, inventory_digest=ours)
+    if agreed:
+        tx.put(host, inventory_at=tx.now)
+    if agreed or whole:
+        tx.put(host, inventory_session=pair[0], inventory_seq=pair[1])
     if agreed:
         _look_for_missing(tx, cfg, host.name, pair)
     return agreed
 
 
-def take_look(tx: Tx, cfg: Settings, host: str, instance: str, look: Look) -> None:
+def confirmed(host: Host) -> Pair:
+    """Up to here all guests of the host are known: what is older says nothing new of any."""
+    return host.inventory_session, host.inventory_seq
+
+
+def take_look(tx: Tx, cfg: Settings, host: Host, instance: str, look: Look) -> None:
     """Apply what an agent saw of one guest after a command's effect."""
     pair = (look.session, look.seq)
     if look.guest is not None:
-        see(tx, cfg, host, look.guest, pair, tx.find(Sighting, host, look.guest.hypervisor_uuid))
+        old = tx.find(Sighting, host.name, look.guest.hypervisor_uuid)
+        see(tx, cfg, host, look.guest, pair, old)
         return
-    for sighting in tx.ask(SHOWN_AT, host=host, instance=instance):
-        vanish(tx, sighting, pair)
+    for sighting in tx.ask(SHOWN_AT, host=host.name, instance=instance):
+        vanish(tx, host, sighting, pair)
 
 
 def see(
-    tx: Tx, cfg: Settings, host: str, guest: GuestReport, pair: Pair, old: Sighting | None
+    tx: Tx,
+    cfg: Settings,
+    at: Host,
+    guest: GuestReport,
+    pair: Pair,
+    old: Sighting | None,
+    *,
+    whole: bool = False,
 ) -> None:
-    """One guest that a hypervisor shows."""
-    if old is not None and pair <= (old.session, old.seq):
+    """One guest that a hypervisor shows.
+
+    In a `whole` report the host keeps the pair for all of its guests: what has not changed is not
+    written again.
+    """
+    host = at.name
+    if pair <= confirmed(at) or (old is not None and pair <= (old.session, old.seq)):
         return
     fleet = cfg.default.fleet_id
     ours = is_ours(
@@ -106,7 +137,8 @@ def see(
             stone = reap.at(tx, host, stone.instance)
     doom = stone.generation if stone and stone.state is TombstoneState.OPEN else None
     kind = rule.classify(guest, fleet=fleet, tombstone=doom, live=live)
-    _record(tx, host, guest, pair, kind, instance, old)
+    if not (whole and _is_known(old, guest, kind, instance)):
+        _record(tx, host, guest, pair, kind, instance, old)
     if instance and guest.mark is not None and (old is None or old.mark != guest.mark):
         held = max(vm.generation if vm else 0, stone.generation if stone else 0)
         if guest.mark.generation > held > 0:
@@ -117,7 +149,7 @@ def see(
         for mac in guest.macs:
             reap.hold_mac(tx, instance, mac, host)
     elif kind is GuestKind.MANAGED and vm is not None:
-        power.report(tx, cfg, host, vm, guest, pair)
+        power.report(tx, cfg, host, vm, guest, pair, whole=whole)
 
 
 def ahead(tx: Tx, host: str, instance: str, generation: int) -> None:
@@ -135,11 +167,26 @@ def ahead(tx: Tx, host: str, instance: str, generation: int) -> None:
         )
 
 
-def vanish(tx: Tx, sighting: Sighting, pair: Pair) -> None:
+def _is_known(
+    old: Sighting | None, guest: GuestReport, kind: GuestKind, instance: str | None
+) -> bool:
+    return (
+        old is not None
+        and old.present
+        and (old.fingerprint, old.kind, old.instance, old.mark)
+        == (_fingerprint(guest), kind, instance, guest.mark)
+    )
+
+
+def _fingerprint(guest: GuestReport) -> str:
+    return f"{guest.fingerprint():016x}"
+
+
+def vanish(tx: Tx, host: Host, sighting: Sighting, pair: Pair) -> None:
     """One guest that a complete answer of its hypervisor does not contain."""
-    if pair <= (sighting.session, sighting.seq):
+    if not sighting.present or pair <= max(confirmed(host), (sighting.session, sighting.seq)):
         return
-    if sighting.present and sighting.kind in (GuestKind.ALIEN, GuestKind.ORPHAN):
+    if sighting.kind in (GuestKind.ALIEN, GuestKind.ORPHAN):
         tx.event(
             f"{sighting.kind.lower()}.gone",
             sighting.host,
@@ -169,7 +216,7 @@ def _record(
         "vcpus": guest.vcpus,
         "memory_mib": guest.memory_mib,
         "macs": guest.macs,
-        "fingerprint": f"{guest.fingerprint():016x}",
+        "fingerprint": _fingerprint(guest),
         "present": True,
         "session": pair[0],
         "seq": pair[1],
@@ -203,13 +250,18 @@ def _record(
 
 def _known(tx: Tx, host: str, uuids: list[str] | None) -> dict[str, Sighting]:
     if uuids is None:
-        rows = tx.ask(OF_HOST, host=host)
+        rows = tx.together(OF_HOST, host=host)
     else:
         rows = []
         for start in range(0, len(uuids), IN_CHUNKS_OF):
             chunk = uuids[start : start + IN_CHUNKS_OF]
-            rows += tx.ask(THESE, host=host, uuids=chunk)
-    return {row.hypervisor_uuid: row for row in rows}
+            rows += tx.together(THESE, host=host, uuids=chunk)
+    for sighting, vm, stone in rows:
+        if sighting.instance is not None and vm is None:
+            tx.absent(Instance, sighting.instance)
+        if sighting.instance is not None and stone is None:
+            tx.absent(Tombstone, host, sighting.instance)
+    return {sighting.hypervisor_uuid: sighting for sighting, _vm, _stone in rows}
 
 
 def _digest(tx: Tx, host: str) -> str:

@@ -134,8 +134,20 @@ def settle(
 # what hypervisors report
 
 
-def report(tx: Tx, cfg: Settings, host: str, vm: Instance, guest: GuestReport, pair: Pair) -> None:
-    """Apply one guest's reported power state, if its pair is newer than what is held."""
+def report(
+    tx: Tx,
+    cfg: Settings,
+    host: str,
+    vm: Instance,
+    guest: GuestReport,
+    pair: Pair,
+    *,
+    whole: bool = False,
+) -> None:
+    """Apply one guest's reported power state, if its pair is newer than what is held.
+
+    In a `whole` report its host keeps the pair: a state that is known is not written again.
+    """
     on_its_host = vm.host == host
     if on_its_host and pair <= (vm.power_session, vm.power_seq):
         return
@@ -147,7 +159,14 @@ def report(tx: Tx, cfg: Settings, host: str, vm: Instance, guest: GuestReport, p
         held_s=(tx.now - held_since).total_seconds() if held_since else 0.0,
     )
     reaction = rule.react(_held(cfg, vm), seen, _policy(cfg))
-    if reaction.keep_power:
+    steady = (
+        vm.power_state is guest.power_state
+        and vm.power_at is not None
+        and vm.paused_since == held_since
+        and vm.missing_since is None
+        and not vm.missing
+    )
+    if reaction.keep_power and not (whole and steady):
         if vm.power_state is not guest.power_state:
             tx.event(
                 "power",

@@ -86,8 +86,25 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
         return
     agreed = inventory.take(tx, cfg, host, message.inventory, (message.session or 0, message.seq))
     partial = not message.inventory.complete
-    tx.put(host, seq=max(host.seq, message.seq), inventory_partial=partial)
-    if not agreed and not partial:
+    host = tx.put(host, seq=max(host.seq, message.seq), inventory_partial=partial)
+    if agreed:
+        if host.disagreed_since is not None:
+            tx.put(host, disagreed_since=None)
+    elif not partial:
+        _disagreed(tx, host, busy=bool(message.receipts))
+
+
+def _disagreed(tx: Tx, host: Host, *, busy: bool) -> None:
+    """Our view of a host is not its own: have it tell everything.
+
+    While it carries out commands the two differ for a moment, again and again; that is looked at
+    only once it has lasted.
+    """
+    since = host.disagreed_since or tx.now
+    if busy and (tx.now - since).total_seconds() <= LATE * host.interval_s:
+        tx.put(host, disagreed_since=since)
+    else:
+        tx.put(host, disagreed_since=None)
         tx.cast(host.name, "report_inventory")
 
 
@@ -114,13 +131,17 @@ def _heard(tx: Tx, cfg: Settings, message: Heartbeat | Answers) -> Host | None:
             f"a report of {name} belongs to fleet {fleet}, not {cfg.default.fleet_id}",
             "give each fleet a broker or virtual host of its own",
         )
-    known = tx.find(Host, name) if isinstance(message, Answers) else None
-    if known is not None and heard_lately(tx, known, run):
-        return known
+    if isinstance(message, Answers) and not message.results:
+        known = tx.find(Host, name)
+        if known is not None and heard_lately(tx, known, run):
+            return known
+    # Held: what a result has seen and what a heartbeat has seen are put in order by it.
     host = tx.lock(Host, name)
     if host is None:
         tx.cast(name, "hello_wanted", session=message.session)
         return None
+    if isinstance(message, Answers) and heard_lately(tx, host, run):
+        return host
     return heard_from(tx, cfg, host, run)
 
 
@@ -192,7 +213,7 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     if result.look is not None:
         pair = (result.look.session, result.look.seq)
         if row.state in commands.OPEN:
-            inventory.take_look(tx, cfg, host.name, row.instance, result.look)
+            inventory.take_look(tx, cfg, host, row.instance, result.look)
     if row.state in commands.OPEN:
         inventory.ahead(tx, host.name, row.instance, max(result.generation, result.floor or 0))
     row = tx.get(CommandRow, row.id)

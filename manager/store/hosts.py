@@ -13,7 +13,9 @@ class Host(Row, frozen=True, kw_only=True):
     """One host. `heard_at` is the database's clock at the arrival of its last report.
 
     `canary` is the one in flight, `canary_at` when the last was sent, `canary_heard_at` when one
-    was last answered.
+    was last answered. (inventory_session, inventory_seq) is the pair up to which all of its guests
+    are known: that of its last complete full report, or of a digest that agreed.
+    `disagreed_since` is when a digest first did not.
     """
 
     name: str
@@ -47,6 +49,9 @@ class Host(Row, frozen=True, kw_only=True):
     inventory_at: dt.datetime | None = None
     inventory_digest: str | None = None
     inventory_partial: bool = False
+    inventory_session: int = 0
+    inventory_seq: int = 0
+    disagreed_since: dt.datetime | None = None
     vcpus_total: int = 0
     memory_mib_total: int = 0
     vcpus_used: int = 0
