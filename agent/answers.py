@@ -91,6 +91,8 @@ class Answers:
             self._bell.clear()
             if self._due <= now:
                 try:
+                    if self._told == 0:
+                        self._journal.tidy()
                     self.flush()
                     self._away = False
                 except MusterError as exc:

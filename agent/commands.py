@@ -61,9 +61,18 @@ class Commands:
             self._answers.wake()
             return
         with self._lock:
-            received = self._journal.receive(command)
-            if received.reception is Reception.NEW:
+            with self._journal.together():
+                received = self._journal.receive(command)
+                new = received.reception is Reception.NEW
+                begun = new and self._has_turn(command.instance)
+                if begun:
+                    self._journal.start(command.id)
+            if new:
                 self._forget(received.ended)
+                self._step(command.id, m.Step.RECEIVED)
+            if begun:
+                self._launch(Work(command=command, mode=Mode.BEGUN))
+            elif new:
                 self._enqueue(Work(command=command))
             elif received.reception is Reception.KNOWN:
                 now = self._runtime.monotonic()
@@ -101,6 +110,8 @@ class Commands:
                     self._forget([command.id])
                 elif command.id not in self._steps:
                     mode = _mode(entry.state, is_wanted)
+                    step = m.Step.RECEIVED if mode is Mode.FRESH else m.Step.STARTED
+                    self._step(command.id, step)
                     self._enqueue(Work(command=command, mode=mode, note=entry.note))
         self._answers.wake()
 
@@ -126,8 +137,6 @@ class Commands:
     # inside
 
     def _enqueue(self, work: Work) -> None:
-        fresh = work.mode is Mode.FRESH
-        self._step(work.command.id, m.Step.RECEIVED if fresh else m.Step.STARTED)
         waiting = self._queued.setdefault(work.command.instance, [])
         waiting.append(work)
         waiting.sort(key=lambda w: w.command.generation)
@@ -148,22 +157,34 @@ class Commands:
             else:
                 del self._queued[instance]
 
+    def _has_turn(self, instance: str) -> bool:
+        """True when a command of an instance that has just come is the next to start."""
+        return self._may_start(instance) and not any(map(self._may_start, self._queued))
+
+    def _may_start(self, instance: str) -> bool:
+        """True when the first that is queued of an instance has its turn."""
+        return (
+            not self._draining
+            and self._session.current is not None
+            and len(self._running) < self._max_parallel
+            and instance not in self._running
+        )
+
     def _pump(self) -> None:
         """Start what may start."""
         with self._lock:
-            if self._draining or self._session.current is None:
-                return
             for instance in list(self._queued):
-                if len(self._running) >= self._max_parallel:
-                    return
-                if instance not in self._running:
+                if self._may_start(instance):
                     waiting = self._queued[instance]
                     work = waiting.pop(0)
                     if not waiting:
                         del self._queued[instance]
-                    self._running.add(instance)
-                    self._idle.clear()
-                    self._runtime.spawn(f"command-{work.command.id}", self._run, work)
+                    self._launch(work)
+
+    def _launch(self, work: Work) -> None:
+        self._running.add(work.command.instance)
+        self._idle.clear()
+        self._runtime.spawn(f"command-{work.command.id}", self._run, work)
 
     def _run(self, work: Work) -> None:
         command = work.command

@@ -261,8 +261,7 @@ class Inventory:
         full = complete and (
             self._full_due or self._runtime.monotonic() - self._full_at >= self._full_s
         )
-        before = {u: known.fingerprint for u, known in sent.items() if known.fingerprint is not None}
-        after = {u: known.fingerprint for u, known in view.items() if known.fingerprint is not None}
+        before, after = _present(sent), _present(view)
         news = {u for u in seen if full or self._full_due or before.get(u) != after.get(u)}
         inventory = m.Inventory(
             full=full,
@@ -293,6 +292,10 @@ def _newest(old: Mapping[str, _Told], new: Mapping[str, _Told]) -> View:
     """Both together; of a guest that is in both, what is told by the later look."""
     later = {u: known for u, known in new.items() if u not in old or old[u].pair < known.pair}
     return {**old, **later}
+
+
+def _present(view: View) -> dict[str, int]:
+    return {u: known.fingerprint for u, known in view.items() if known.fingerprint is not None}
 
 
 def _has_news(inventory: m.Inventory | None) -> bool:

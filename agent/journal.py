@@ -1,58 +1,32 @@
 """The agent's durable memory: what it was told, what it has done, what it still has to tell.
 
-One SQLite file. Every write is one transaction, on disk before the call returns, so that a
-kill -9 between any two calls leaves a state that the next agent can go on from.
+One SQLite file. Every write is a transaction, on disk before the call returns, so that a kill -9
+between any two calls leaves a state that the next agent can go on from. Only confirmations wait.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
-import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from agent import journal_file
 from common import messages as m
-from common.errors import BadConfig, IdReused, JournalUnavailable
+from common.errors import IdReused, JournalUnavailable
 from common.ownership import is_stale
 from common.runtime import Runtime, Stopped
 
-LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 1
 KEEP_RESULTS = 10_000
 KEEP_REFUSALS = 200
-BUSY_S = 10.0
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE commands (
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    instance TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    body BLOB,
-    note TEXT,
-    result BLOB
-);
-CREATE INDEX commands_instance ON commands (instance, generation);
-CREATE INDEX commands_unfinished ON commands (n) WHERE state != 'FINISHED';
-CREATE TABLE floors (instance TEXT PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE answers (
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL,
-    body BLOB NOT NULL
-);
-"""
+KEEP_CONFIRMED = 200
 
 RAISE_FLOOR = (
     "INSERT INTO floors VALUES (?, ?) ON CONFLICT (instance)"
@@ -131,8 +105,30 @@ class Journal:
         self._runtime = runtime
         self._lock = runtime.lock()
         self._folder = Path(state_dir)
-        self._guard = self._claim()
-        self._db: sqlite3.Connection | None = self._open()
+        self._confirmed: set[str] = set()
+        self._grouped = False
+        self._guard = journal_file.claim(self._folder)
+        try:
+            self._db: sqlite3.Connection | None = self._open()
+        except BaseException:
+            os.close(self._guard)
+            raise
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written inside is one transaction, on disk at the end: all of it or nothing."""
+        with self._lock:
+            try:
+                self._read(self._begin)
+                self._grouped = True
+                yield
+                self._read(self._commit)
+            except BaseException:
+                if self._db is not None:
+                    _roll_back(self._db)
+                raise
+            finally:
+                self._grouped = False
 
     # what arrives
 
@@ -321,8 +317,11 @@ class Journal:
         """Unconfirmed answers numbered above `after`, oldest first."""
 
         def act(db: sqlite3.Connection) -> Pending:
+            confirmed = msgspec.json.encode(self._confirmed)
             rows = db.execute(
-                "SELECT n, kind, body FROM answers WHERE n > ? ORDER BY n LIMIT ?", (after, limit)
+                "SELECT n, kind, body FROM answers WHERE n > ?"
+                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY n LIMIT ?",
+                (after, confirmed.decode(), limit),
             ).fetchall()
             return Pending(
                 last=rows[-1][0] if rows else after,
@@ -336,25 +335,20 @@ class Journal:
     def confirm(self, ids: Iterable[str]) -> None:
         """A manager has these answers: forget them, and the bodies of their commands.
 
-        Floors stay for ever; a command's id stays with its result while it is among the last
-        KEEP_RESULTS, and is refused by its floor after that.
+        It is written down with the next write, or by `tidy`: who loses a confirmation tells once
+        more. Floors stay for ever; a command's id stays with its result while it is among the
+        last KEEP_RESULTS, and is refused by its floor after that.
         """
-        keys = [(i,) for i in ids]
+        with self._lock:
+            self._confirmed.update(ids)
+            many = len(self._confirmed) > KEEP_CONFIRMED
+        if many:
+            self.tidy()
 
-        def act(db: sqlite3.Connection) -> None:
-            db.executemany("DELETE FROM answers WHERE id = ?", keys)
-            db.executemany(
-                "UPDATE commands SET body = NULL, note = NULL WHERE id = ? AND state = 'FINISHED'",
-                keys,
-            )
-            db.execute(
-                "DELETE FROM commands WHERE body IS NULL"
-                " AND n <= (SELECT max(n) FROM commands) - ?",
-                (KEEP_RESULTS,),
-            )
-
-        if keys:
-            self._write(act)
+    def tidy(self) -> None:
+        """Write down what was confirmed since the last write."""
+        if self._confirmed:
+            self._write(lambda _db: None)
 
     # who we are
 
@@ -419,6 +413,8 @@ class Journal:
     def close(self) -> None:
         """Release the file and the folder; safe to call twice."""
         with self._lock:
+            with contextlib.suppress(JournalUnavailable, Stopped):
+                self.tidy()
             if self._db is not None:
                 self._db.close()
                 self._db = None
@@ -457,20 +453,42 @@ class Journal:
             (answer.id, _KINDS[type(answer)], m.encode(answer).decode()),
         )
 
+    def _open(self) -> sqlite3.Connection:
+        return journal_file.open_or_renew(self._folder, self._runtime)
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        keys = [(i,) for i in self._confirmed]
+        if keys:
+            db.executemany("DELETE FROM answers WHERE id = ?", keys)
+            db.executemany(
+                "UPDATE commands SET body = NULL, note = NULL WHERE id = ? AND state = 'FINISHED'",
+                keys,
+            )
+            db.execute(
+                "DELETE FROM commands WHERE body IS NULL"
+                " AND n <= (SELECT max(n) FROM commands) - ?",
+                (KEEP_RESULTS,),
+            )
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        db.execute("UPDATE meta SET value = value + 1 WHERE key = 'journal_seq'")
+        db.execute("COMMIT")
+        self._confirmed.clear()
+
     def _write(self, act: Callable[[sqlite3.Connection], T]) -> T:
         def transaction(db: sqlite3.Connection) -> T:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                self._begin(db)
                 value = act(db)
-                db.execute("UPDATE meta SET value = value + 1 WHERE key = 'journal_seq'")
-                db.execute("COMMIT")
+                self._commit(db)
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
+                _roll_back(db)
                 raise
             return value
 
-        return self._read(transaction)
+        with self._lock:
+            return self._read(act if self._grouped else transaction)
 
     def _read(self, act: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
@@ -483,74 +501,10 @@ class Journal:
                     f"{self._folder / 'journal.db'}: {exc}", "check the disk of [agent] state_dir"
                 ) from exc
 
-    def _claim(self) -> int:
-        """A lock that goes with the process, so that no two agents share a journal."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            guard = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as exc:
-            raise BadConfig(
-                f"[agent] state_dir {self._folder}: {exc.strerror}", "name a folder we may write"
-            ) from exc
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            os.close(guard)
-            raise BadConfig(
-                f"[agent] state_dir {self._folder} is in use by another agent",
-                "stop it, or give this one a folder of its own",
-            ) from exc
-        return guard
 
-    def _open(self) -> sqlite3.Connection:
-        path = self._folder / "journal.db"
-        try:
-            return self._connect(path)
-        except sqlite3.Error as exc:
-            aside = f"{path.name}.broken-{self._runtime.now():%Y%m%dT%H%M%S}"
-            LOG.warning(
-                "%s can not be read (%s): set aside as %s, a new journal begins; the managers"
-                " give back the floors",
-                path,
-                exc,
-                aside,
-            )
-        try:
-            for tail in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(f"{path}{tail}", self._folder / f"{aside}{tail}")
-            return self._connect(path)
-        except (OSError, sqlite3.Error) as exc:
-            os.close(self._guard)
-            raise BadConfig(
-                f"[agent] state_dir: no journal can be made at {path}: {exc}", "check the disk"
-            ) from exc
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"schema {version}, this agent knows {VERSION}")
-            if version == 0:
-                self._make(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _make(self, db: sqlite3.Connection) -> None:
-        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION};")
-        db.executemany(
-            "INSERT INTO meta VALUES (?, ?)",
-            [("journal_id", self._runtime.new_id()), ("journal_seq", "0")],
-        )
-        db.execute("COMMIT")
+def _roll_back(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        db.execute("ROLLBACK")
 
 
 _KINDS: dict[type[Any], str] = {m.Result: "result", m.VoidAnswer: "void", m.Refusal: "refusal"}

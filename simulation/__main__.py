@@ -26,6 +26,7 @@ MUTANT_SEEDS = 2000
 MUTANT_PATIENCE_S = 900.0  # simulated, after the faults
 MUTANTS_LIMIT_S = 600.0  # of real time, for all of them
 PROGRESS_S = 5.0
+STORIES = 3  # are told of the seeds that fail
 COLLECT_EVERY = 8  # seeds
 
 
@@ -65,7 +66,7 @@ def one(seed: int, mutant: str | None) -> int:
 
 
 def many(seeds: range, mutant: str | None, jobs: int) -> int:
-    """Many seeds on all processors; the failing ones by number."""
+    """Many seeds on all processors; the failing ones with their stories."""
     began, last = time.monotonic(), time.monotonic()
     broken: list[Outcome] = []
     accepted = simulated_s = 0.0
@@ -74,6 +75,8 @@ def many(seeds: range, mutant: str | None, jobs: int) -> int:
         simulated_s += outcome.simulated_s
         if outcome.broken:
             broken.append(outcome)
+            for line in outcome.story if len(broken) <= STORIES else ():
+                say(line)
             say(_verdict(outcome))
         if time.monotonic() - last > PROGRESS_S:
             last = time.monotonic()

@@ -127,6 +127,15 @@ class AgentProcess(Process):
             journal._db = None
             os.close(journal._guard)
 
+    def store_mark(self) -> tuple[str, int] | None:
+        """The timeline and mark of the managers' store, as its journal has them."""
+        database = self.service._journal._db
+        if database is None:
+            return None
+        query = "SELECT key, value FROM meta WHERE key LIKE 'store_%'"
+        kept = dict(database.execute(query).fetchall())
+        return (kept["store_timeline"], int(kept["store_mark"])) if len(kept) == 2 else None
+
     def lose_journal(self) -> None:
         """The disk with the journal is gone; the agent has to be dead."""
         shutil.rmtree(self.state_dir, ignore_errors=True)

@@ -8,6 +8,7 @@ from common.messages import CommandKind
 from common.ownership import is_ours
 from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
 from manager.flows import commands, jobs
+from manager.store import timeline
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -246,8 +247,19 @@ class Invariants:
 
         row = self._fleet.read(lambda tx: tx.find(Host, host))
         kept = row.session_open and row.session == session
+        if kept:
+            self._not_older(row)
         for stone in self._fleet.read(left_out) if kept else ():
             raise Broken(f"{stone.name} was not reaped at the hello of {host}", stone.instance)
+
+    def _not_older(self, row: Host) -> None:
+        """A session is given by a database that knows at least what its agent knows."""
+        agent = self._fleet.agents[row.name]
+        known, ours = agent.store_mark(), self._fleet.read(timeline.current)
+        if known is None or not agent.alive or row.agent_run != agent.service.agent_run:
+            return
+        if known[0] == ours.timeline and known[1] > ours.mark:
+            raise Broken(f"{row.name} at mark {known[1]} was welcomed at mark {ours.mark}")
 
     def _down(self, host: str) -> None:
         well_s = self._fleet.world.now_s - self._well_since[host][1]

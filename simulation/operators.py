@@ -11,6 +11,7 @@ from simulation.fleet import SimFleet
 
 CALL_S = 10.0
 TRIES = 40
+TRY_AFTER_S = 30.0
 FIRST_CREATES = 4
 VERBS = (
     ("create", 3),
@@ -108,9 +109,18 @@ class Operators:
         ahead = self._fleet.read(lambda tx: tx.first(Rollback))  # as doctor says
         if ahead is not None and self.ask("db_accept_restore", asked) is not None:
             self._fleet.tell("op: the restored database is accepted")
+            self._fleet.operator.spawn("try all", self._try_all)
         for row in (self.ask("host_list", {}) or {}).get("hosts", ()):
             if row["state"] == "DOWN" and row["name"] not in self.set_down:
                 self.ask("host_unset_down", {"host": row["name"], **asked})
+
+    def _try_all(self) -> None:
+        """Does every VM still do as it is told?"""
+        self._fleet.operator.sleep(TRY_AFTER_S)
+        for row in (self.ask("vm_list", {}) or {}).get("vms", ()):
+            verb = "stop" if row["vm_state"] == "ACTIVE" else "start"
+            asked = {"job": self._fleet.world.new_id(), "operator": "op", "reason": "does it work?"}
+            self.ask(f"vm_{verb}", {**asked, "vm": row["uuid"], "force": True})
 
     def ask(self, method: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Ask until somebody answers; None when a rule refused it."""

@@ -68,7 +68,8 @@ class Rpc:
             if self._link.outage.reason:
                 raise self._link.outage.error(self._link.outage.reason) from None
             raise NoManager(
-                f"{to} gave no answer to {method} within {timeout_s:g} s", "try again"
+                f"{to} gave no answer to {method} within {timeout_s:g} s",
+                "try again; if it stays, look whether managers run and reach their database",
             ) from None
         if not isinstance(answer, dict) or not (VALUE in answer or ERROR in answer):
             raise NoManager(f"{to} answered {method} in an unknown form", "upgrade both sides")

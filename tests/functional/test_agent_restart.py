@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.drivers.base import OwnedGuest
 from agent.drivers.simulated.driver import SimulatedDriver
+from agent.journal import Journal
 from common import messages as m
 from common.errors import DbRolledBack, HypervisorUnavailable, NoManager
 from common.ownership import Mark
+from common.runtime import Runtime
 from tests.functional.agent_rig import DEADLINE_S, Rig, eventually
 
 
@@ -58,6 +61,65 @@ def test_killed_in_a_start_that_is_still_wanted_it_is_finished(
     assert (result.outcome, result.error_code) == ("succeeded", None)
     assert rig.state_of("i-1") == "RUNNING"
     assert len(rig.guests()) == 1
+
+
+# What each kind does when its agent was killed after "started" was written down and before anything
+# was done: wanted, it happens now, once; not wanted, never.
+KINDS = [
+    ("start_vm", {}, ["start"]),
+    ("stop_vm", {}, ["stop"]),
+    ("reboot_vm", {"force": False}, ["reboot"]),
+    ("reboot_vm", {"force": True}, ["reboot"]),
+    ("terminate_instance", {}, ["destroy"]),
+]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize(("kind", "spec", "acts"), KINDS)
+def test_killed_between_started_and_the_first_effect(
+    rig: Rig, kind: str, spec: dict[str, Any], acts: list[str], wanted: bool
+) -> None:
+    rig.up()
+    guest = rig.running("i-1")
+    if kind == "start_vm":
+        rig.manager.result(rig.manager.send("stop_vm", "i-1", 2))
+    rig.kill()
+    journal = Journal(str(rig.folder / "agent"), Runtime())
+    given = m.convert(rig.manager.command(kind, "i-1", 3, spec=spec), m.Command)
+    with journal.together():
+        journal.receive(given)
+        journal.start(given.id)
+    journal.close()
+    before = len(rig.store.account())
+    rig.manager.wanted = lambda _id: wanted
+    rig.up()
+    result = rig.manager.result(given.id)
+    done = [act.verb for act in rig.store.account()[before:]]
+    if wanted or kind == "terminate_instance":
+        assert (result.outcome, done) == ("succeeded", acts)
+    else:
+        assert (result.error_code, done) == ("OUTCOME_UNKNOWN", [])
+        assert result.look is not None
+        assert result.look.guest is not None
+        assert result.look.guest.hypervisor_uuid == guest.uuid
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_killed_between_started_and_the_making_of_a_guest(rig: Rig, wanted: bool) -> None:
+    rig.up()
+    rig.kill()
+    journal = Journal(str(rig.folder / "agent"), Runtime())
+    spec = {"guest": {"name": "web-1", "vcpus": 1, "memory_mib": 128}, "create": True}
+    given = m.convert(rig.manager.command("start_vm", "i-1", 1, spec=spec), m.Command)
+    with journal.together():
+        journal.receive(given)
+        journal.start(given.id)
+    journal.close()
+    rig.manager.wanted = lambda _id: wanted
+    rig.up()
+    result = rig.manager.result(given.id)
+    assert result.outcome == ("succeeded" if wanted else "failed")
+    assert rig.state_of("i-1") == ("RUNNING" if wanted else "absent")
 
 
 @pytest.mark.parametrize(("op", "left"), [("create", "absent"), ("start", "RUNNING")])

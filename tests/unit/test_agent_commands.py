@@ -14,12 +14,12 @@ import pytest
 from agent import commands as module
 from agent.commands import Commands
 from agent.effects import Mode, Work
-from agent.journal import Journal
+from agent.journal import Journal, State
 from agent.service import load_driver
 from agent.session import Session
 from common import messages as m
 from common.conf import Settings
-from common.errors import BadConfig
+from common.errors import BadConfig, IdReused
 from common.runtime import Runtime
 from tests.wait import wait_until
 
@@ -161,6 +161,56 @@ def test_no_more_than_max_parallel_run_and_the_rest_follow(tmp_path: Path) -> No
     rig.journal.close()
 
 
+def test_what_can_start_at_once_is_received_and_started_in_one_write(rig: Rig) -> None:
+    rig.gate.clear()
+    before = rig.journal.meta().journal_seq
+    rig.take("c-1", "i-1", 1)
+    wait_until(lambda: rig.began)
+    assert rig.journal.meta().journal_seq == before + 1
+    rig.take("c-2", "i-1", 2)
+    states = {e.command.id: e.state for e in rig.journal.unfinished()}
+    assert states == {"c-1": State.STARTED, "c-2": State.RECEIVED}
+    rig.gate.set()
+    wait_until(lambda: len(rig.ended()) == 2)
+    assert [work.mode for work in rig.began] == [Mode.BEGUN, Mode.FRESH]
+
+
+def test_what_is_started_is_on_disk_before_its_effect(rig: Rig, tmp_path: Path) -> None:
+    rig.gate.clear()
+    rig.take("c-1", "i-1", 1)
+    wait_until(lambda: rig.began)
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        assert db.execute("SELECT id, state FROM commands").fetchall() == [("c-1", "STARTED")]
+
+
+@pytest.mark.parametrize("why", ["no session", "draining", "no slot"])
+def test_what_has_to_wait_is_not_written_down_as_started(tmp_path: Path, why: str) -> None:
+    rig = Rig(tmp_path, max_parallel=1)
+    rig.session.begin(1)
+    rig.gate.clear()
+    if why == "no slot":
+        rig.take("first", "i-0", 1)
+    elif why == "draining":
+        rig.commands.drain(0.0)
+    else:
+        rig.session.end()
+    rig.take("c-1", "i-1", 1)
+    states = {e.command.id: e.state for e in rig.journal.unfinished()}
+    assert states["c-1"] is State.RECEIVED
+    rig.gate.set()
+    rig.journal.close()
+
+
+def test_an_id_that_is_refused_leaves_no_trace(rig: Rig) -> None:
+    rig.gate.clear()
+    rig.take("c-1", "i-1", 1)
+    with pytest.raises(IdReused):
+        rig.take("c-1", "i-2", 1)
+    rig.take("c-2", "i-2", 1)
+    wait_until(lambda: len(rig.began) == 2)
+    assert [r.command for r in rig.commands.receipts()] == ["c-1", "c-2"]
+
+
 def test_what_is_voided_in_the_queue_leaves_it(rig: Rig) -> None:
     rig.gate.clear()
     rig.take("c-1", "i-1", 1)
@@ -195,7 +245,7 @@ def test_a_hello_in_the_middle_leaves_alone_what_runs(rig: Rig) -> None:
     rig.gate.set()
     wait_until(lambda: len(rig.ended()) == 3)
     assert sorted(rig.order()) == ["c-1", "c-2"]
-    assert {work.mode for work in rig.began} == {Mode.FRESH}
+    assert {work.mode for work in rig.began} == {Mode.BEGUN}
     assert rig.ended()["c-3"].error_code == "NOT_WANTED"
 
 

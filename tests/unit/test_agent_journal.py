@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from agent.journal import KEEP_REFUSALS, Journal, Reception, State, not_run
+from agent.journal import KEEP_CONFIRMED, KEEP_REFUSALS, Journal, Reception, State, not_run
 from common import messages as m
-from common.errors import BadConfig
+from common.errors import BadConfig, IdReused, JournalUnavailable
 from common.runtime import Runtime, Stopped
 
 
@@ -123,11 +123,100 @@ def test_confirming_drops_the_answer_and_the_body_but_neither_id_nor_floor(
     journal.finish(done(command()))
     journal.confirm(["c-1", "never-heard-of"])
     assert not journal.pending(0, 10)
+    journal.tidy()
+    assert not journal.pending(0, 10)
     with sqlite3.connect(tmp_path / "journal.db") as db:
         assert db.execute("SELECT body FROM commands").fetchall() == [(None,)]
     assert journal.receive(command()).reception is Reception.FINISHED
     assert results(journal) == {"c-1": done(command())}
     assert journal.floor("i-1") == 1
+
+
+def test_a_confirmation_that_was_not_written_yet_is_lost_with_the_agent_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    runtime = Runtime()
+    first = Journal(str(tmp_path), runtime)
+    first.receive(command())
+    first.finish(done(command()))
+    first.confirm(["c-1"])
+    runtime.kill()
+    first.close()
+    second = Journal(str(tmp_path), Runtime())
+    assert results(second) == {"c-1": done(command())}
+    second.confirm(["c-1"])
+    second.receive(command("c-2", "i-2"))
+    third = reopened(second, tmp_path)
+    assert results(third) == {}
+    third.confirm(["c-2"])
+    third.close()
+
+
+def test_a_confirmation_costs_no_write_of_its_own(journal: Journal) -> None:
+    journal.receive(command())
+    journal.finish(done(command()))
+    before = journal.meta().journal_seq
+    journal.confirm(["c-1"])
+    assert journal.meta().journal_seq == before
+    journal.receive(command("c-2", "i-2"))
+    assert journal.meta().journal_seq == before + 1
+    journal.tidy()
+    assert journal.meta().journal_seq == before + 1
+
+
+def test_confirmations_do_not_pile_up(journal: Journal) -> None:
+    before = journal.meta().journal_seq
+    for n in range(KEEP_CONFIRMED + 1):
+        journal.confirm([f"c-{n}"])
+    assert journal.meta().journal_seq == before + 1
+    assert journal._confirmed == set()
+
+
+def test_a_confirmation_outlives_a_write_that_fails(journal: Journal) -> None:
+    journal.receive(command())
+    journal.finish(done(command()))
+    journal.confirm(["c-1"])
+    with pytest.raises(IdReused):
+        journal.receive(command(generation=7))
+    journal._read(lambda db: db.execute("PRAGMA query_only = ON"))
+    with pytest.raises(JournalUnavailable):
+        journal.receive(command("c-2", "i-2"))
+    journal._read(lambda db: db.execute("PRAGMA query_only = OFF"))
+    assert results(journal) == {}
+    journal.receive(command("c-3", "i-3"))
+    assert results(journal) == {}
+    assert journal._confirmed == set()
+
+
+def test_what_is_written_together_is_one_write_that_nobody_sees_half_of(
+    journal: Journal, tmp_path: Path
+) -> None:
+    before = journal.meta().journal_seq
+    with journal.together():
+        journal.receive(command())
+        assert journal.start("c-1")
+        with sqlite3.connect(tmp_path / "journal.db") as db:
+            assert db.execute("SELECT count(*) FROM commands").fetchone() == (0,)
+    assert journal.meta().journal_seq == before + 1
+    assert [e.state for e in journal.unfinished()] == [State.STARTED]
+
+
+def test_of_what_is_written_together_nothing_is_left_when_a_part_is_refused(
+    journal: Journal,
+) -> None:
+    journal.receive(command())
+
+    def both() -> None:
+        with journal.together():
+            journal.receive(command("c-2", "i-2"))
+            journal.receive(command(generation=9))
+
+    with pytest.raises(IdReused):
+        both()
+    assert [e.command.id for e in journal.unfinished()] == ["c-1"]
+    assert journal.floor("i-2") is None
+    journal.receive(command("c-3", "i-3"))
+    assert [e.command.id for e in journal.unfinished()] == ["c-1", "c-3"]
 
 
 def test_an_unfinished_command_keeps_its_body_whatever_is_confirmed(journal: Journal) -> None:
@@ -315,7 +404,8 @@ class JournalMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
-        self.journal = Journal(self._folder.name, Runtime())
+        self.runtime = Runtime()
+        self.journal = Journal(self._folder.name, self.runtime)
         self.commands: dict[str, m.Command] = {}
         self.floors: dict[str, int] = {}
         self.starts: dict[str, int] = {}
@@ -341,6 +431,12 @@ class JournalMachine(RuleBasedStateMachine):
             self.floors[given.instance] = given.generation
 
     @rule(command_id=ids)
+    def receive_and_start(self, command_id: str) -> None:
+        with self.journal.together():
+            self.receive(command_id)
+            self.start(command_id)
+
+    @rule(command_id=ids)
     def start(self, command_id: str) -> None:
         if self.journal.start(command_id):
             self.starts[command_id] = self.starts.get(command_id, 0) + 1
@@ -364,10 +460,13 @@ class JournalMachine(RuleBasedStateMachine):
     def confirm(self, command_id: str) -> None:
         self.journal.confirm([command_id])
 
-    @rule()
-    def killed_and_opened_again(self) -> None:
+    @rule(killed=st.booleans())
+    def ended_and_opened_again(self, killed: bool) -> None:
+        if killed:
+            self.runtime.kill()
         self.journal.close()
-        self.journal = Journal(self._folder.name, Runtime())
+        self.runtime = Runtime()
+        self.journal = Journal(self._folder.name, self.runtime)
 
     @invariant()
     def nothing_runs_twice_and_no_end_is_taken_back(self) -> None:
