@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from common import logs
 from common.conf import Settings, load
 from common.errors import BadConfig, MusterError
-from common.runtime import THREADING, Runtime, end_within, prepare
+from common.runtime import THREADING, Runtime, end_now, end_within, prepare
 
 LOG = logging.getLogger(__name__)
 
@@ -60,4 +60,4 @@ def _run(settings: Settings, argv: Sequence[str] | None) -> int:
     while not ended.wait(1.0):
         pass
     manager.stop()
-    return 0
+    end_now()
