@@ -24,7 +24,7 @@ from simulation.hypervisor import Act, SimGuest
 from simulation.operators import Operators
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
-HOSTS_EVERY_S = 2.0
+HOSTS_EVERY_S = 5.0
 # A host with which nothing has been wrong for so long can not be called DOWN, whatever the
 # managers and their broker went through.
 WELL_S = 90.0

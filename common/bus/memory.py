@@ -194,7 +194,7 @@ class MemoryBus:
         now = self._runtime.monotonic()
         expires = None if ttl_s is None else now + ttl_s
         with self._broker._lock:
-            targets = [q for p, q in self._broker.streams.values() if fnmatch.fnmatchcase(key, p)]
+            targets = [q for pattern, q in self._broker.streams.values() if _fits(key, pattern)]
         for target in targets:
             target.put(_Report(key, body, self._user, now, expires))
 
@@ -215,6 +215,11 @@ class MemoryBus:
 
     def close(self) -> None:
         pass
+
+
+def _fits(key: str, pattern: str) -> bool:
+    # A pattern without a star is somebody's own: none of these is worth compiling.
+    return fnmatch.fnmatchcase(key, pattern) if "*" in pattern else key == pattern
 
 
 class _Server:
