@@ -51,10 +51,10 @@ class Answer:
 
 
 class _Prepared:
-    """A compiled statement; `bare` if all of its values come with each execution."""
+    """A compiled statement."""
 
-    def __init__(self, compiled: Any, bare: bool) -> None:
-        self.compiled, self.bare = compiled, bare
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
         self.sql: str = compiled.string
         convert = compiled._bind_processors
         self.names = [
@@ -163,6 +163,8 @@ class Straight:
         known = statement.__dict__.get("_straight")
         if known is not None and known[0] is statement and known[1] == keys:
             prepared = known[2]
+            if known[3]:
+                values = {**known[3], **values}
         else:
             prepared, values = _prepare(statement, keys, values)
         sql, bound = prepared.bind(values)
@@ -179,21 +181,23 @@ def _prepare(
 ) -> tuple[_Prepared, Mapping[str, Any]]:
     """A statement compiled, at the latest now, and all the values that it takes.
 
-    One without values of its own is known again by itself; any other by its form.
+    One that is run again is known by itself from then on, with the values that it has of its own.
     """
     key = statement._generate_cache_key()
     form, extracted, own = key
     prepared = _BY_KEY.get((form, keys))
     if prepared is None:
         compiled = statement._compiler(_DIALECT, cache_key=key, column_keys=sorted(keys))
-        bare = set(compiled.positiontup) <= set(keys)
-        prepared = _BY_KEY[(form, keys)] = _Prepared(compiled, bare)
-    if prepared.bare:
-        statement.__dict__["_straight"] = (statement, keys, prepared)
-        return prepared, values
-    return prepared, prepared.compiled.construct_params(
+        prepared = _BY_KEY[(form, keys)] = _Prepared(compiled)
+    values = prepared.compiled.construct_params(
         values, escape_names=False, extracted_parameters=extracted, _collected_params=own
     )
+    kept = statement.__dict__
+    if "_run_before" in kept:
+        constants = {name: value for name, value in values.items() if name not in keys}
+        kept["_straight"] = (statement, keys, prepared, constants)
+    kept["_run_before"] = True
+    return prepared, values
 
 
 class Database:

@@ -7,7 +7,6 @@ import datetime as dt
 import heapq
 import itertools
 import random
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,9 @@ import greenlet
 from common.runtime import Stopped
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+# The bits of a UUID that say its version and variant, as RFC 9562 has them.
+_UUID_4 = 4 << 76 | 0x8000 << 48
+_UUID_MASK = ~(0xF000 << 64 | 0xC000 << 48)
 
 
 class Fiber(greenlet.greenlet):  # type: ignore[misc] # it publishes no types
@@ -51,7 +53,9 @@ class World:
         return EPOCH + dt.timedelta(seconds=self.now_s)
 
     def new_id(self) -> str:
-        return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+        number = self.random.getrandbits(128) & _UUID_MASK | _UUID_4
+        text = f"{number:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def chance(self, probability: float) -> bool:
         return probability > 0 and self.random.random() < probability
@@ -117,7 +121,8 @@ class World:
             fiber = self._take()
             if fiber is not None:
                 self.steps += 1
-                self.switch_to(fiber)
+                fiber.queued = False
+                fiber.switch()
                 if self.news:
                     self.news = False
                     self.judge()
@@ -134,10 +139,6 @@ class World:
                     self.judge()
             elif sleeper is not None and sleeper.ticket == ticket:
                 self.wake(sleeper)
-
-    def switch_to(self, fiber: Fiber) -> None:
-        fiber.queued = False
-        fiber.switch()
 
     def _take(self) -> Fiber | None:
         ready = self._ready
