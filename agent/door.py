@@ -59,6 +59,7 @@ class Door:
         answers: Answers,
         report: Callable[[], None],
         hello: Callable[..., None],
+        heard: Callable[[], None],
     ) -> None:
         self._identity = identity
         self._journal = journal
@@ -67,12 +68,14 @@ class Door:
         self._answers = answers
         self._report = report
         self._hello = hello
+        self._heard = heard
         self._lock = runtime.lock()
         self._held: list[tuple[int, Callable[[], None]]] | None = None
         self.dropped = 0
 
     def __call__(self, method: str, kwargs: dict[str, Any]) -> Any:
         """What the bus calls. A call gets its answer, a cast None; refusals are reported."""
+        self._heard()
         if method == "ping":
             return {
                 "host": self._identity.host,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.answers import Answers, Identity
@@ -44,6 +45,7 @@ class Greeter:
         commands: Commands,
         answers: Answers,
         inventory: Inventory,
+        welcomed: Callable[[float], None],
     ) -> None:
         self._runtime = runtime
         self._bus = bus
@@ -55,6 +57,7 @@ class Greeter:
         self._commands = commands
         self._answers = answers
         self._inventory = inventory
+        self._on_welcome = welcomed
         self._wanted = runtime.event()
         self._welcomed_at = runtime.monotonic()
 
@@ -151,6 +154,7 @@ class Greeter:
         self._commands.settle(hello.unfinished, welcome.wanted)
         self._welcomed_at = self._runtime.monotonic()
         self._session.begin(welcome.session)
+        self._on_welcome(welcome.canary_interval_s)
         LOG.info("session %d", welcome.session)
         door.release()
         self._commands.go()

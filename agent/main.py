@@ -37,7 +37,7 @@ class _Signals:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM; returns the exit status."""
+    """Run until SIGTERM, or until the agent can not go on; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(args)
@@ -60,7 +60,7 @@ def _run(args: list[str]) -> int:
     bus = rabbit.connect(settings, runtime, "agent")
     agent = Agent(settings, bus, runtime)
     agent.start()
-    while not signals.stop:
+    while not signals.stop and agent.failure is None:
         if signals.reload:
             signals.reload = False
             _reload(args)
@@ -68,6 +68,8 @@ def _run(args: list[str]) -> int:
     agent.stop(STOP_S)
     # A broker that does not answer would hold up the end.
     runtime.spawn("close", bus.close).join(CLOSE_S)
+    if agent.failure is not None:
+        raise agent.failure
     return 0
 
 

@@ -12,6 +12,7 @@ from agent.calls import Calls
 from agent.commands import Commands
 from agent.door import Door
 from agent.drivers.base import Driver, DriverFactory
+from agent.ears import Ears
 from agent.effects import Effects
 from agent.hello import Greeter
 from agent.inventory import Inventory
@@ -115,7 +116,9 @@ class Agent:
             commands=self._commands,
             answers=self._answers,
             inventory=self._inventory,
+            welcomed=lambda canary_interval_s: self._ears.welcomed(canary_interval_s),
         )
+        self._ears = Ears(runtime, self.session, self._serve_again, self._greeter.wanted)
         self._door = Door(
             runtime,
             identity,
@@ -125,7 +128,13 @@ class Agent:
             self._answers,
             report=self._inventory.want_full,
             hello=self._greeter.wanted,
+            heard=self._ears.heard,
         )
+
+    @property
+    def failure(self) -> MusterError | None:
+        """Why the agent can not go on and is to be ended and started again; None while it can."""
+        return self._ears.failure
 
     def start(self) -> None:
         """Connect and begin to report; returns at once, whatever is away."""
@@ -136,6 +145,7 @@ class Agent:
         self._runtime.spawn("heartbeats", self._inventory.loop)
         self._runtime.spawn("answers", self._answers.loop)
         self._runtime.spawn("hello", self._greet)
+        self._runtime.spawn("ears", self._ears.loop)
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Take nothing new, let what runs end if it does in time, and leave the rest journalled."""
@@ -166,10 +176,16 @@ class Agent:
         self._inventory.wake()
 
     def _greet(self) -> None:
+        self._serve()
+        self._greeter.loop(self._door)
+
+    def _serve(self) -> None:
+        """Begin to hear casts, however long the broker is away."""
         told = False
-        while self._handle is None:
+        while True:
             try:
                 self._handle = self._bus.serve(agent_at(self.host), self._door)
+                return
             except BrokerUnavailable as exc:
                 if not told:
                     LOG.warning("no casts can be heard, tried again until they can: %s", exc)
@@ -177,4 +193,8 @@ class Agent:
                 self._runtime.sleep(SERVE_PAUSE_S)
                 if self._runtime.stopping.is_set():
                     raise Stopped from None
-        self._greeter.loop(self._door)
+
+    def _serve_again(self) -> None:
+        if self._handle is not None:
+            self._handle.stop()
+        self._serve()

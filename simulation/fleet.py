@@ -231,6 +231,7 @@ class SimFleet:
         for agent in self.agents.values():
             if agent.service is not None:
                 agent.buried()
+        self.chaos.sent.clear()  # it holds on to everything
         self.operator.kill()
         self.edge.kill()
         self.database.give_back()

@@ -97,9 +97,7 @@ class Invariants:
         if act.verb == "create":
             self._created[key] = self._fleet.world.now_s
         self._done.add((*key, act.verb))
-        # Neither the managers nor this agent can know it any more.
-        forgotten = host in self._faults.forgetful and key in self._faults.lost.generations
-        if act.verb != "destroy" and (*key, host) in self._not_run and not forgotten:
+        if act.verb != "destroy" and (*key, host) in self._not_run:
             raise Broken(f"{act.verb} of {key}, which had ended as not run", instance)
         if act.verb in ("create", "start"):
             self._one_place(instance)
@@ -210,7 +208,10 @@ class Invariants:
             self._over.add((instance, generation))
 
     def _restored(self) -> None:
-        self._over -= self._faults.lost.generations
+        # Their numbers may be given once more: an agent refuses those that it has heard of.
+        lost = self._faults.lost.generations
+        self._over -= lost
+        self._not_run = {each for each in self._not_run if each[:2] not in lost}
 
     def _ahead(self, host: str) -> None:
         if not self._faults.lost.restored:

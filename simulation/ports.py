@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ class Chaos:
         self.drop = self.duplicate = self.delay = 0.0
         self.crash = self.commit_crash = self.commit_failure = 0.0
         self.database_away = False
+        self.sent.clear()
 
 
 class FaultyBus:
@@ -62,12 +64,12 @@ class FaultyBus:
 
     def cast(self, to: Address, method: str, kwargs: Mapping[str, Any]) -> None:
         self._maybe_die()
-        self._send(lambda: self.inner.cast(to, method, kwargs))
+        self._send(functools.partial(self.inner.cast, to, method, kwargs))
         self._maybe_die()
 
     def publish(self, key: str, body: bytes, ttl_s: float | None = None) -> None:
         self._maybe_die()
-        self._send(lambda: self.inner.publish(key, body, ttl_s))
+        self._send(functools.partial(self.inner.publish, key, body, ttl_s))
         self._maybe_die()
 
     def serve(self, at: Address, endpoint: Endpoint) -> Handle:

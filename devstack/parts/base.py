@@ -10,6 +10,7 @@ import contextlib
 import glob
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Self
 
 TAIL_LINES = 30
+PORTS = range(15_000, 30_000)
 
 
 class PartError(Exception):
@@ -44,10 +46,20 @@ def find_binary(name: str, package: str, *places: str) -> str:
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback TCP port that nobody listens on now.
+
+    Below those that the kernel gives to outgoing connections: one of these could take the port
+    between now and the start of the part it is meant for.
+    """
+    dice = random.SystemRandom()
+    while True:
+        port = dice.choice(PORTS)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe,
+        ):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def answers(port: int) -> bool:

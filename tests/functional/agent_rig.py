@@ -48,6 +48,7 @@ class FakeManager:
         self.before_welcome: Callable[[], object] = lambda: None
         self.voids: tuple[m.FloorEntry, ...] = ()
         self.floors: tuple[m.FloorEntry, ...] = ()
+        self.canary_interval_s = 0.0
         self._bus.serve(Address(m.MANAGER_TOPIC, "m1"), self._answer)
         self._bus.consume(
             {"heartbeats": "heartbeat.*", "results": "result.*"}, self._hear, lambda _r: None, 60.0
@@ -69,6 +70,7 @@ class FakeManager:
                 wanted=tuple(i for i in hello.unfinished if self.wanted(i)),
                 store_timeline="t1",
                 store_mark=session,
+                canary_interval_s=self.canary_interval_s,
             )
         )
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kombu import Connection
 
 from agent.drivers.simulated.store import Faults, Store
+from common import messages as m
 from common.bus import rabbit as rabbit_bus
 from common.conf import Settings
 from common.conf.default import Default
@@ -41,6 +43,11 @@ state_dir = {folder}/sim
 """
 
 
+IMPATIENT = (
+    "import sys, agent.ears, agent.main; agent.ears.LEAST_S = {}; sys.exit(agent.main.main())"
+)
+
+
 class Process:
     """One muster-agent after another on one host."""
 
@@ -58,10 +65,12 @@ class Process:
             CONFIG.format(url=url, fleet=FLEET, host=HOST, folder=self.folder, **values)
         )
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *, silence_s: float | None = None) -> subprocess.Popen[bytes]:
+        """An agent; `silence_s`: how long at least it must hear nothing to think itself deaf."""
+        begin = ["-m", "agent.main"] if silence_s is None else ["-c", IMPATIENT.format(silence_s)]
         with self.log.open("ab") as log:
             self.running = subprocess.Popen(
-                [sys.executable, "-m", "agent.main", "--config-file", str(self.config)],
+                [sys.executable, *begin, "--config-file", str(self.config)],
                 cwd=ROOT,
                 stderr=log,
                 stdout=log,
@@ -103,6 +112,13 @@ def manager(url: str) -> Iterator[FakeManager]:
     yield FakeManager(bus)
     bus.close()
     runtime.stop(2.0)
+
+
+@pytest.fixture
+def canaries() -> Iterator[Runtime]:
+    runtime = Runtime("canaries")
+    yield runtime
+    runtime.kill()
 
 
 def _ready(manager: FakeManager, sessions: int = 1) -> None:
@@ -191,6 +207,43 @@ def test_a_stop_in_the_middle_of_a_hung_call_ends_in_time(
     wait_until(lambda: "started" in manager.receipts(start), 30, "started")
     assert process.end(signal.SIGTERM) == 0
     assert manager.results(start) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("executor", ["threading", "eventlet"])
+def test_an_agent_whose_queue_nothing_comes_to_any_more_hears_again(
+    process: Process, manager: FakeManager, canaries: Runtime, url: str, executor: str
+) -> None:
+    manager.canary_interval_s = 0.5
+    canaries.every("canaries", 0.2, lambda: manager.cast("confirm", ids=[]))
+    process.configure(url, executor=executor)
+    process.start(silence_s=2.0)
+    _ready(manager)
+    assert manager.result(_create(manager, "i-1")).outcome == "succeeded"
+    queue = f"{m.AGENT_TOPIC}.{HOST}"
+    with Connection(url.replace("rabbit://", "amqp://")) as connection:
+        # Nobody is told of this. A queue that is deleted is declared again by oslo.messaging.
+        connection.default_channel.queue_unbind(queue, m.CONTROL_EXCHANGE, queue)
+    _ready(manager, 2)
+    assert manager.result(_create(manager, "i-2")).outcome == "succeeded"
+    assert process.end(signal.SIGTERM) == 0
+    assert process.log.read_text().count("listening on a new connection") == 1
+
+
+@pytest.mark.real
+def test_an_agent_that_stays_deaf_ends_for_its_supervisor_to_start_it(
+    process: Process, manager: FakeManager, url: str
+) -> None:
+    # This manager promises canaries and sends none: as good as a host that hears none.
+    manager.canary_interval_s = 0.5
+    process.configure(url)
+    running = process.start(silence_s=2.0)
+    _ready(manager)
+    assert running.wait(60.0) == 1
+    log = process.log.read_text()
+    assert "muster-agent: DEAF: nothing has been heard" in log
+    assert log.count("listening on a new connection") == 2
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("executor", ["threading", "eventlet"])
