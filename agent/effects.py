@@ -206,6 +206,8 @@ class _Attempt:
         made = bearer_of(self._command)
         try:
             guest = self._finder.at(made, self._command.instance)
+            if guest.mark.generation != self._command.generation:
+                return  # later commands have used it: our journal is older than that
             if guest.seen.power_state not in spare:
                 calls = self._parts.calls
                 calls.within(calls.look_s, "destroy", self._driver.destroy, guest)

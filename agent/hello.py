@@ -127,6 +127,7 @@ class Greeter:
             journal_seq=meta.journal_seq,
             store_timeline=meta.store_timeline,
             store_mark=meta.store_mark,
+            session=meta.session or 0,
             unfinished=tuple(e.command.id for e in self._journal.unfinished()),
         )
 

@@ -308,6 +308,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     journal_seq: Count
     store_timeline: str | None
     store_mark: Count
+    session: Count = 0
     unfinished: tuple[str, ...] = ()
 
 

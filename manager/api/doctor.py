@@ -75,7 +75,8 @@ def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
             row.host,
             f"its agent has seen a later state of this database (mark {row.mark}) and changes"
             f" nothing; it has reported {restore.floors_of(tx, row.host)} floors",
-            "if the database was restored from a backup on purpose: muster db accept-restore",
+            "was it restored from a backup on purpose? once every host is listed: muster db"
+            " accept-restore --reason TEXT",
         )
         for row in tx.all(Rollback)
     ]

@@ -85,6 +85,8 @@ def _done_before(tx: Tx, r: ask.VmDelete, instance: str) -> Job:
 
 
 def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
+    if r.host is not None:
+        hosts.named(tx, r.host)
     found = views.vms(tx, host=r.host, state=r.state, task_state=r.task_state, stale=r.stale)
     return {"vms": found, "notices": views.notices(tx)}
 
@@ -158,6 +160,8 @@ def db_accept_restore(tx: Tx, _cfg: Settings, r: ask.AcceptRestore) -> Any:
 
 
 def alien_list(tx: Tx, _cfg: Settings, r: ask.AlienList) -> Any:
+    if r.host is not None:
+        hosts.named(tx, r.host)
     return {"aliens": views.aliens(tx, r.host), "notices": views.notices(tx)}
 
 

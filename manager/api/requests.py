@@ -137,6 +137,9 @@ _REMEDIES = {
     "kernel": "an absolute path on the host",
     "initrd": "an absolute path on the host",
     "job": "a UUID",
+    "vm": "a name or a UUID",
+    "host": "a name",
+    "reason": "at most 1000 characters",
 }
 Q = TypeVar("Q", bound=Request)
 
@@ -149,6 +152,10 @@ def parse(kind: type[Q], kwargs: dict[str, Any]) -> Q:
         text = str(exc)
         found = re.search(r"`\$\.?([A-Za-z_]+)|field `([A-Za-z_]+)`", text)
         field = (found.group(1) or found.group(2)) if found else "request"
+        given = kwargs.get(field)
+        if isinstance(given, str | int) and f"`$.{field}`" in text:
+            # Not msgspec's words: they show a regular expression.
+            text = f"{given!r:.80} is not possible"
         raise BadRequest(
             f"{field}: {text}", _REMEDIES.get(field, "correct this field"), field=field
         ) from exc

@@ -25,6 +25,7 @@ from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
 from manager.store.statements import Joined, Query, ask, ask_any
 from manager.store.tombstones import Tombstone
@@ -332,6 +333,13 @@ def notices(tx: Tx) -> list[str]:
     if tx.first(Host, columns.blind) is not None:
         found.append(
             "the managers are blind: they have not heard reports long enough to call hosts down"
+        )
+    ahead = tx.all(Rollback)
+    if ahead:
+        names = ", ".join(row.host for row in ahead[:10])
+        found.append(
+            f"the database is older than the agents of {len(ahead)} hosts ({names}): what is listed"
+            " of them may be long past, and nothing is changed there (muster doctor)"
         )
     silent = tx.all(Host, columns.mass_silent, columns.enabled)
     if silent:

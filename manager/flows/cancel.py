@@ -32,6 +32,11 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
         return job
     if job.state not in jobs.OPEN:
         raise WrongState(f"job {job.uuid} has {job.state} already", "muster job show")
+    if tx.first(Job, Job.__table__.c.same_as == job.uuid) is not None:
+        raise WrongState(
+            f"job {job.uuid} also carries out another wish, which nobody took back",
+            f"wait for its end: muster job wait {job.uuid}",
+        )
     rows = _held(tx, job)
     if job.kind == "delete":
         return _delete(tx, cfg, _marked(tx, job, operator, reason), rows)
@@ -62,8 +67,9 @@ def too_late(tx: Tx, row: CommandRow, owed: Void) -> None:
     if job is None or not job.cancelling or job.state not in jobs.OPEN:
         return
     tx.delete(owed)
-    tx.swap(job, cancelling=False, waiting_for="")
     text = f"{job.kind} is not cancelled: {row.host} had begun to carry it out"
+    said = TrailEntry(f"host {row.host}", text, tx.now)
+    tx.swap(job, cancelling=False, waiting_for="", trail=(*job.trail, said))
     tx.event("job.not_cancelled", job.instance or job.uuid, f"host {row.host}", text, job=job.uuid)
 
 

@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, inventory, jobs, reap
+from manager.flows import commands, inventory, jobs, reap, restore
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine
@@ -88,6 +88,8 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
         jobs.accept_same(tx, wish, current)
         pursue(tx, cfg, current)
         return tx.get(Job, current.uuid)
+    if not force:
+        restore.require_none(tx, places)
     job = jobs.accept(
         tx,
         wish,

@@ -58,7 +58,9 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
             f"two agents report as {host.name}", "give one of them another [DEFAULT] host"
         )
     repeated = host.session_open and host.hello_id == hello.hello_id
-    session = host.session if repeated else host.session + 1
+    # Above all that the agent has used: looks of a session that this database has forgotten, or of
+    # a host whose record is new, must not pass for newer than those of this one.
+    session = host.session if repeated else max(host.session, hello.session) + 1
     # A journal without a timeline has kept no welcome yet: an earlier one was lost on its way.
     new_journal = host.journal_id != hello.journal_id or hello.store_timeline is None
     if not repeated:

@@ -8,7 +8,7 @@ from common.conf import Settings
 from common.errors import WrongState
 from common.messages import CommandKind, GuestReport, Result
 from common.states import CommandState, JobEvent, PowerState, TaskState, VmState
-from manager.flows import commands, jobs
+from manager.flows import commands, jobs, restore
 from manager.flows.jobs import Wish
 from manager.rules import power as rule
 from manager.rules import verbs
@@ -29,6 +29,7 @@ def request(
 ) -> Job:
     """Accept start, stop or reboot; raises what the verb table refuses."""
     verb = verbs.VERBS[verb_name]
+    restore.require_none(tx, (vm.host,) if vm.host else ())
     if vm.deletion_owed:
         raise WrongState(
             f"{vm.name} is owed a deletion: it can not be used any more",
@@ -87,6 +88,11 @@ def command_ended(
     if command.state is CommandState.NOT_RUN and superseded:
         event = JobEvent.CANCEL
     code, error = (None, None) if done else (command.error_code, command.error)
+    if code == "STALE_COMMAND":
+        error = (
+            f"{command.host} has heard of later commands of this VM than this database knows (was"
+            f" it restored from a backup?): nothing was done, ask again ({error})"
+        )
     if command.state is CommandState.NOT_RUN and job.cancelling:
         event, code = JobEvent.CANCEL, "CANCELLED"
     floor = result.floor if result is not None else None

@@ -8,6 +8,7 @@ nothing until an operator accepts what was lost (`muster db accept-restore`).
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -83,6 +84,19 @@ def note(tx: Tx, hello: Hello) -> None:
         what = "has seen a later state of this database" if same else "belongs to another database"
         text = f"{hello.host} {what}, and changes nothing until a restore is accepted"
         tx.event("DB_ROLLED_BACK", hello.host, f"host {hello.host}", text, mark=hello.store_mark)
+
+
+def require_none(tx: Tx, hosts: Iterable[str]) -> None:
+    """Raise DbRolledBack for a wish about a host that is ahead: it would rest on old listings."""
+    for name in hosts:
+        host = tx.find(Host, name)
+        if host is not None and host.session_open:
+            continue  # one that is ahead gets no session
+        if tx.find(Rollback, name) is not None:
+            raise DbRolledBack(
+                f"{name} has seen a later state of this database, and nothing is changed there",
+                "muster doctor; then: muster db accept-restore --reason TEXT",
+            )
 
 
 def floors_of(tx: Tx, host: str) -> int:
