@@ -106,6 +106,8 @@ class Faults:
             self.bad_network,
             self.echo,
             self.echo,
+            self.busy,
+            self.busy,
             self.crashes,
             self.crashes,
         ]
@@ -122,6 +124,7 @@ class Faults:
         """Nothing goes wrong any more, and what was wrong is mended."""
         fleet = self._fleet
         fleet.chaos.calm()
+        fleet.world.lag = 0.0
         fleet.broker.up = True
         for process in fleet.processes:
             if process.runtime is not None and process.runtime.frozen:
@@ -173,6 +176,13 @@ class Faults:
         self._fleet.tell(f"{process.name} is stopped (SIGSTOP)")
         runtime.freeze()
         self._later(5.0, 150.0, runtime.thaw, f"{process.name} wakes up")
+
+    def busy(self) -> None:
+        """Every machine has too much to do: threads get their turn late."""
+        world = self._fleet.world
+        world.lag = world.random.choice((0.05, 0.3))
+        self._fleet.tell(f"machines are busy: {world.lag} of all turns come late")
+        self._later(20.0, 100.0, lambda: setattr(world, "lag", 0.0), "machines are idle again")
 
     # what they hang on
 

@@ -14,6 +14,7 @@ from common.runtime import Runtime, Stopped
 from simulation.world import Fiber, World
 
 T = TypeVar("T")
+LAG_S = 3.0
 
 
 class SimEvent:
@@ -176,9 +177,15 @@ class SimRuntime(Runtime):
         """A place where another process may go first."""
         if self.killed:
             raise Stopped
+        if self.world.lag:
+            self._lag()
         self.world.yield_now()
         if self.killed:
             raise Stopped
+
+    def _lag(self) -> None:
+        if self.world.chance(self.world.lag):
+            self.sleep(self.world.random.uniform(0.0, LAG_S))
 
     # work
 
@@ -187,6 +194,8 @@ class SimRuntime(Runtime):
 
         def run() -> None:
             try:
+                if self.world.lag:
+                    self._lag()
                 fn(*args)
             except Stopped:
                 pass
