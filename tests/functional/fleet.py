@@ -272,6 +272,7 @@ class ScriptedAgent:
         self.run = str(uuid.uuid4())
         self.journal = str(uuid.uuid4())
         self.session: int | None = None
+        self.known_session = 0  # the last that its journal has kept
         self.guests: dict[str, m.GuestReport] = {}
         self.timeline: str | None = None
         self.mark = 0
@@ -302,13 +303,14 @@ class ScriptedAgent:
             "journal_seq": 0,
             "store_timeline": self.timeline,
             "store_mark": self.mark,
+            "session": self.known_session,
         }
         return m.Hello(**{**fields, **self._fields, **changes})
 
     def hello(self, greeting: m.Hello | None = None, **changes: Any) -> m.Welcome:
         """A hello whose answer arrives."""
         welcome = self.lost_hello(greeting, **changes)
-        self.session = welcome.session
+        self.session = self.known_session = welcome.session
         self.timeline, self.mark = welcome.store_timeline, welcome.store_mark
         return welcome
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +139,36 @@ def test_killed_in_a_start_that_is_not_wanted_any_more_it_is_undone_or_reported(
     assert result.look is not None
     assert rig.state_of("i-1") == left
     assert (result.look.guest is None) == (left == "absent")
+
+
+def test_a_start_of_an_older_journal_undoes_no_guest_that_later_commands_have_used(
+    rig: Rig,
+) -> None:
+    rig.up()
+    rig.fault(start="hang_after")
+    start = rig.create("i-1")
+    eventually(lambda: _happened(rig, "start"), "the effect of start")
+    journal, older = rig.folder / "agent" / "journal.db", rig.folder / "older.db"
+    with (
+        contextlib.closing(sqlite3.connect(journal)) as now,
+        contextlib.closing(sqlite3.connect(older)) as copy,
+    ):
+        now.backup(copy)
+    rig.kill()
+    rig.fault()
+    rig.up()
+    assert rig.manager.result(start).outcome == "succeeded"
+    assert rig.manager.result(rig.manager.send("stop_vm", "i-1", 2)).outcome == "succeeded"
+    rig.kill()
+    for file in journal.parent.iterdir():
+        file.unlink()
+    older.rename(journal)
+    rig.manager.answers.clear()
+    rig.manager.wanted = lambda _id: False
+    rig.up()
+    result = rig.manager.result(start)
+    assert (result.outcome, result.error_code) == ("failed", "OUTCOME_UNKNOWN")
+    assert rig.state_of("i-1") == "SHUTOFF"
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -156,3 +157,20 @@ def test_a_delete_that_took_another_jobs_place_is_not_taken_back(
 def test_a_job_that_nobody_knows(fleet: Fleet) -> None:
     with pytest.raises(NotFound):
         cancel(fleet, {"uuid": "00000000-0000-4000-8000-000000000000"})
+
+
+def test_a_job_that_stands_for_two_wishes_is_not_taken_back_by_either(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    h1.end_session()
+    anns = fleet.delete(operator="ann")
+    bobs = str(uuid.uuid4())
+    assert fleet.delete(operator="bob", job=bobs)["uuid"] == anns["uuid"]
+    for asked in (anns["uuid"], bobs):
+        with pytest.raises(WrongState, match="another wish"):
+            cancel(fleet, {"uuid": asked})
+    h1.hello()
+    (terminate,) = fleet.publish()
+    h1.carry_out(terminate.command)
+    assert fleet.job(anns).state is JobState.SUCCEEDED

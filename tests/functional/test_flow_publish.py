@@ -448,7 +448,10 @@ def test_a_stale_command_names_the_floor_and_the_next_one_goes_above_it(
 ) -> None:
     job, cast = stopping(fleet, h1)
     h1.fail(cast.command, error_code="STALE_COMMAND", error="below", floor=40)
-    assert fleet.shown(job)["error_code"] == "STALE_COMMAND"
+    shown = fleet.shown(job)
+    assert shown["error_code"] == "STALE_COMMAND"
+    assert "h1 has heard of later commands of this VM" in shown["error"]
+    assert "ask again (below)" in shown["error"]
     fleet.ask("vm_stop", vm="web-1")
     (again,) = fleet.publish()
     assert again.command.generation > 40

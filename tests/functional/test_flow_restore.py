@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from common import messages as m
-from common.errors import BadRequest, DbRolledBack, WrongState
+from common.errors import EXIT_REFUSED, BadRequest, DbRolledBack, WrongState
 from common.states import HostState, PowerState, TombstoneState
 from manager.intake.hello import hello
 from manager.store.mapping import metadata
@@ -183,3 +183,70 @@ def test_agents_of_another_timeline_are_taken_over_only_when_accepted(
     ahead.timeline, ahead.mark = "another", 8
     with pytest.raises(DbRolledBack):
         greet(fleet, ahead)
+
+
+def test_what_was_seen_in_sessions_that_the_backup_does_not_know_blocks_no_news(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """The agent answers a command of the backup from its journal, with the look of that time."""
+    vm = fleet.deploy(h1, "web-1")
+    fleet.ask("vm_stop", vm="web-1")
+    (stop,) = [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    backup = Backup(fleet)
+    for _ in range(5):
+        h1.hello()
+    h1.beat(full=True)
+    h1.power(vm.uuid, PowerState.SHUTOFF)
+    old = h1.succeed(stop.command)  # in session 6
+    h1.power(vm.uuid, PowerState.RUNNING)  # started again, and lost with the database
+    go_on(fleet, 300.0, h1)
+
+    backup.put_back()
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    fleet.ask("db_accept_restore", operator="ann", reason="disk died")
+    h1.session = greet(fleet, h1).session
+    h1.say(results=(old,))  # from the journal: cast again under its id
+    h1.beat(full=True)
+    assert fleet.vm().power_state is PowerState.RUNNING
+
+
+@pytest.mark.parametrize("verb", ["vm_start", "vm_stop", "vm_reboot", "vm_delete"])
+def test_a_wish_about_a_host_that_is_ahead_is_refused(
+    fleet: Fleet, h1: ScriptedAgent, verb: str
+) -> None:
+    fleet.deploy(h1, "web-1")
+    h1.mark = 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    before = fleet.everything()
+    with pytest.raises(DbRolledBack, match="nothing is changed there") as refused:
+        fleet.ask(verb, vm="web-1")
+    assert refused.value.exit_code == EXIT_REFUSED
+    assert "db accept-restore" in refused.value.remedy
+    assert fleet.everything() == before
+    fleet.ask("db_accept_restore", operator="ann", reason="disk died")
+    assert fleet.ask(verb, vm="web-1")["kind"] == verb.removeprefix("vm_")
+
+
+def test_a_forced_delete_is_taken_though_its_host_is_ahead(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1, "web-1")
+    h1.mark = 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    job = fleet.delete("web-1", force=True, reason="whatever it knows")
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+    assert fleet.stone().state is TombstoneState.OPEN
+
+
+@pytest.mark.parametrize("listing", ["vm_list", "host_list", "job_list", "alien_list"])
+def test_every_listing_says_which_hosts_are_ahead(
+    fleet: Fleet, h1: ScriptedAgent, listing: str
+) -> None:
+    assert fleet.ask(listing)["notices"] == []
+    h1.mark = 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    (notice,) = fleet.ask(listing)["notices"]
+    assert "older than the agents of 1 hosts (h1)" in notice
+    assert "muster doctor" in notice

@@ -138,6 +138,8 @@ def test_an_ambiguous_name_lists_its_candidates(desk: Desk) -> None:
         ("vm_show", {"vm": "web-9"}),
         ("vm_stop", {"vm": "web-9", "job": str(uuid.uuid4())}),
         ("vm_delete", {"vm": "web-9", "job": str(uuid.uuid4())}),
+        ("vm_list", {"host": "h9"}),
+        ("alien_list", {"host": "h9"}),
         ("host_show", {"host": "h9"}),
         ("host_enable", {"host": "h9"}),
         ("host_disable", {"host": "h9"}),

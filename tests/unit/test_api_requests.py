@@ -34,10 +34,10 @@ def refusal(kind: type[ask.Request], kwargs: dict[str, Any]) -> BadRequest:
         ("kernel", ["vmlinuz", "", "/a\x00b", 7], "absolute path"),
         ("initrd", ["initrd.img", ""], "absolute path"),
         ("job", ["", "web-1", "1111", 7, None], "a UUID"),
-        ("host", ["", 7, "h" * 254], "correct this field"),
+        ("host", ["", 7, "h" * 254], "a name"),
         ("cmdline", ["x" * 1001, 7], "correct this field"),
         ("operator", ["", 7], "correct this field"),
-        ("reason", ["x" * 1001, 7], "correct this field"),
+        ("reason", ["x" * 1001, 7], "1000 characters"),
         ("disks", ["10", [{"size_gib": 0}], [{"size_gib": 65537}], [{}] * 17], "1 to 65536"),
     ],
 )
@@ -49,6 +49,15 @@ def test_a_create_with_a_wrong_field_names_it_and_what_it_may_be(
         assert found.data["field"] == field, (field, value, found.message)
         assert field in found.message
         assert remedy in found.remedy
+
+
+def test_what_is_said_of_a_wrong_value_is_the_value_and_no_regular_expression() -> None:
+    assert refusal(ask.VmCreate, {**CREATE, "name": "a b"}).message == (
+        "name: 'a b' is not possible"
+    )
+    assert refusal(ask.VmCreate, {**CREATE, "vcpus": 0}).message == "vcpus: 0 is not possible"
+    long = refusal(ask.VmCreate, {**CREATE, "reason": "x" * 1001}).message
+    assert len(long) < 120
 
 
 @pytest.mark.parametrize(
