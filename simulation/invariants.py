@@ -30,6 +30,8 @@ HOSTS_EVERY_S = 5.0
 WELL_S = 90.0
 # A guest that has been there for so long can not be called missing.
 THERE_S = 120.0
+# An agent that a restored database refuses has told its floors after so long.
+FLOORS_S = 30.0
 CANARY = "noop"
 _JUDGE = {"not_run": "not_run_told"}
 
@@ -220,6 +222,8 @@ class Invariants:
 
     def _accepted(self, host: str) -> None:
         self._accepted_at[host] = self._fleet.world.now()
+        if self._fleet.world.now_s - self._well_since[host][1] < FLOORS_S:
+            self._ahead_of_us.discard(host)  # an operator was faster than its agent
 
     def _received(self, command: str) -> None:
         if command in self._faults.lost.commands:
