@@ -28,5 +28,16 @@ class AcceptRestore(Command):
         hosts = ", ".join(answer.get("hosts", ()))
         raised = len(answer.get("raised", ()))
         vms = "1 VM" if raised == 1 else f"{raised} VMs"
-        self.tell({"notices": [f"accepted for {hosts}; {vms} got a higher generation"]})
+        notices = [f"accepted for {hosts}; {vms} got a higher generation"]
+        unheard = answer.get("not_compared", ())
+        if unheard:
+            notices.append(
+                f"not heard since the restore, so not compared: {', '.join(unheard)} (they may be"
+                " ahead as well, and nothing was raised for them: muster doctor)"
+            )
+        going_on = answer.get("open_jobs", 0)
+        if going_on:
+            what = "1 open job" if going_on == 1 else f"{going_on} open jobs"
+            notices.append(f"{what} of the backup will go on: muster job list")
+        self.tell({"notices": notices})
         return self.rows(Tombstones.columns, answer.get("tombstones", ()))

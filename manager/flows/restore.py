@@ -17,17 +17,21 @@ from common.conf import Settings
 from common.errors import DbRolledBack, WrongState
 from common.messages import FloorEntry, Hello
 from common.states import TombstoneState
+from manager.flows import jobs
 from manager.store import timeline
 from manager.store.engine import Tx
 from manager.store.events import Meta
 from manager.store.hosts import Host
 from manager.store.instances import Instance
+from manager.store.jobs import Job
 from manager.store.rollbacks import AgentFloor, Rollback
-from manager.store.statements import ask
+from manager.store.statements import among, ask
 from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 F = AgentFloor.__table__.c
+J = Job.__table__.c
+R = Rollback.__table__.c
 RISE_S = 10.0
 M = Meta.__table__.c
 # Risen too long ago, or by a clock that was ahead of the one that the database has now.
@@ -44,9 +48,16 @@ def limits(tx: Tx) -> dict[str, str]:
 
 def rise(tx: Tx, _cfg: Settings) -> None:
     """Raise the mark by the clock, not by what happens: a restored database must not catch up
-    with its agents before they have compared. While one is known to be ahead, it stands still."""
-    if timeline.age_s(tx) >= RISE_S and tx.first(Rollback) is None:
+    with its agents before they have compared. While one is known to be ahead, it stands still;
+    one that belongs to another database holds up nobody."""
+    if timeline.age_s(tx) >= RISE_S and noticed_at(tx) is None:
         timeline.advance(tx)
+
+
+def noticed_at(tx: Tx) -> dt.datetime | None:
+    """When the first host was found ahead of this very database, if one is."""
+    ours = R.timeline == timeline.current(tx).timeline
+    return min((row.since for row in tx.all(Rollback, ours)), default=None)
 
 
 def judge(tx: Tx, hello: Hello) -> None:
@@ -124,6 +135,9 @@ def accept(tx: Tx, operator: str, reason: str) -> dict[str, Any]:
     if not ahead:
         raise WrongState("no agent is ahead of this database", "nothing to accept")
     ours = timeline.current(tx)
+    noticed = noticed_at(tx)
+    unheard = [] if noticed is None else _not_heard_since(tx, noticed)
+    going_on = [] if noticed is None else _open_since_before(tx, noticed)
     raised = {}
     highest: dict[str, int] = {}
     for floor in tx.all(AgentFloor):
@@ -142,8 +156,36 @@ def accept(tx: Tx, operator: str, reason: str) -> dict[str, Any]:
     stones = tx.all(Tombstone, T.state == TombstoneState.OPEN)
     hosts = [row.host for row in ahead]
     text = f"{operator} went on with a restored database, on {', '.join(hosts)}: {reason}"
+    if unheard:
+        text += f"; not heard since, and not compared: {', '.join(unheard)}"
+    if going_on:
+        text += f"; open jobs of the backup that go on: {len(going_on)}"
     tx.event("db.restore_accepted", "database", operator, text, raised=len(raised))
-    return {"hosts": hosts, "raised": raised, "tombstones": stones}
+    return {
+        "hosts": hosts,
+        "not_compared": unheard,
+        "raised": raised,
+        "open_jobs": len(going_on),
+        "tombstones": stones,
+    }
+
+
+def _not_heard_since(tx: Tx, when: dt.datetime) -> list[str]:
+    """Hosts that may be ahead as well: nothing of what their agents know has been compared.
+
+    One whose session was in the backup reports as if nothing had happened, and compares when it
+    gets a canary.
+    """
+    return [
+        host.name
+        for host in tx.all(Host)
+        if min(host.heard_at, host.canary_heard_at or host.heard_at) < when
+        and tx.find(Rollback, host.name) is None
+    ]
+
+
+def _open_since_before(tx: Tx, when: dt.datetime) -> list[Job]:
+    return tx.all(Job, among(J.state, jobs.OPEN), J.same_as.is_(None), J.accepted_at < when)
 
 
 def _raise_above(tx: Tx, instance: str, generation: int) -> bool:

@@ -367,11 +367,28 @@ def test_accept_restore_needs_a_reason_and_lists_the_open_tombstones(fleet: Flee
     stone = {"uuid": "t-1", "name": "web-1", "instance": "i-1", "host": "h1", "state": "OPEN"}
     fleet.answers["db_accept_restore"] = {
         "hosts": ["h1"],
+        "not_compared": [],
         "raised": {"i-1": 4},
+        "open_jobs": 0,
         "tombstones": [stone],
     }
     assert fleet.muster("db", "accept-restore").code == 2
     done = fleet.muster("db", "accept-restore", "--reason", "disk died", "-f", "json")
     assert done.code == 0, done.err
     assert [row["uuid"] for row in done.json] == ["t-1"]
-    assert "accepted for h1; 1 VM got" in done.err
+    assert done.err == "notice: accepted for h1; 1 VM got a higher generation\n"
+
+
+def test_accept_restore_tells_of_hosts_that_were_not_compared_and_of_jobs_that_go_on(
+    fleet: Fleet,
+) -> None:
+    fleet.answers["db_accept_restore"] = {
+        "hosts": ["h1"],
+        "not_compared": ["h2", "h3"],
+        "raised": {},
+        "open_jobs": 2,
+        "tombstones": [],
+    }
+    said = fleet.muster("db", "accept-restore", "--reason", "disk died").err
+    assert "not compared: h2, h3 (" in said
+    assert "2 open jobs of the backup will go on: muster job list" in said

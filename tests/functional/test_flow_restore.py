@@ -250,3 +250,44 @@ def test_every_listing_says_which_hosts_are_ahead(
     (notice,) = fleet.ask(listing)["notices"]
     assert "older than the agents of 1 hosts (h1)" in notice
     assert "muster doctor" in notice
+
+
+def test_accepting_tells_which_hosts_were_not_compared_and_how_many_jobs_go_on(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    h3 = ScriptedAgent(fleet, "h3").up()
+    for name in ("web-1", "web-2"):
+        fleet.deploy(h1, name)
+    go_on(fleet, EVERY_S, h1, h2, h3)
+    fleet.ask("vm_stop", vm="web-1")
+    backup = Backup(fleet)
+    go_on(fleet, EVERY_S, h1, h2, h3)
+
+    backup.put_back()
+    fleet.clock.move(INTERVAL_S)
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h1)
+    fleet.clock.move(1.0)
+    h2.hello(store_mark=0)  # it has seen nothing that this database has not
+    fleet.tick()
+    canaries(fleet, h2)
+    # Its session was in the backup, it reports in it, and no canary has told it the mark yet.
+    h3.beat()
+    done = fleet.ask("db_accept_restore", operator="ann", reason="disk died")
+    assert (done["hosts"], done["not_compared"], done["open_jobs"]) == (["h1"], ["h3"], 1)
+    (event,) = fleet.events("db.restore_accepted")
+    assert "not compared: h3; open jobs of the backup that go on: 1" in event.text
+
+
+def test_an_agent_of_another_database_does_not_hold_up_the_mark(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    strange = ScriptedAgent(fleet, "h3")
+    strange.timeline, strange.mark = "another", 7
+    with pytest.raises(DbRolledBack, match="another"):
+        greet(fleet, strange)
+    before = h1.mark
+    go_on(fleet, 120.0, h1)
+    assert h1.mark >= before + 5
+    done = fleet.ask("db_accept_restore", operator="ann", reason="a new database on purpose")
+    assert (done["hosts"], done["not_compared"], done["open_jobs"]) == (["h3"], [], 0)
