@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from agent.answers import Answers
 from agent.effects import Mode, Work
-from agent.journal import Journal, Reception, State
+from agent.journal import Journal, Received, Reception, State
 from agent.session import Session
 from common import messages as m
-from common.errors import JournalUnavailable
+from common.errors import IdReused, JournalUnavailable
 from common.logs import about
 from common.runtime import Runtime, Stopped
 
@@ -20,6 +21,17 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 JOURNAL_PAUSE_S = 2.0
+
+
+class _Arrival:
+    """A command that has just come, and what became of it."""
+
+    def __init__(self, command: m.Command) -> None:
+        self.command = command
+        self.received: Received | None = None
+        self.begun = False
+        self.done = False
+        self.error: BaseException | None = None
 
 
 class Commands:
@@ -50,6 +62,7 @@ class Commands:
         self._queued: dict[str, list[Work]] = {}
         self._running: set[str] = set()
         self._steps: dict[str, tuple[m.Step, float]] = {}
+        self._arrived: collections.deque[_Arrival] = collections.deque()
 
     # what managers cast
 
@@ -60,27 +73,13 @@ class Commands:
             self._journal.canary(command)
             self._answers.wake()
             return
+        arrival = _Arrival(command)
+        self._arrived.append(arrival)
         with self._lock:
-            with self._journal.together():
-                received = self._journal.receive(command)
-                new = received.reception is Reception.NEW
-                begun = new and self._has_turn(command.instance)
-                if begun:
-                    self._journal.start(command.id)
-            if new:
-                self._forget(received.ended)
-                self._step(command.id, m.Step.RECEIVED)
-            if begun:
-                self._launch(Work(command=command, mode=Mode.BEGUN))
-            elif new:
-                self._enqueue(Work(command=command))
-            elif received.reception is Reception.KNOWN:
-                now = self._runtime.monotonic()
-                step, at = self._steps.get(command.id, (m.Step.RECEIVED, now))
-                self._answers.receipt(command.id, step, at)
-        if received.told:
-            self._answers.wake()
-        self._pump()
+            if not arrival.done:
+                self._take_all()
+        if arrival.error is not None:
+            raise arrival.error
 
     def void(self, instance: str, generation: int) -> None:
         """Nothing up to `generation` may start any more; says what had become of it."""
@@ -136,6 +135,65 @@ class Commands:
 
     # inside
 
+    def _take_all(self) -> None:
+        """All that have arrived, in one transaction of the journal, by whoever came first."""
+        arrivals = []
+        while self._arrived:
+            arrivals.append(self._arrived.popleft())
+        try:
+            with self._journal.together():
+                self._write_down(arrivals)
+        except BaseException as exc:  # noqa: BLE001 - each of the callers raises it
+            for arrival in arrivals:
+                arrival.error = exc
+        else:
+            for arrival in arrivals:
+                self._accept(arrival)
+        finally:
+            for arrival in arrivals:
+                arrival.done = True
+        if any(a.received is not None and a.received.told for a in arrivals):
+            self._answers.wake()
+        self._pump()
+
+    def _write_down(self, arrivals: list[_Arrival]) -> None:
+        running, queued = set(self._running), list(self._queued)
+        for arrival in arrivals:
+            command = arrival.command
+            try:
+                arrival.received = self._journal.receive(command)
+            except IdReused as exc:
+                arrival.error = exc
+                continue
+            if arrival.received.reception is not Reception.NEW:
+                continue
+            # The next to start is one of those that wait already, if any of them may.
+            if self._may_start(command.instance, running) and not any(
+                self._may_start(instance, running) for instance in queued
+            ):
+                self._journal.start(command.id)
+                arrival.begun = True
+                running.add(command.instance)
+            else:
+                queued.append(command.instance)
+
+    def _accept(self, arrival: _Arrival) -> None:
+        """It is on disk: it may be told and carried out."""
+        command, received = arrival.command, arrival.received
+        if received is None:
+            return
+        if received.reception is Reception.NEW:
+            self._forget(received.ended)
+            self._step(command.id, m.Step.RECEIVED)
+            if arrival.begun:
+                self._launch(Work(command=command, mode=Mode.BEGUN))
+            else:
+                self._enqueue(Work(command=command))
+        elif received.reception is Reception.KNOWN:
+            now = self._runtime.monotonic()
+            step, at = self._steps.get(command.id, (m.Step.RECEIVED, now))
+            self._answers.receipt(command.id, step, at)
+
     def _enqueue(self, work: Work) -> None:
         waiting = self._queued.setdefault(work.command.instance, [])
         waiting.append(work)
@@ -157,24 +215,20 @@ class Commands:
             else:
                 del self._queued[instance]
 
-    def _has_turn(self, instance: str) -> bool:
-        """True when a command of an instance that has just come is the next to start."""
-        return self._may_start(instance) and not any(map(self._may_start, self._queued))
-
-    def _may_start(self, instance: str) -> bool:
-        """True when the first that is queued of an instance has its turn."""
+    def _may_start(self, instance: str, running: set[str]) -> bool:
+        """True when the next command of an instance has its turn beside those that run."""
         return (
             not self._draining
             and self._session.current is not None
-            and len(self._running) < self._max_parallel
-            and instance not in self._running
+            and len(running) < self._max_parallel
+            and instance not in running
         )
 
     def _pump(self) -> None:
         """Start what may start."""
         with self._lock:
             for instance in list(self._queued):
-                if self._may_start(instance):
+                if self._may_start(instance, self._running):
                     waiting = self._queued[instance]
                     work = waiting.pop(0)
                     if not waiting:

@@ -6,6 +6,7 @@ between any two calls leaves a state that the next agent can go on from. Only co
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
 import os
@@ -18,7 +19,7 @@ import msgspec
 
 from agent import journal_file
 from common import messages as m
-from common.errors import IdReused, JournalUnavailable
+from common.errors import IdReused, JournalUnavailable, MusterError
 from common.ownership import is_stale
 from common.runtime import Runtime, Stopped
 
@@ -93,6 +94,29 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     session: int | None
 
 
+class _Write:
+    """One caller's writing; several that come at once share a transaction."""
+
+    def __init__(self, act: Callable[[sqlite3.Connection], Any]) -> None:
+        self._act = act
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def alone(self, db: sqlite3.Connection) -> None:
+        self.value = self._act(db)
+
+    def among_others(self, db: sqlite3.Connection) -> None:
+        """What it refuses to write takes nothing of the others with it."""
+        db.execute("SAVEPOINT one")
+        try:
+            self.value = self._act(db)
+        except MusterError as exc:
+            db.execute("ROLLBACK TO one")
+            self.error = exc
+        db.execute("RELEASE one")
+
+
 class Journal:
     """The file `journal.db` of one state_dir; safe from several threads.
 
@@ -107,6 +131,7 @@ class Journal:
         self._folder = Path(state_dir)
         self._confirmed: set[str] = set()
         self._grouped = False
+        self._waiting: collections.deque[_Write] = collections.deque()
         self._guard = journal_file.claim(self._folder)
         try:
             self._db: sqlite3.Connection | None = self._open()
@@ -477,18 +502,42 @@ class Journal:
         self._confirmed.clear()
 
     def _write(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        def transaction(db: sqlite3.Connection) -> T:
+        """On disk when this returns. Whoever comes first writes for all that wait."""
+        write = _Write(act)
+        self._waiting.append(write)
+        with self._lock:
+            if self._grouped:
+                self._waiting.remove(write)
+                return self._read(act)
+            if not write.done:
+                self._write_all()
+        if write.error is not None:
+            raise write.error
+        return write.value  # type: ignore[no-any-return]
+
+    def _write_all(self) -> None:
+        writes = []
+        while self._waiting:
+            writes.append(self._waiting.popleft())
+
+        def transaction(db: sqlite3.Connection) -> None:
             try:
                 self._begin(db)
-                value = act(db)
+                for write in writes:
+                    write.alone(db) if len(writes) == 1 else write.among_others(db)
                 self._commit(db)
             except BaseException:
                 _roll_back(db)
                 raise
-            return value
 
-        with self._lock:
-            return self._read(act if self._grouped else transaction)
+        try:
+            self._read(transaction)
+        except BaseException as exc:  # noqa: BLE001 - each of the callers raises it
+            for write in writes:
+                write.error = exc
+        finally:
+            for write in writes:
+                write.done = True
 
     def _read(self, act: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
