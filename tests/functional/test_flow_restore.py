@@ -287,6 +287,8 @@ def test_an_agent_of_another_database_does_not_hold_up_the_mark(
     strange.timeline, strange.mark = "another", 7
     with pytest.raises(DbRolledBack, match="another"):
         greet(fleet, strange)
+    (found,) = [f for f in fleet.ask("doctor")["findings"] if f["code"] == "DB_ROLLED_BACK"]
+    assert "h3 belongs to another database" in found["message"]
     before = h1.mark
     go_on(fleet, 120.0, h1)
     assert h1.mark >= before + 5
