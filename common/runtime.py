@@ -253,25 +253,33 @@ class Runtime:
     ) -> Task:
         """Run `fn` now and again every `seconds`, or at once when `wake` is set.
 
-        An error is logged and the next turn comes after a back-off of at most 10 s.
+        After an error the next turn comes after a back-off of at most 10 s. An outage is logged
+        when it begins, for each kind of error that is new in it, and when it is over.
         """
         bell = wake if wake is not None else self.event()
 
         def loop() -> None:
-            failures = 0
+            failures, said = 0, set[type[Exception]]()
             while not self.stopping.is_set():
                 self._check()
                 bell.clear()
                 try:
                     fn()
-                    failures = 0
+                    if failures:
+                        LOG.info("%s: %s works again, at try %d", self.name, name, failures + 1)
+                        failures = 0
+                        said.clear()
                 except Exception as exc:
                     if self.killed:
                         return
                     failures += 1
                     pause = min(10.0, 0.2 * 2**failures)
-                    LOG.warning("%s: %s failed, again in %.1f s: %s", self.name, name, pause, exc)
-                    LOG.debug("%s: %s", self.name, name, exc_info=True)
+                    if type(exc) not in said:
+                        said.add(type(exc))
+                        LOG.warning(
+                            "%s: %s failed, tried again until it works: %s", self.name, name, exc
+                        )
+                    LOG.debug("%s: %s, again in %.1f s", self.name, name, pause, exc_info=True)
                     self.sleep(pause)
                     continue
                 self.wait(bell, seconds() if callable(seconds) else seconds)

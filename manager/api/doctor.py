@@ -73,8 +73,8 @@ def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
             "DB_ROLLED_BACK",
             ERROR,
             row.host,
-            f"its agent has seen a later state of this database (mark {row.mark}) and changes"
-            f" nothing; it has reported {restore.floors_of(tx, row.host)} floors",
+            f"{restore.told(tx, row)} (mark {row.mark}), and its agent changes nothing; it has"
+            f" reported {restore.floors_of(tx, row.host)} floors",
             "was it restored from a backup on purpose? once every host is listed: muster db"
             " accept-restore --reason TEXT",
         )

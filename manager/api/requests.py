@@ -165,6 +165,12 @@ def parse(kind: type[Q], kwargs: dict[str, Any]) -> Q:
 
 
 def _check_create(request: VmCreate) -> None:
+    if re.match(_UUID, request.name):
+        raise BadRequest(
+            f"name: {request.name!r} has the shape of a UUID, by which another VM may be meant",
+            "choose a name that is no UUID",
+            field="name",
+        )
     for disk in request.disks:
         if (disk.size_gib is None) == (disk.path is None):
             raise BadRequest(

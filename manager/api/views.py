@@ -250,7 +250,9 @@ def waiting_for(tx: Tx, row: Job) -> str:
     if command is None or command.ended_at is not None:
         return "a manager to take it up"
     host_row = tx.find(Host, command.host)
-    if command.state in (CommandState.RECEIVED, CommandState.STARTED):
+    if row.cancelling:
+        text = f"{command.host} to say whether it has begun, to be cancelled"
+    elif command.state in (CommandState.RECEIVED, CommandState.STARTED):
         word = "has received" if command.state is CommandState.RECEIVED else "carries out"
         text = f"{command.host}, which {word} {command.kind}"
     elif command.state is CommandState.PUBLISHED:
@@ -267,7 +269,7 @@ def jobs(tx: Tx, *, everything: bool) -> list[dict[str, Any]]:
     where = [columns.same_as.is_(None)]
     if not everything:
         where.append(columns.state.in_(job_flow.OPEN))
-    return [job(tx, row) for row in tx.all(Job, *where, order=[columns.accepted_at])]
+    return [job(tx, row) for row in tx.all(Job, *where, order=[columns.accepted_at, columns.uuid])]
 
 
 def aliens(tx: Tx, host_name: str | None) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host, ManagerRow
 from manager.store.jobs import Job
+from manager.store.rollbacks import Rollback
 from manager.store.statements import Query, among
 
 BEATS = 20  # of a manager in a service_down_time
@@ -21,6 +23,7 @@ DEAF_AFTER = 4  # beats; without its own for so long, a manager has not been hea
 C, J, M, V = (kind.__table__.c for kind in (CommandRow, Job, ManagerRow, Void))
 HOSTS = Query(Host)
 MANAGERS = Query(ManagerRow)
+ROLLBACKS = Query(Rollback)
 OWING = (
     sa.select(V.host)
     .select_from(sa.outerjoin(Void.__table__, CommandRow.__table__, C.id == V.command))
@@ -71,36 +74,54 @@ def limits(cfg: Settings) -> rule.Limits:
     return rule.Limits(cfg.manager.service_down_time, cfg.manager.silence_budget)
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What other tables tell of hosts, by their names.
+
+    `owing`: they have not answered for a command which was given up. `rolled_back`: their agents
+    know another state of the database.
+    """
+
+    owing: frozenset[str]
+    rolled_back: frozenset[str]
+
+
 def judge_all(tx: Tx, cfg: Settings) -> None:
     """One round over the fleet: write down each verdict that differs from what is stored."""
     managers = tx.ask(MANAGERS)
     heard = _hearing(tx, cfg, managers)
-    hosts, owing = tx.ask(HOSTS), _owing(tx)
-    facts = {host.name: _facts(tx, cfg, host, heard, owing) for host in hosts}
+    hosts = tx.ask(HOSTS)
+    told = _told(tx, hosts)
+    facts = {host.name: _facts(tx, cfg, host, heard, told) for host in hosts}
     mass = frozenset[str]()
     if not rule.is_blind(heard, limits(cfg)):
         mass = rule.mass_silence(list(facts.values()), limits(cfg))
     for host in hosts:
         verdict = rule.judge(facts[host.name], hearing=heard, mass=mass, limits=limits(cfg))
         if _differs(host, verdict):
-            _apply(tx, cfg, host.name, heard, mass, owing)
+            _apply(tx, cfg, host.name, heard, mass, told)
     _forget_silent(tx, cfg, managers)
 
 
 def judge_now(tx: Tx, cfg: Settings, name: str) -> Host:
     """One host at once, for an operator's command."""
     heard = hearing(tx, cfg)
-    owing = _owing(tx)
-    fleet = [_facts(tx, cfg, host, heard, owing) for host in tx.ask(HOSTS)]
+    hosts = tx.ask(HOSTS)
+    told = _told(tx, hosts)
+    fleet = [_facts(tx, cfg, host, heard, told) for host in hosts]
     blind = rule.is_blind(heard, limits(cfg))
     mass = frozenset[str]() if blind else rule.mass_silence(fleet, limits(cfg))
-    _apply(tx, cfg, name, heard, mass, owing)
+    _apply(tx, cfg, name, heard, mass, told)
     return tx.get(Host, name)
 
 
-def _owing(tx: Tx) -> frozenset[str]:
-    """Hosts that have not answered for a command which was given up."""
-    return frozenset(row[0] for row in tx.rows(OWING))
+def _told(tx: Tx, hosts: list[Host]) -> _Told:
+    # One that is ahead of the database has no session: mostly there is nothing to look for.
+    refused = tx.ask(ROLLBACKS) if not all(host.session_open for host in hosts) else []
+    return _Told(
+        owing=frozenset(row[0] for row in tx.rows(OWING)),
+        rolled_back=frozenset(row.host for row in refused),
+    )
 
 
 def _apply(
@@ -109,14 +130,14 @@ def _apply(
     name: str,
     heard: rule.Hearing,
     mass: frozenset[str],
-    owing: frozenset[str],
+    told: _Told,
 ) -> None:
     # Judged again with the row held: a heartbeat may have arrived since it was read.
     host = tx.lock(Host, name)
     if host is None:
         return
     verdict = rule.judge(
-        _facts(tx, cfg, host, heard, owing), hearing=heard, mass=mass, limits=limits(cfg)
+        _facts(tx, cfg, host, heard, told), hearing=heard, mass=mass, limits=limits(cfg)
     )
     if not _differs(host, verdict):
         return
@@ -165,9 +186,7 @@ def _differs(host: Host, verdict: rule.Verdict) -> bool:
     )
 
 
-def _facts(
-    tx: Tx, cfg: Settings, host: Host, heard: rule.Hearing, owing: frozenset[str]
-) -> rule.HostFacts:
+def _facts(tx: Tx, cfg: Settings, host: Host, heard: rule.Hearing, told: _Told) -> rule.HostFacts:
     message = host.driver_message
     if host.inventory_partial and host.driver_healthy:
         message = "its listing was partial"
@@ -185,7 +204,8 @@ def _facts(
         reported=host.inventory_digest is not None,
         clash=host.clash,
         mass_silent=host.mass_silent,
-        owes_fate=host.name in owing,
+        owes_fate=host.name in told.owing,
+        rolled_back=host.name in told.rolled_back,
         canary_overdue=canary.overdue(tx, cfg, host, heard),
     )
 

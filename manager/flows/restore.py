@@ -91,10 +91,15 @@ def note(tx: Tx, hello: Hello) -> None:
     if host is not None and host.session_open:
         tx.put(host, session_open=False)
     if tx.insert_if_new(row):
-        same = row.timeline == timeline.current(tx).timeline
-        what = "has seen a later state of this database" if same else "belongs to another database"
-        text = f"{hello.host} {what}, and changes nothing until a restore is accepted"
+        text = f"{told(tx, row)}, and changes nothing until a restore is accepted"
         tx.event("DB_ROLLED_BACK", hello.host, f"host {hello.host}", text, mark=hello.store_mark)
+
+
+def told(tx: Tx, row: Rollback) -> str:
+    """What its agent's hello has told of this host, in words."""
+    if row.timeline == timeline.current(tx).timeline:
+        return f"{row.host} has seen a later state of this database"
+    return f"{row.host} belongs to another database"
 
 
 def require_none(tx: Tx, hosts: Iterable[str]) -> None:
@@ -103,9 +108,10 @@ def require_none(tx: Tx, hosts: Iterable[str]) -> None:
         host = tx.find(Host, name)
         if host is not None and host.session_open:
             continue  # one that is ahead gets no session
-        if tx.find(Rollback, name) is not None:
+        row = tx.find(Rollback, name)
+        if row is not None:
             raise DbRolledBack(
-                f"{name} has seen a later state of this database, and nothing is changed there",
+                f"{told(tx, row)}, and nothing is changed there",
                 "muster doctor; then: muster db accept-restore --reason TEXT",
             )
 

@@ -23,6 +23,7 @@ class HostFacts:
     `reported`: its session has brought an inventory, so that its capacity is known.
     `has_consumer` and `canary_overdue` None: not looked at, which counts as healthy.
     `owes_fate`: a command was given up, and its agent has not said yet what became of it.
+    `rolled_back`: its agent was refused, because it knows another state of the database.
     """
 
     name: str
@@ -41,6 +42,7 @@ class HostFacts:
     has_consumer: bool | None = None
     canary_overdue: bool | None = None
     owes_fate: bool = False
+    rolled_back: bool = False
 
     @property
     def late(self) -> bool:
@@ -178,6 +180,11 @@ def _doubt(host: HostFacts) -> tuple[str, str]:
         return "driver", f"its hypervisor does not answer: {host.driver_message}"
     if host.clash:
         return "clash", "HOST_NAME_CLASH: two agents report under this name"
+    if host.rolled_back and not host.session_open:
+        return "rolled back", (
+            "DB_ROLLED_BACK: its agent knows another state of the database, and gets no session"
+            " (muster doctor)"
+        )
     if not host.session_open:
         return "session", "it has no session yet"
     if not host.reported:

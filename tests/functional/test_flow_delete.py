@@ -90,6 +90,7 @@ def test_section3_row_3_two_deletes_are_one_job_with_two_watchers(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
     fleet.deploy(h1)
+    fleet.clock.move(0.001)  # jobs are listed by their age
     uuids = [f"11111111-0000-4000-8000-00000000000{n}" for n in range(3)]
     first, second = (fleet.delete(job=u) for u in uuids[:2])
     assert first["uuid"] == second["uuid"] == uuids[0]

@@ -111,6 +111,7 @@ def test_an_agent_that_is_ahead_gets_no_session_until_the_restore_is_accepted(
     assert refused.value.data == {"floors": 3}
     fleet.pass_(INTERVAL_S, h1, h2)
     assert h1.row.state is HostState.SUSPECT
+    assert "DB_ROLLED_BACK" in h1.row.reason
     found = [f for f in fleet.ask("doctor")["findings"] if f["code"] == "DB_ROLLED_BACK"]
     assert [(f["object"], f["level"]) for f in found] == [("h1", "ERROR")]
     assert "3 floors" in found[0]["message"]
@@ -286,6 +287,8 @@ def test_an_agent_of_another_database_does_not_hold_up_the_mark(
     strange.timeline, strange.mark = "another", 7
     with pytest.raises(DbRolledBack, match="another"):
         greet(fleet, strange)
+    (found,) = [f for f in fleet.ask("doctor")["findings"] if f["code"] == "DB_ROLLED_BACK"]
+    assert "h3 belongs to another database" in found["message"]
     before = h1.mark
     go_on(fleet, 120.0, h1)
     assert h1.mark >= before + 5

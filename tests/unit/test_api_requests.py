@@ -63,6 +63,8 @@ def test_what_is_said_of_a_wrong_value_is_the_value_and_no_regular_expression() 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        ({"name": JOB}, "name"),
+        ({"name": JOB.replace("1", "A")}, "name"),
         ({"disks": [{}]}, "disks"),
         ({"disks": [{"size_gib": 1, "path": "/x"}]}, "disks"),
         ({"disks": [{"path": "relative.img"}]}, "disks"),
@@ -75,6 +77,7 @@ def test_a_create_whose_fields_do_not_fit_together_names_one(
 ) -> None:
     found = refusal(ask.VmCreate, {**CREATE, **changes})
     assert found.data["field"] == field
+    assert found.remedy
 
 
 @pytest.mark.parametrize("field", ["job", "name", "vcpus", "memory_mib"])

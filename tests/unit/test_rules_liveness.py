@@ -117,7 +117,8 @@ def test_section2_row_4_not_at_exactly_service_down_time() -> None:
         ({"owes_fate": True}, "has not said what became of it"),
         ({"driver_healthy": False, "driver_message": "libvirtd is away"}, "libvirtd is away"),
         ({"clash": True}, "HOST_NAME_CLASH"),
-        ({"session_open": False}, "session"),
+        ({"session_open": False}, "it has no session yet"),
+        ({"session_open": False, "rolled_back": True}, "DB_ROLLED_BACK"),
     ],
 )
 def test_section2_row_5_each_doubt_makes_suspect_and_is_named(

@@ -1,9 +1,15 @@
-"""The owner of threads and time: the end of a process that does not end by itself."""
+"""The owner of threads and time: loops that fail, and processes that do not end by themselves."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import threading
+
+import pytest
+
+from common.runtime import Runtime
 
 HANGS = """
 import threading
@@ -35,3 +41,28 @@ def test_what_has_done_its_work_ends_at_once_and_loses_no_output() -> None:
         [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "done", "")
+
+
+def test_an_outage_is_logged_when_it_begins_for_what_is_new_in_it_and_when_it_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime, wake = Runtime("manager"), threading.Event()
+    turns = iter([OSError("away"), OSError("away"), ValueError("a bug"), OSError("away"), None])
+    done = threading.Event()
+
+    def turn() -> None:
+        error = next(turns, None)
+        if error is not None:
+            raise error
+        done.set()
+
+    runtime.sleep = lambda _s: None  # type: ignore[method-assign]
+    with caplog.at_level(logging.INFO, logger="common.runtime"):
+        runtime.every("beat", 60.0, turn, wake=wake)
+        assert done.wait(30)
+        runtime.stop(5.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "manager: beat failed, tried again until it works: away",
+        "manager: beat failed, tried again until it works: a bug",
+        "manager: beat works again, at try 5",
+    ]
