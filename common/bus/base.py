@@ -6,8 +6,8 @@ lost is a row in the managers' database or the agent's journal, and is sent agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -51,6 +51,18 @@ class StreamHandler(Protocol):
     """
 
     def __call__(self, key: str, body: bytes, sender: str | None, /) -> None: ...
+
+
+Report = tuple[str, bytes, str | None]
+"""Routing key, body and the user that the broker vouches for."""
+
+
+@runtime_checkable
+class GatheringHandler(StreamHandler, Protocol):
+    """A handler that can take several reports at once, if they have come together."""
+
+    def together(self, reports: Sequence[Report], /) -> None:
+        """All of them or, with any error, none: each is then handled by itself."""
 
 
 class Handle(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from common.bus.base import Address, Endpoint, Handle, StreamHandler
+from common.bus.base import Address, Endpoint, GatheringHandler, Handle, StreamHandler
 from common.errors import BadMessage, BrokerUnavailable, MusterError, NoManager
 from common.runtime import Runtime, Stopped
 
@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 
 WORKERS = 4
 POLL_S = 0.5
+GATHER = 20  # reports that are offered to a handler at once, at the most
 AGAIN_S = 0.1
 STREAM_LENGTH = 20_000
 
@@ -324,6 +325,9 @@ class _Consumer:
                 continue
             if report.expires_at is not None and report.expires_at < self._runtime.monotonic():
                 continue
+            if self._all_at_once(report, source):
+                failures = 0
+                continue
             try:
                 self._handler(report.key, report.body, report.sender)
                 failures = 0
@@ -337,6 +341,23 @@ class _Consumer:
                 source.items.appendleft(report)
                 failures += 1
                 self._runtime.sleep(min(self._stall_s / 4, AGAIN_S * 2**failures))
+
+    def _all_at_once(self, first: _Report, source: _Queue) -> bool:
+        """True when a report was taken in one go with those that wait behind it."""
+        if not source.items or not isinstance(self._handler, GatheringHandler):
+            return False
+        reports = [first]
+        while source.items and len(reports) < GATHER:
+            reports.append(source.items.popleft())
+        try:
+            self._handler.together([(r.key, r.body, r.sender) for r in reports])
+        except Stopped:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it is belongs to one of them
+            LOG.debug("%d reports are taken one by one: %s", len(reports), exc)
+            source.items.extendleft(reversed(reports[1:]))
+            return False
+        return True
 
     def stop(self) -> None:
         self._stopped.set()

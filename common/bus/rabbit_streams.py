@@ -9,7 +9,7 @@ from typing import Any
 from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer as KombuConsumer
 
-from common.bus.base import RESULTS, Handle, StreamHandler
+from common.bus.base import RESULTS, GatheringHandler, Handle, Report, StreamHandler
 from common.bus.rabbit_link import (
     BROKER_ERRORS,
     HEARTBEAT_S,
@@ -27,6 +27,8 @@ DEAD = DEAD_EXCHANGE
 DEAD_LENGTH = 10_000
 STREAM_LENGTH = 20_000
 PREFETCH = 200
+GATHER = 50  # reports that are offered to a handler at once, at the most
+GATHER_S = 0.0005  # for the next that has come already
 RESULT_PREFIX = "result."
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
 
@@ -102,6 +104,7 @@ class Consumer:
         self._step_s = min(1.0, stall_s / 4)
         self._stopped = link.runtime.event()
         self._held: list[_Held] = []
+        self._gathered: list[Any] = []
         self._seen = 0.0
         self._taken = 0.0
         self._pulse = 0.0
@@ -138,6 +141,7 @@ class Consumer:
                 self._gap(f"the broker is away: {describe(exc)}")
             finally:
                 self._held.clear()
+                self._gathered.clear()
             discard(connection)
             self._runtime.wait(self._stopped, self._runtime.jitter(pause / 2, pause))
             pause = min(pause * 2, RETRY_MAX_S)
@@ -169,10 +173,12 @@ class Consumer:
         except Exception:
             LOG.exception("reports: noting a gap (%s)", reason)
 
-    # one message after the other
+    # one message after the other, or those that have come together
 
     def _step(self, connection: Any) -> None:
         drain(connection, self._step_s if not self._held else min(self._step_s, RETRY_MIN_S))
+        if self._gathered:
+            self._take_gathered(connection)
         now = self._alive()
         if now - self._pulse > HEARTBEAT_S / 6:
             self._pulse = now
@@ -193,6 +199,34 @@ class Consumer:
         now = self._alive()
         if self._over():
             return
+        if isinstance(self._handler, GatheringHandler):
+            self._gathered.append(message)
+        else:
+            self._take_or_hold(message, now)
+
+    def _take_gathered(self, connection: Any) -> None:
+        """What has come already, in one go; one after the other if that does not work."""
+        before = 0
+        while before < len(self._gathered) < GATHER:
+            before = len(self._gathered)
+            drain(connection, GATHER_S)
+        messages, self._gathered = self._gathered, []
+        if isinstance(self._handler, GatheringHandler) and len(messages) > 1:
+            try:
+                self._handler.together([_read(message) for message in messages])
+            except Exception as exc:  # noqa: BLE001 - whatever it is belongs to one of them
+                LOG.debug("%d reports are taken one by one: %s", len(messages), describe(exc))
+            else:
+                self._taken = self._runtime.monotonic()
+                for message in messages:
+                    message.ack()
+                return
+        for message in messages:
+            if self._over():
+                return
+            self._take_or_hold(message, self._alive())
+
+    def _take_or_hold(self, message: Any, now: float) -> None:
         if not self._take(message):
             held = _Held(message, now)
             held.later(now, self._stall_s / 4)
@@ -216,9 +250,7 @@ class Consumer:
 
     def _take(self, message: Any) -> bool:
         """Handle one report; False when it has to come again."""
-        key = message.delivery_info["routing_key"]
-        sender = message.properties.get("user_id")
-        body = message.body if isinstance(message.body, bytes) else message.body.encode()
+        key, body, sender = _read(message)
         try:
             try:
                 self._handler(key, body, sender)
@@ -247,6 +279,11 @@ class Consumer:
                 "x-muster-user": sender or "",
             },
         )
+
+
+def _read(message: Any) -> Report:
+    body = message.body if isinstance(message.body, bytes) else message.body.encode()
+    return message.delivery_info["routing_key"], body, message.properties.get("user_id")
 
 
 def queue_for(name: str, pattern: str) -> Any:

@@ -77,12 +77,8 @@ def issue(
     trail: tuple[TrailEntry, ...],
     spec: dict[str, Any] | None = None,
 ) -> CommandRow:
-    """A command in the outbox, claimed for our own broker if there is somebody to take it.
-
-    Terminates have no deadline: they are always owed.
-    """
+    """A command in the outbox, claimed for our own broker if there is somebody to take it."""
     timeout_s = cfg.manager.command_timeout
-    expires = kind is not CommandKind.TERMINATE_INSTANCE
     row = CommandRow(
         id=tx.new_id(),
         job=job,
@@ -95,7 +91,7 @@ def issue(
         trail=trail,
         state=CommandState.ACCEPTED,
         publish_at=tx.now,
-        deadline_at=tx.now + dt.timedelta(seconds=timeout_s) if expires else None,
+        deadline_at=tx.now + dt.timedelta(seconds=timeout_s),
         accepted_at=tx.now,
     )
     tx.insert(row)

@@ -130,6 +130,8 @@ def see(
     live = vm is not None and vm.live
     if stone is not None and stone.state is TombstoneState.CLOSED and guest.mark is not None:
         closed = (stone.closed_session, stone.closed_seq)
+        if pair < closed:
+            return  # looked at before its agent answered that it is gone
         if rule.reopens(
             guest.mark.generation, tombstone=stone.generation, closed=closed, seen=pair
         ):

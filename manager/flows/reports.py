@@ -7,6 +7,7 @@ within the host's open session, and only if it is newer than what is held.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -108,6 +109,24 @@ def _disagreed(tx: Tx, host: Host, *, busy: bool) -> None:
         tx.cast(host.name, "report_inventory")
 
 
+def answers_all(tx: Tx, cfg: Settings, messages: Sequence[Answers]) -> None:
+    """What agents have told in a moment: looked up, written and confirmed together."""
+    for name in sorted({message.host for message in messages}):
+        tx.lock(Host, name)  # in one order, whoever else holds some of them
+    told: list[Receipt | Result] = []
+    for message in messages:
+        told += [*message.receipts, *message.results]
+    _look_up(tx, told)
+    for message in messages:
+        answers(tx, cfg, message)
+    said: dict[str, list[str]] = {}
+    for cast in [cast for cast in tx.casts if cast.method == "confirm"]:
+        tx.casts.remove(cast)
+        said.setdefault(cast.host, []).extend(cast.kwargs["ids"])
+    for host, ids in said.items():
+        tx.cast(host, "confirm", ids=ids)
+
+
 def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
     """What an agent tells between its heartbeats."""
     host = _heard(tx, cfg, message)
@@ -150,7 +169,7 @@ def _in_session(host: Host, session: int | None, run: str) -> bool:
 
 
 def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) -> None:
-    _look_up(tx, message)
+    _look_up(tx, (*message.receipts, *message.results))
     for receipt in message.receipts:
         _receipt(tx, host, receipt)
     for result in message.results:
@@ -166,9 +185,9 @@ def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) ->
         tx.cast(host.name, "confirm", ids=done)
 
 
-def _look_up(tx: Tx, message: Heartbeat | Answers) -> None:
+def _look_up(tx: Tx, told: Sequence[Receipt | Result]) -> None:
     """Read at once what each of the answers is going to ask for."""
-    ids = {r.command for r in message.receipts} | {r.command for r in message.results}
+    ids = {r.command for r in told if not tx.has_looked_for(CommandRow, r.command)}
     if not ids:
         return
     found = set()

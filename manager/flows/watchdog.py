@@ -7,6 +7,7 @@ import datetime as dt
 import sqlalchemy as sa
 
 from common.conf import Settings
+from common.messages import CommandKind
 from common.states import CommandEvent, CommandState, HostState, TaskState, VmState
 from manager.flows import commands, power
 from manager.store.commands import CommandRow
@@ -34,7 +35,9 @@ def deadlines(tx: Tx, cfg: Settings) -> int:
     rows = tx.due(LATE, now=tx.now)
     for row in rows:
         host = tx.find(Host, row.host)
-        if row.state is CommandState.ACCEPTED:
+        if row.kind == CommandKind.TERMINATE_INSTANCE:
+            _owed(tx, row)
+        elif row.state is CommandState.ACCEPTED:
             _never_sent(tx, cfg, row, host)
         elif host is None or host.state is not HostState.UP:
             _unreachable(tx, cfg, row, host)
@@ -43,6 +46,17 @@ def deadlines(tx: Tx, cfg: Settings) -> int:
         else:
             _ask(tx, cfg, row)
     return len(rows)
+
+
+def _owed(tx: Tx, row: CommandRow) -> None:
+    """A terminate never expires. One that was received and not answered for is cast again: a
+    database that was put back by a little may have forgotten the answer that its agent gave."""
+    tx.swap(
+        row,
+        publish_at=row.publish_at or tx.now,
+        deadline_at=tx.now + dt.timedelta(seconds=row.timeout_s),
+    )
+    tx.commands_due = True
 
 
 def held_guests(tx: Tx, cfg: Settings) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from common import logs
+from common.bus.base import Report
 from common.conf import Settings
 from common.errors import BadMessage, Conflict, DatabaseUnavailable, WrongFleet
 from common.messages import Answers, Heartbeat, decode
-from manager.flows import reports
+from manager.flows import reports as flow
 from manager.store.engine import Store
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ class Intake:
                 )
             self._apply(key, body)
         except (BadMessage, WrongFleet) as exc:
-            self._store.run(reports.dead_letter, key, sender, exc.code, exc.message, body)
+            self._store.run(flow.dead_letter, key, sender, exc.code, exc.message, body)
             why = exc.message if isinstance(exc, BadMessage) else f"{exc.code}: {exc.message}"
             raise BadMessage(why, exc.remedy) from exc
         except (Conflict, DatabaseUnavailable):
@@ -39,8 +41,21 @@ class Intake:
             # Whatever it is that we can not handle must not stand in the way of all other hosts.
             LOG.exception("a report of %s can not be applied", key)
             reason = f"{type(exc).__name__}: {exc}"
-            self._store.run(reports.dead_letter, key, sender, "INTERNAL_ERROR", reason, body)
+            self._store.run(flow.dead_letter, key, sender, "INTERNAL_ERROR", reason, body)
             raise BadMessage(f"INTERNAL_ERROR: {reason}", "report this with the log") from exc
+
+    def together(self, reports: Sequence[Report]) -> None:
+        """Answers that have come together, in one transaction: all of them or none."""
+        told = [self._read_answers(key, body) for key, body, _sender in reports]
+        self._store.run(flow.answers_all, self._cfg, told)
+
+    def _read_answers(self, key: str, body: bytes) -> Answers:
+        kind, _, host = key.partition(".")
+        if kind != "result" or len(body) > BODY_LIMIT_BYTES:
+            raise BadMessage(f"{key} is to be looked at by itself", "")
+        answers = decode(body, Answers)
+        _same_host(host, answers.host)
+        return answers
 
     def _apply(self, key: str, body: bytes) -> None:
         kind, _, host = key.partition(".")
@@ -48,12 +63,12 @@ class Intake:
             heartbeat = decode(body, Heartbeat)
             _same_host(host, heartbeat.host)
             with logs.about(host=host):
-                self._store.run(reports.heartbeat, self._cfg, heartbeat)
+                self._store.run(flow.heartbeat, self._cfg, heartbeat)
         elif kind == "result":
             answers = decode(body, Answers)
             _same_host(host, answers.host)
             with logs.about(host=host):
-                self._store.run(reports.answers, self._cfg, answers)
+                self._store.run(flow.answers, self._cfg, answers)
         else:
             raise BadMessage(f"routing key {key!r} is of no known kind", "find who sends this")
 

@@ -15,7 +15,7 @@ class CommandRow(Row, frozen=True, kw_only=True):
     """One command to one agent.
 
     `publish_at` is when it is due to be cast (again); None once received or ended.
-    `deadline_at` is when the watchdog looks at it; None for terminates, which never expire.
+    `deadline_at` is when the watchdog looks at it; a terminate, which never expires, is cast again.
     `asked_at` is when the watchdog first asked the agent for its fate.
     """
 

@@ -91,6 +91,10 @@ class Tx:
         """The row, if this transaction has read it already."""
         return self._unit.get(kind, key)
 
+    def has_looked_for(self, kind: type[Row], *key: Any) -> bool:
+        """True when it is known here whether there is such a row."""
+        return self._unit.get(kind, key) is not None or self._unit.is_absent(kind, key)
+
     def get(self, kind: type[R], *key: Any) -> R:
         """The row with this primary key, or NotFound."""
         row = self.find(kind, *key)
