@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -307,3 +307,60 @@ def test_servers_and_consumers_outlive_a_restart_of_the_broker(fleet: Fleet, top
 
     wait_until(answered, 60, "calls work again")
     wait_until(reported, 60, "reports come again")
+
+
+class Gatherer:
+    """A handler that takes what has come together, unless `refuses` is among it."""
+
+    def __init__(self) -> None:
+        self.one_by_one: list[bytes] = []
+        self.together_: list[list[bytes]] = []
+        self.refuses = b"no body"
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, key: str, body: bytes, sender: str | None, /) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            self.go_on.wait(30.0)
+        self.one_by_one.append(body)
+
+    def together(self, reports: Sequence[tuple[str, bytes, str | None]], /) -> None:
+        bodies = [body for _key, body, _sender in reports]
+        if self.refuses in bodies:
+            raise ValueError("one of them can not be taken so")
+        self.together_.append(bodies)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return self.one_by_one + [body for bodies in self.together_ for body in bodies]
+
+
+def _gathering(fleet: Fleet, gatherer: Gatherer, bodies: list[bytes]) -> None:
+    """While the handler is busy with one report, `bodies` come."""
+    word, agent = unique("g"), fleet.bus("agent")
+    fleet.bus("manager").consume({unique("s"): f"result.{word}"}, gatherer, lambda _: None, 60.0)
+
+    def begun() -> bool:
+        agent.publish(f"result.{word}", b"first", 60.0)
+        return gatherer.begun.wait(0.1)
+
+    wait_until(begun, 30, "a first report")
+    for body in bodies:
+        agent.publish(f"result.{word}", body, 60.0)
+    gatherer.go_on.set()
+    wait_until(lambda: set(bodies) <= set(gatherer.bodies), 30, "all of them")
+
+
+def test_reports_that_have_come_together_are_taken_together(fleet: Fleet) -> None:
+    gatherer, bodies = Gatherer(), [str(n).encode() for n in range(12)]
+    _gathering(fleet, gatherer, bodies)
+    assert [b for b in gatherer.bodies if b != b"first"] == bodies
+    assert max(len(each) for each in gatherer.together_) > 1
+
+
+def test_one_that_can_not_be_taken_together_loses_none_of_the_others(fleet: Fleet) -> None:
+    gatherer, bodies = Gatherer(), [str(n).encode() for n in range(12)]
+    gatherer.refuses = b"5"
+    _gathering(fleet, gatherer, bodies)
+    assert sorted(b for b in gatherer.bodies if b != b"first") == sorted(bodies)
+    assert b"5" in gatherer.one_by_one

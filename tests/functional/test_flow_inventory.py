@@ -644,3 +644,17 @@ def test_a_mark_from_the_future_is_told_once_and_changes_nothing(
     assert fleet.stone().state is TombstoneState.CLOSED
     h1.beat(full=True)
     assert fleet.events("tombstone.reopened") == []
+
+
+def test_a_look_from_before_a_guests_end_takes_no_mac_back(fleet: Fleet, h1: ScriptedAgent) -> None:
+    """The first sighting of a guest, drawn before its terminate was answered, comes after it."""
+    vm = fleet.deploy(h1)
+    fleet.store.run(lambda tx: tx.delete_where(Sighting))
+    early = h1.heartbeat(inventory=h1.inventory(full=False, guests=(h1.of(vm.uuid),)))
+    fleet.delete()
+    (cast,) = fleet.publish()
+    h1.carry_out(cast.command)
+    assert fleet.rows(Mac) == []
+    h1.send(early)
+    assert fleet.rows(Mac) == []
+    assert fleet.rows(Sighting, present=True) == []

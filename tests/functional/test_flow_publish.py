@@ -7,9 +7,10 @@ import datetime as dt
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from common import messages as m
-from common.errors import BrokerUnavailable, IdReused, TaskUnderWay
+from common.errors import BadMessage, BrokerUnavailable, IdReused, TaskUnderWay
 from common.states import CommandState as C
 from common.states import HostState, JobState, PowerState, TaskState, VmState
 from manager import ticks
@@ -753,3 +754,63 @@ def test_the_deadline_is_counted_on_the_clock_of_the_database(
     assert row.deadline_at is not None
     assert (row.deadline_at - fleet.clock.now()).total_seconds() == TIMEOUT_S
     assert INTERVAL_S < DOWN_S < TIMEOUT_S
+
+
+# answers that come together
+
+
+def bodies(*told: m.Answers) -> list[tuple[str, bytes, str | None]]:
+    return [(f"result.{each.host}", m.encode(each), None) for each in told]
+
+
+def test_answers_of_several_hosts_are_taken_in_one_transaction(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    told, jobs = [], []
+    for agent, name in ((h1, "a"), (h2, "b"), (h1, "c")):
+        fleet.deploy(agent, name)
+        jobs.append(fleet.ask("vm_stop", vm=name))
+        (cast,) = fleet.publish()
+        agent.power(cast.command.instance, PowerState.SHUTOFF)
+        told.append(agent.answers(results=(agent.result(cast.command),)))
+    commits: list[Any] = []
+    sa.event.listen(fleet.store.engine, "commit", commits.append)
+    fleet.intake.together(bodies(*told))
+    assert len(commits) == 1
+    assert {fleet.job(job).state for job in jobs} == {JobState.SUCCEEDED}
+    confirms = {c.host: set(c.kwargs["ids"]) for c in fleet.wire.take("confirm")}
+    assert confirms == {
+        "h1": {r.id for t in (told[0], told[2]) for r in t.results},
+        "h2": {r.id for r in told[1].results},
+    }
+
+
+def test_with_one_that_can_not_be_read_none_is_taken_together(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (cast,) = fleet.publish()
+    good = h1.answers(results=(h1.result(cast.command),))
+    for bad in (("result.h1", b"{", None), ("result.h2", m.encode(good), None)):
+        with pytest.raises(BadMessage):
+            fleet.intake.together([*bodies(good), bad])
+    assert fleet.job(job).state is JobState.RUNNING
+    assert fleet.letters() == []  # they are looked at one by one then
+
+
+def test_a_terminate_that_was_received_and_never_answered_is_cast_again_at_its_deadline(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """Its answer was confirmed by a database that has been put back since."""
+    fleet.deploy(h1)
+    job = fleet.delete()
+    (cast,) = fleet.publish()
+    h1.receipt(cast.command.id, m.Step.STARTED)
+    fleet.pass_(fleet.cfg.manager.command_timeout - INTERVAL_S, h1)
+    assert not fleet.wire.take("terminate_instance")
+    fleet.pass_(2 * INTERVAL_S, h1)
+    (again,) = fleet.wire.take("terminate_instance")
+    assert again.command.id == cast.command.id
+    h1.carry_out(again.command)
+    assert fleet.job(job).state is JobState.SUCCEEDED
