@@ -53,11 +53,10 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
         else:
             commands.owe_void(tx, row)
             tx.commands_due = True
-            text = f"{row.host} to say whether it has begun, to be cancelled"
-            job = tx.swap(tx.get(Job, job.uuid), waiting_for=text)
     if not rows:
-        job = jobs.end_steps(tx, job, JobEvent.CANCEL, "cancelled")
-        jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error="cancelled")
+        text = f"cancelled by {operator}"
+        job = jobs.end_steps(tx, job, JobEvent.CANCEL, text)
+        jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=text)
     return tx.get(Job, job.uuid)
 
 
@@ -80,8 +79,8 @@ def _held(tx: Tx, job: Job) -> list[CommandRow]:
 
 
 def _marked(tx: Tx, job: Job, operator: str, reason: str | None) -> Job:
-    said = TrailEntry(operator, f"cancel: {reason or 'no reason given'}", tx.now)
-    return tx.swap(job, cancelling=True, trail=(*job.trail, said))
+    said = TrailEntry(operator, f"{jobs.CANCEL}{reason or 'no reason given'}", tx.now)
+    return tx.swap(job, cancelling=True, waiting_for="", trail=(*job.trail, said))
 
 
 def _withdraw(tx: Tx, cfg: Settings, row: CommandRow) -> None:
@@ -101,8 +100,9 @@ def _delete(tx: Tx, cfg: Settings, job: Job, rows: list[CommandRow]) -> Job:
         )
     for row in rows:
         commands.move(tx, row, CommandEvent.NOT_RUN, error_code="CANCELLED", error=WITHDRAWN)
-    job = jobs.end_steps(tx, job, JobEvent.CANCEL, WITHDRAWN)
-    job = jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=WITHDRAWN)
+    text = f"{jobs.cancelled_by(job)} before it was sent"
+    job = jobs.end_steps(tx, job, JobEvent.CANCEL, text)
+    job = jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=text)
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is not None and vm.job == job.uuid:
         power.settle(tx, cfg, vm, vm.vm_state, looked=True)

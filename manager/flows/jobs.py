@@ -15,6 +15,7 @@ from manager.store.jobs import Job, JobStep
 from manager.store.statements import Query, among, ask
 
 OPEN = (JobState.PENDING, JobState.RUNNING)
+CANCEL = "cancel: "  # begins the line of the trail on which an operator took the wish back
 J = Job.__table__.c
 OPEN_OF_INSTANCE = Query(
     Job, J.instance == ask("instance"), among(J.state, OPEN), J.same_as.is_(None)
@@ -133,6 +134,12 @@ def end(
         error=error,
         unconfirmed=unconfirmed,
     )
+
+
+def cancelled_by(job: Job) -> str:
+    """Who took it back, in words."""
+    who = [entry.source for entry in job.trail if entry.text.startswith(CANCEL)]
+    return f"cancelled by {who[-1]}" if who else "cancelled"
 
 
 def add_step(tx: Tx, job: Job, name: str, host: str | None, command: str | None = None) -> Job:

@@ -95,6 +95,10 @@ def command_ended(
         )
     if command.state is CommandState.NOT_RUN and job.cancelling:
         event, code = JobEvent.CANCEL, "CANCELLED"
+        begun = f"{command.host} had begun to carry it out"
+        error = (
+            f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
+        )
     floor = result.floor if result is not None else None
     if vm is not None and floor is not None and floor > vm.generation:
         # The agent has heard of a newer command than we remember: the next one goes above it.

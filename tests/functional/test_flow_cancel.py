@@ -12,7 +12,7 @@ from common.errors import NotFound, WrongState
 from common.states import CommandState, JobState, PowerState, TaskState, VmState
 from manager.store.commands import CommandRow, Void
 from manager.store.instances import Mac
-from tests.functional.fleet import Fleet, ScriptedAgent
+from tests.functional.fleet import INTERVAL_S, Fleet, ScriptedAgent
 
 
 def cancel(fleet: Fleet, job: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -42,7 +42,10 @@ def test_what_was_not_sent_is_withdrawn_at_once(
     assert (vm.vm_state, vm.task_state, vm.job) == (state, TaskState.NONE, None)
     assert fleet.one(CommandRow, job=job["uuid"]).state is CommandState.NOT_RUN
     shown = fleet.shown(job)
-    assert shown["error_code"] == "CANCELLED"
+    assert (shown["error_code"], shown["error"]) == (
+        "CANCELLED",
+        "cancelled by ann before it was sent",
+    )
     assert [entry[:2] for entry in shown["reason"]][-1] == ["ann", "cancel: a mistake"]
     assert cancel(fleet, job)["state"] == "CANCELLED"
     assert fleet.ask("vm_stop", vm="web-1")["state"] == "RUNNING"
@@ -94,7 +97,19 @@ def test_the_result_of_the_voided_command_may_come_before_the_answer_to_the_void
     cancel(fleet, job)
     h1.say(results=(h1.result(stop.command, m.Outcome.NOT_RUN, error_code="VOIDED"),))
     assert fleet.job(job).state is JobState.CANCELLED
+    assert fleet.job(job).error == "cancelled by ann before h1 had begun to carry it out"
     assert fleet.rows(Void) == []
+
+
+def test_a_job_that_is_being_cancelled_tells_that_its_host_is_not_up(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_stop", vm="web-1")
+    fleet.publish()
+    assert cancel(fleet, job)["waiting_for"] == "h1 to say whether it has begun, to be cancelled"
+    fleet.pass_(3 * INTERVAL_S)
+    assert "to be cancelled (SUSPECT: silent for" in fleet.shown(job)["waiting_for"]
 
 
 def test_what_was_running_or_done_ends_as_it_ends(fleet: Fleet, h1: ScriptedAgent) -> None:
@@ -128,6 +143,7 @@ def test_a_delete_is_taken_back_only_before_it_was_sent(fleet: Fleet, h1: Script
     h1.end_session()
     job = fleet.delete()
     assert cancel(fleet, job)["state"] == "CANCELLED"
+    assert fleet.job(job).error == "cancelled by ann before it was sent"
     vm = fleet.vm()
     assert (vm.vm_state, vm.task_state, vm.job) == (VmState.ACTIVE, TaskState.NONE, None)
     h1.hello()
