@@ -62,11 +62,17 @@ def tick(store: Store, cfg: Settings) -> None:
             failed.append(exc)
         return None
 
-    run(liveness.judge_all)
-    for turn in run(due) or ():
+    # One that can not judge hosts can still find what else there is to do.
+    found = run(_judge_and_look)
+    for turn in found if found is not None else run(due) or ():
         run(turn)
     if failed:
         raise failed[0]
+
+
+def _judge_and_look(tx: Tx, cfg: Settings) -> list[Callable[[Tx, Settings], object]]:
+    liveness.judge_all(tx, cfg)
+    return due(tx, cfg)
 
 
 def due(tx: Tx, cfg: Settings) -> list[Callable[[Tx, Settings], object]]:

@@ -25,13 +25,14 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.rollbacks import AgentFloor, Rollback
-from manager.store.statements import among, ask
+from manager.store.statements import Query, among, ask
 from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 F = AgentFloor.__table__.c
 J = Job.__table__.c
 R = Rollback.__table__.c
+AHEAD = Query(Rollback, R.timeline == ask("timeline"))
 RISE_S = 10.0
 M = Meta.__table__.c
 # Risen too long ago, or by a clock that was ahead of the one that the database has now.
@@ -56,8 +57,8 @@ def rise(tx: Tx, _cfg: Settings) -> None:
 
 def noticed_at(tx: Tx) -> dt.datetime | None:
     """When the first host was found ahead of this very database, if one is."""
-    ours = R.timeline == timeline.current(tx).timeline
-    return min((row.since for row in tx.all(Rollback, ours)), default=None)
+    ahead = tx.ask(AHEAD, timeline=timeline.current(tx).timeline)
+    return min((row.since for row in ahead), default=None)
 
 
 def judge(tx: Tx, hello: Hello) -> None:
