@@ -86,22 +86,28 @@ class Durable(msgspec.Struct, kw_only=True):
     def latency_ratio(self) -> float:
         return statistics.median(self.begun_s) / statistics.median(self.floor_s)
 
+    def rates(self, managers: int) -> dict[str, float]:
+        """Durable commands a second by way of asking, median of its windows."""
+        by_way: dict[str, list[float]] = {}
+        for window in self.loaded:
+            if window.managers == managers:
+                by_way.setdefault(window.way, []).append(window.rate)
+        return {way: statistics.median(rates) for way, rates in by_way.items()}
+
     def rate(self, managers: int) -> float:
-        """Durable commands a second, median of the best way's windows; 0 without any."""
-        by_way = {
-            way: [w.rate for w in self.loaded if (w.managers, w.way) == (managers, way)]
-            for way in WAYS
-        }
-        return max((statistics.median(rates) for rates in by_way.values() if rates), default=0.0)
+        """Durable commands a second, of the best way; 0 without any."""
+        return max(self.rates(managers).values(), default=0.0)
 
     @property
     def one_at_a_time(self) -> Cost:
         """What one command costs an idle fleet: the mean of stop and start."""
         return mean(list(self.single.values()))
 
-    def under_load(self, managers: int) -> Cost:
-        """What one command costs under load: the mean of the windows."""
-        return mean([w.cost for w in self.loaded if w.managers == managers])
+    def under_load(self, managers: int, way: str | None = None) -> Cost:
+        """What one command costs under load, asked for in some way or the best: the mean."""
+        rates = self.rates(managers)
+        way = way or max(rates, key=lambda each: rates[each])
+        return mean([w.cost for w in self.loaded if (w.managers, w.way) == (managers, way)])
 
     def ratio(self, managers: int) -> float:
         """Of raw casts."""

@@ -54,9 +54,10 @@ Draw = Callable[[bool], Wish | None]
 
 
 class Way(Protocol):
-    """A way to ask for wishes, `size` at a time."""
+    """A way to ask for wishes, `size` at a time, by at most so many askers at once."""
 
     size: int
+    askers: int
 
     def __call__(self, bus: Bus, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
         """The accepted jobs, in the same order; MusterError when they were not accepted."""
@@ -66,6 +67,7 @@ class Single:
     """One RPC for each wish, as the `muster` command does."""
 
     size = 1
+    askers = 1000
 
     def __call__(self, bus: Bus, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
         return [bus.call(ANY_MANAGER, wish.method, wish.asked, CALL_S) for wish in wishes]
@@ -75,6 +77,7 @@ class Many:
     """Many wishes an RPC, as `muster vm stop` does for many VMs."""
 
     size = 50
+    askers = 4  # more of them would only ask for fewer at a time
 
     def __call__(self, bus: Bus, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
         asked = [[wish.method, wish.asked] for wish in wishes]
@@ -199,7 +202,8 @@ class Operators:
             later.append(wish.asked["vm"])
             ready.put(later.popleft())
 
-        return self._ask(WAYS[way], draw, threads, succeeded=succeeded)
+        askers = min(threads, WAYS[way].askers)
+        return self._ask(WAYS[way], draw, askers, succeeded=succeeded)
 
     # inside
 

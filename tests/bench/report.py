@@ -61,13 +61,13 @@ def show_durable(done: Durable) -> None:
     say()
     cpu = "".join(f"{who:>11}" for who in (*GROUPS, "all", "operators"))
     head = f"{'statements':>11} {'commits':>8} {'writing':>8} {'publishes':>10}"
-    say(f"{'what one costs':26} {head} {'CPU ms:':>8}{cpu}")
+    say(f"{'what one costs':30} {head} {'CPU ms:':>8}{cpu}")
     for method, cost in done.single.items():
         _cost(f"{method}, idle fleet", cost)
-    for managers in sorted({window.managers for window in done.loaded}):
-        _cost(f"under load, {_managers(managers)}", done.under_load(managers))
+    for managers, way in sorted({(window.managers, window.way) for window in done.loaded}):
+        _cost(f"{_managers(managers)}, {way}", done.under_load(managers, way))
     for name, statements, publishes, ms in NOVA:
-        say(f"{name:26} {statements:11} {'':17} {publishes:10} {'':8}{ms:>55}")
+        say(f"{name:30} {statements:11} {'':17} {publishes:10} {'':8}{ms:>55}")
     for managers, idle in done.idle.items():
         _cost(f"idle, {_managers(managers)}, a second", idle.each(idle.seconds))
     say("  (the idle fleet's part is taken off the others; Nova took 41 and 155 ms for each;")
@@ -107,7 +107,7 @@ def _cost(name: str, cost: Cost) -> None:
     figures = [spent[who] for who in GROUPS] + [cost.fleet_cpu_s, spent[CLIENT]]
     cpu = "".join(f"{s * 1e3:11.2f}" for s in figures)
     counts = f"{cost.statements:11.1f} {cost.commits:8.2f} {cost.writes:8.2f}"
-    say(f"{name:26} {counts} {cost.publishes:10.2f} {'':8}{cpu}")
+    say(f"{name:30} {counts} {cost.publishes:10.2f} {'':8}{cpu}")
 
 
 def say(*words: Any) -> None:

@@ -14,7 +14,7 @@ from devstack.fleet import Scratch
 from devstack.parts.base import PartMissing
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
-from tests.bench import counters, durable, report
+from tests.bench import counters, durable, operators, report
 from tests.bench.operators import Load
 
 TINY = durable.Size(hosts=2, vms=6, single=4, idle_s=1.0, load_s=1.0, rounds=1, threads=4)
@@ -53,7 +53,8 @@ def test_a_whole_run_finds_every_command_carried_out_once(
         assert cost.publishes >= 2, "a cast and a result at the least"
         assert cost.cpu_s.keys() == GROUPS
     assert done.idle.keys() == {1, 2}
-    assert [window.managers for window in done.loaded] == [1, 2]
+    windows = [(window.managers, window.way) for window in done.loaded]
+    assert windows == [(managers, way) for managers in (1, 2) for way in operators.WAYS]
     assert all(window.load.succeeded > 0 for window in done.loaded)
     assert done.rate(1) > 0
     assert done.rate(2) > 0
