@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import runpy
 import sys
 import time
@@ -37,6 +38,9 @@ def main(file: str, program: str, *args: str) -> None:
     """Become `program`, an entry point's script."""
     from agent.drivers.simulated import driver
     from agent.drivers.simulated.driver import SimulatedDriver
+
+    # This script is run by its path, and what it installs lies beside it.
+    sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
     from tests.bench.instant import InstantStore
 
     sink = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
