@@ -49,8 +49,8 @@ def test_a_whole_run_finds_every_command_carried_out_once(
     assert min(done.floor_s) > 0.0
     for cost in (*done.single.values(), *(window.cost for window in done.loaded)):
         assert cost.statements > 1
-        assert cost.writes > 0.5
-        assert cost.publishes >= 2, "a cast and a result at the least"
+        assert cost.writes > 0
+        assert cost.publishes > 1, "a cast of its own, and its part of a request and of answers"
         assert cost.cpu_s.keys() == GROUPS
     assert done.idle.keys() == {1, 2}
     windows = [(window.managers, window.way) for window in done.loaded]
