@@ -11,7 +11,7 @@ def apply(swap: Any) -> None:
     good = commands.claim
 
     def claim(tx: Any, cfg: Any, row: Any) -> Any:
-        row = good(tx, cfg, row)
-        return row and tx.swap(row, publish_at=None)
+        cast = row if row.publishes else good(tx, cfg, row)
+        return cast and tx.swap(cast, publish_at=None)
 
     swap(commands, "claim", claim)
