@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from typing import Any
 
@@ -124,8 +125,9 @@ class Manager:
 class _Hearing:
     """Does this manager hear? It sends itself a beat through the same exchange and queue path.
 
-    A gap in what it hears - a lost connection, a loop that stood still, a database clock that
-    jumped - starts its record anew: what it did not hear proves nothing about anyone else.
+    A gap in what it hears - a lost connection, a loop that stood still, a database whose clock
+    jumped or that has gone back to an older state - starts its record anew: what it did not hear
+    proves nothing about anyone else.
     """
 
     def __init__(self, manager: Manager) -> None:
@@ -134,6 +136,7 @@ class _Hearing:
         self._since: float | None = None
         self._last: float | None = None
         self._clock_offset_s: float | None = None
+        self._written: dt.datetime | None = None
         self._gap = "it has just started"
         self._deaf_s = liveness.deaf_after_s(manager.settings)
         self._started_at = self._runtime.now()
@@ -169,11 +172,17 @@ class _Hearing:
         self._since = now if self._since is None else self._since
         self._last = now
         try:
-            self._manager.store.run(self._write, now)
+            self._written = self._manager.store.run(self._write, now)
         except DatabaseUnavailable as exc:
             self.gap(f"{exc}")
 
-    def _write(self, tx: Tx, now: float) -> None:
+    def _write(self, tx: Tx, now: float) -> dt.datetime:
+        if self._written is not None:
+            until = liveness.heard_until(tx, self._manager.id)
+            if until is None or until < self._written:
+                # Its hosts were last heard in another time, and that says nothing of this one.
+                self.gap("the database has gone back to an older state")
+                self._since = self._last = now
         offset_s = tx.now.timestamp() - self._runtime.monotonic()
         if self._clock_offset_s is not None and abs(offset_s - self._clock_offset_s) > 2.0:
             self.gap(f"the database's clock jumped by {offset_s - self._clock_offset_s:+.1f} s")
@@ -188,3 +197,4 @@ class _Hearing:
             now - since,
             self._gap,
         )
+        return tx.now

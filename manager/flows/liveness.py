@@ -55,6 +55,12 @@ def heard_own_beat(
         tx.put(row, **fields)
 
 
+def heard_until(tx: Tx, manager: str) -> dt.datetime | None:
+    """Until when this manager has written down that it heard."""
+    row = tx.find(ManagerRow, manager)
+    return None if row is None else row.heard_until
+
+
 def hearing(tx: Tx, cfg: Settings) -> rule.Hearing:
     """What the best-hearing manager of the cluster has heard without a gap, in seconds."""
     return _hearing(tx, cfg, tx.ask(MANAGERS))

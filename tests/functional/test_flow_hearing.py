@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 
 from common import messages as m
 from common.bus.memory import Broker
@@ -21,6 +22,21 @@ from manager.store.hosts import Host, ManagerRow
 from manager.store.instances import Instance
 from tests.functional.fleet import DOWN_S, FLEET, INTERVAL_S, Clock
 from tests.wait import wait_until
+
+GREETING = m.Hello(
+    hello_id="x",
+    fleet=FLEET,
+    host="h1",
+    agent_run="r",
+    agent_version="1",
+    driver="simulated",
+    interval_s=INTERVAL_S,
+    host_boot="b",
+    journal_id="j",
+    journal_seq=0,
+    store_timeline=None,
+    store_mark=0,
+)
 
 
 class Ear:
@@ -132,29 +148,50 @@ def test_a_database_that_was_away_is_a_gap(ear: Ear, monkeypatch: pytest.MonkeyP
     assert "it is away" in ear.gap
 
 
+def test_a_database_that_has_gone_back_is_a_gap(ear: Ear) -> None:
+    """Its hosts were heard long ago by what it says, and nobody has been silent."""
+    store, cfg = ear.manager.store, ear.manager.settings
+    ear.listen(90)
+    store.run(hello.welcome, cfg, GREETING)
+    store.run(liveness.judge_all, cfg)
+    with store.engine.begin() as conn:
+        backup = {
+            kind: [dict(row._mapping) for row in conn.execute(sa.select(kind.__table__))]
+            for kind in (Host, ManagerRow)
+        }
+    ear.listen(2 * DOWN_S)
+    with store.engine.begin() as conn:
+        for kind, rows in backup.items():
+            conn.execute(sa.delete(kind.__table__))
+            conn.execute(sa.insert(kind.__table__), rows)
+    for _ in range(int(DOWN_S) - 1):
+        ear.listen(1)
+        store.run(liveness.judge_all, cfg)
+        assert store.run(lambda tx: tx.get(Host, "h1")).state is not HostState.DOWN
+    assert "gone back" in ear.gap
+    # And of one that is silent from now on, that is seen in its time.
+    ear.listen(10)
+    store.run(liveness.judge_all, cfg)
+    assert store.run(lambda tx: tx.get(Host, "h1")).state is HostState.DOWN
+
+
+def test_a_row_that_was_lost_with_the_database_is_a_gap_too(ear: Ear) -> None:
+    ear.listen(90)
+    ear.manager.store.run(lambda tx: tx.delete_where(ManagerRow))
+    ear.listen(5)
+    assert ear.gapless_s == 4
+    assert "gone back" in ear.gap
+
+
 def test_reports_go_through_beside_the_beats(ear: Ear) -> None:
     with pytest.raises(BadMessage):
         ear.handle("heartbeat.h1", b"{", None)
 
 
 def test_an_outage_of_the_broker_kills_no_host(ear: Ear) -> None:
-    greeting = m.Hello(
-        hello_id="x",
-        fleet=FLEET,
-        host="h1",
-        agent_run="r",
-        agent_version="1",
-        driver="simulated",
-        interval_s=INTERVAL_S,
-        host_boot="b",
-        journal_id="j",
-        journal_seq=0,
-        store_timeline=None,
-        store_mark=0,
-    )
     store, cfg = ear.manager.store, ear.manager.settings
     ear.listen(90)
-    store.run(hello.welcome, cfg, greeting)
+    store.run(hello.welcome, cfg, GREETING)
     ear.hearing.gap("the broker is away")
     ear.clock.move(55.0)
     ear.listen(DOWN_S - 1)
