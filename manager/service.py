@@ -22,6 +22,7 @@ from manager.store.engine import Store, Tx, wait_ready
 LOG = logging.getLogger(__name__)
 TIDY_S = 300.0
 CLOSE_S = 1.0
+WRITE_BEATS = 1.5  # between two notes of a manager that goes on hearing; far less than DEAF_AFTER
 
 
 class Manager:
@@ -137,6 +138,8 @@ class _Hearing:
         self._last: float | None = None
         self._clock_offset_s: float | None = None
         self._written: dt.datetime | None = None
+        self._written_since: float | None = None
+        self._write_at = 0.0
         self._gap = "it has just started"
         self._deaf_s = liveness.deaf_after_s(manager.settings)
         self._started_at = self._runtime.now()
@@ -171,8 +174,12 @@ class _Hearing:
             self.gap(f"its own beat came {now - self._last:.1f} s after the one before")
         self._since = now if self._since is None else self._since
         self._last = now
+        if self._since == self._written_since and now < self._write_at:
+            return  # what is written says so already, for a while
         try:
             self._written = self._manager.store.run(self._write, now)
+            self._written_since = self._since
+            self._write_at = now + WRITE_BEATS * liveness.beat_s(self._manager.settings)
         except DatabaseUnavailable as exc:
             self.gap(f"{exc}")
 

@@ -35,7 +35,7 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.sightings import Sighting
-from manager.store.statements import Joined, ask_any
+from manager.store.statements import Joined, Removal, ask, ask_any
 from manager.store.tombstones import Tombstone
 
 _EVENTS = {
@@ -44,6 +44,7 @@ _EVENTS = {
     Outcome.NOT_RUN: CommandEvent.NOT_RUN,
 }
 BODY_KEPT = 4000
+OLD_LETTERS = Removal(DeadLetter, DeadLetter.__table__.c.at < ask("old"))
 C, T, S = (kind.__table__ for kind in (CommandRow, Tombstone, Sighting))
 # What answers are about, in one look.
 ANSWERED = Joined(
@@ -334,6 +335,4 @@ def dead_letter(tx: Tx, key: str, sender: str | None, code: str, reason: str, bo
 
 def prune_dead_letters(tx: Tx, keep_s: float) -> int:
     """Forget dead letters older than `keep_s` seconds."""
-    return tx.delete_where(
-        DeadLetter, DeadLetter.__table__.c.at < tx.now - dt.timedelta(seconds=keep_s)
-    )
+    return tx.remove(OLD_LETTERS, old=tx.now - dt.timedelta(seconds=keep_s))

@@ -13,20 +13,32 @@ from manager.store.events import Event
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.sightings import Sighting
+from manager.store.statements import Removal, among, ask
 
 EVENTS_KEPT_S = 30 * 86400.0
 GONE_KEPT_S = 3600.0  # longer than any report can be under way
 
 
+J, E = Job.__table__.c, Event.__table__.c
+C = CommandRow.__table__.c
+S = Sighting.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as the others
+IS_OPEN = among(J.state, jobs.OPEN)
+OLD = (
+    Removal(Instance, I.vm_state == VmState.DELETED, I.deleted_at < ask("old")),
+    Removal(Job, ~IS_OPEN, J.ended_at < ask("old")),
+    Removal(Job, J.same_as.is_not(None), J.accepted_at < ask("old")),
+    Removal(CommandRow, ~commands.IS_OPEN, C.ended_at < ask("old")),
+)
+OLD_EVENTS = Removal(Event, E.at < ask("old"))
+GONE = Removal(Sighting, S.present.is_(False), S.last_seen < ask("old"))
+
+
 def prune(tx: Tx, cfg: Settings) -> None:
     """One round; what is open or live is never touched."""
     old = tx.now - dt.timedelta(seconds=cfg.manager.retention)
-    i, j, c, e, s = (kind.__table__.c for kind in (Instance, Job, CommandRow, Event, Sighting))
-    tx.delete_where(Instance, i.vm_state == VmState.DELETED, i.deleted_at < old)
-    tx.delete_where(Job, j.state.not_in(jobs.OPEN), j.ended_at < old)
-    tx.delete_where(Job, j.same_as.is_not(None), j.accepted_at < old)
-    tx.delete_where(CommandRow, c.state.not_in(commands.OPEN), c.ended_at < old)
+    for removal in OLD:
+        tx.remove(removal, old=old)
     kept = max(EVENTS_KEPT_S, cfg.manager.retention)
-    tx.delete_where(Event, e.at < tx.now - dt.timedelta(seconds=kept))
-    gone = tx.now - dt.timedelta(seconds=GONE_KEPT_S)
-    tx.delete_where(Sighting, s.present.is_(False), s.last_seen < gone)
+    tx.remove(OLD_EVENTS, old=tx.now - dt.timedelta(seconds=kept))
+    tx.remove(GONE, old=tx.now - dt.timedelta(seconds=GONE_KEPT_S))

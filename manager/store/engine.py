@@ -26,7 +26,7 @@ from manager.store import (
     tombstones,
 )
 from manager.store.mapping import Row, metadata
-from manager.store.statements import KEY, Asked, Joined, Query
+from manager.store.statements import KEY, Asked, Joined, Query, Removal
 from manager.store.unit import Unit
 
 LOG = logging.getLogger(__name__)
@@ -219,6 +219,12 @@ class Tx:
     def delete(self, row: Row) -> None:
         if self._unit.forget(row):
             self.conn.execute(statements.delete(type(row)), _parameters(row))
+
+    def remove(self, removal: Removal, **values: Any) -> int:
+        """Delete every row that a removal chooses; how many that were."""
+        self._flush()
+        self._unit.forget_kind(removal.kind)
+        return int(self.conn.execute(removal.statement, values).rowcount)
 
     def delete_where(self, kind: type[Row], *where: Any) -> int:
         self._flush()

@@ -48,6 +48,14 @@ class Query(Generic[R]):
         self.free = Asked(select.with_for_update(skip_locked=True))
 
 
+class Removal:
+    """Rows of one table that are to go, chosen by parameters."""
+
+    def __init__(self, kind: type[Row], *where: Any) -> None:
+        self.kind = kind
+        self.statement = sa.delete(kind.__table__).where(*where)
+
+
 class Joined:
     """Rows of several tables that belong together, found by one statement."""
 
