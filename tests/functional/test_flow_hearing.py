@@ -126,7 +126,7 @@ def test_a_database_clock_that_jumped_is_a_gap(ear: Ear, jump_s: float) -> None:
     monotonic = ear.clock.monotonic
     ear.clock.monotonic = lambda: monotonic() - jump_s  # type: ignore[method-assign]
     ear.hearing._last = ear.clock.monotonic()
-    ear.hearing._write_at = 0.0
+    ear.hearing._write_at = float("-inf")
     ear.clock.move(1.0)
     ear.echo()
     assert ear.gapless_s == 0
