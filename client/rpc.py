@@ -10,7 +10,7 @@ from typing import Any
 
 from common.bus.base import ANY_MANAGER, Bus
 from common.conf import Settings
-from common.errors import BrokerUnavailable, NoManager
+from common.errors import BrokerUnavailable, MusterError, NoManager
 from common.runtime import Runtime
 
 # How the time limit is divided between the tries: the first leaves room for a slow answer, the
@@ -18,6 +18,8 @@ from common.runtime import Runtime
 SHARES = (0.5, 0.25, 0.25)
 PAUSE_S = 1.0
 MANY = 50  # wishes a request
+# It is unknown whether a wish was accepted.
+UNANSWERED = frozenset({"NO_MANAGER", "BROKER_UNAVAILABLE", "DATABASE_UNAVAILABLE"})
 
 
 class Client:
@@ -67,20 +69,27 @@ class Client:
     def change_all(self, wishes: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
         """{"answer": ...} or {"error": ...} for each [method, arguments], in their order.
 
-        Each has its job's uuid, and may be repeated under it.
+        One that nobody has answered may have been accepted: its error names the job under which it
+        is to be repeated, as `change` does.
         """
         answers: list[dict[str, Any]] = []
         for start in range(0, len(wishes), MANY):
-            asked = [
-                [method, {**kwargs, "operator": operator()}]
+            asked: list[tuple[str, dict[str, Any]]] = [
+                (method, {**kwargs, "operator": operator()})
                 for method, kwargs in wishes[start : start + MANY]
             ]
             try:
                 answers += self.ask("wishes", wishes=asked)["answers"]
-            except (NoManager, BrokerUnavailable) as exc:
-                remedy = "look which were accepted: muster job list --all"
-                raise type(exc)(exc.message, remedy) from exc
+            except MusterError as exc:
+                if exc.code not in UNANSWERED:
+                    raise
+                answers += [{"error": _unanswered(exc, each)} for _method, each in asked]
         return answers
+
+
+def _unanswered(error: MusterError, wish: dict[str, Any]) -> dict[str, Any]:
+    remedy = f"repeat for this VM with --job {wish['job']}"
+    return {**error.to_wire(), "message": f"{wish['vm']}: {error.message}", "remedy": remedy}
 
 
 def operator() -> str:

@@ -105,6 +105,8 @@ class Manager:
         late = self.runtime.stop(max(0.0, deadline - self.runtime.monotonic()))
         if late:
             LOG.warning("left behind at stop: %s", ", ".join(late))
+        # What was committed in the last moment; others would find it only after `resend_after`.
+        self.runtime.spawn("farewell", self._publisher.say).join(CLOSE_S)
         self.runtime.spawn("close", self.bus.close).join(CLOSE_S)
         self.store.close()
         LOG.info("manager %s has stopped", self.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -43,10 +43,10 @@ def _required() -> bool:
     return os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1"
 
 
-def _started(part: type[Part]) -> Iterator[Part]:
+def started(make: Callable[[], Part]) -> Iterator[Part]:
     """The running part; when it is missing, a skip on a laptop and a failure in CI."""
     try:
-        running = part().__enter__()
+        running = make().__enter__()
     except PartMissing as exc:
         if _required():
             pytest.fail(str(exc), pytrace=False)
@@ -60,19 +60,19 @@ def _started(part: type[Part]) -> Iterator[Part]:
 @pytest.fixture(scope="session")
 def rabbit() -> Iterator[Part]:
     """A RabbitMQ of this session; `new_vhost()` gives a test's fleet a place of its own."""
-    yield from _started(RabbitMQ)
+    yield from started(RabbitMQ)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Part]:
     """A PostgreSQL of this session; `new_database()` gives a test an empty database."""
-    yield from _started(Postgres)
+    yield from started(Postgres)
 
 
 @pytest.fixture(scope="session")
 def libvirtd() -> Iterator[Part]:
     """A libvirtd of this session, with its guests."""
-    yield from _started(Libvirtd)
+    yield from started(Libvirtd)
 
 
 @pytest.fixture

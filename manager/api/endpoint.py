@@ -9,7 +9,14 @@ from typing import Any
 import msgspec
 
 from common.conf import Settings
-from common.errors import AlreadyDeleted, Ambiguous, BadRequest, NotFound, Refused
+from common.errors import (
+    AlreadyDeleted,
+    Ambiguous,
+    BadRequest,
+    MusterError,
+    NotFound,
+    Refused,
+)
 from manager.api import doctor, views
 from manager.api import requests as ask
 from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
@@ -247,7 +254,8 @@ class Api:
     def _answer(self, method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"answer": self._accept(_wished(method, kwargs))}
-        except (Refused, NotFound, AlreadyDeleted, Ambiguous, BadRequest) as exc:
+        except MusterError as exc:
+            # Whatever it is: those before it may have been accepted, and must be told.
             return {"error": exc.to_wire()}
 
 

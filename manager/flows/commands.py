@@ -95,9 +95,7 @@ def issue(
         accepted_at=tx.now,
     )
     tx.insert(row)
-    claimed = claim(tx, cfg, row)
-    tx.commands_due = tx.commands_due or claimed is None
-    return claimed or row
+    return claim(tx, cfg, row) or row
 
 
 def claim(tx: Tx, cfg: Settings, row: CommandRow) -> CommandRow | None:

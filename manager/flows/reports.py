@@ -62,7 +62,7 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
     host = _heard(tx, cfg, message)
     if host is None:
         return
-    _answers(tx, cfg, host, message)
+    _confirm(tx, host.name, _answers(tx, cfg, host, message))
     host = tx.put(
         tx.get(Host, host.name),
         driver_healthy=message.driver.healthy,
@@ -118,25 +118,34 @@ def answers_all(tx: Tx, cfg: Settings, messages: Sequence[Answers]) -> None:
     for message in messages:
         told += [*message.receipts, *message.results]
     _look_up(tx, told)
+    taken: dict[str, list[str]] = {}
     for message in messages:
-        answers(tx, cfg, message)
-    said: dict[str, list[str]] = {}
-    for cast in [cast for cast in tx.casts if cast.method == "confirm"]:
-        tx.casts.remove(cast)
-        said.setdefault(cast.host, []).extend(cast.kwargs["ids"])
-    for host, ids in said.items():
-        tx.cast(host, "confirm", ids=ids)
+        taken.setdefault(message.host, []).extend(_told_between_heartbeats(tx, cfg, message))
+    for host, ids in taken.items():
+        _confirm(tx, host, ids)
 
 
 def answers(tx: Tx, cfg: Settings, message: Answers) -> None:
     """What an agent tells between its heartbeats."""
+    _confirm(tx, message.host, _told_between_heartbeats(tx, cfg, message))
+
+
+def _told_between_heartbeats(tx: Tx, cfg: Settings, message: Answers) -> list[str]:
+    """The ids of what was taken and may be forgotten by its agent."""
     host = _heard(tx, cfg, message)
     # Also of a host that the database has never heard of, or not any more.
     restore.floors(tx, message.host, message.floors)
+    taken: list[str] = []
     if host is not None:
-        _answers(tx, cfg, host, message)
+        taken = _answers(tx, cfg, host, message)
         if not host.clash and not _in_session(host, message.session, message.agent_run):
             tx.cast(host.name, "hello_wanted", session=message.session)
+    return taken
+
+
+def _confirm(tx: Tx, host: str, ids: list[str]) -> None:
+    if ids:
+        tx.cast(host, "confirm", ids=ids)
 
 
 def _judgeable(cfg: Settings, told_s: float, known_s: float) -> float:
@@ -169,7 +178,7 @@ def _in_session(host: Host, session: int | None, run: str) -> bool:
     return host.session_open and session == host.session and run == host.agent_run
 
 
-def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) -> None:
+def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) -> list[str]:
     _look_up(tx, (*message.receipts, *message.results))
     for receipt in message.receipts:
         _receipt(tx, host, receipt)
@@ -181,9 +190,7 @@ def _answers(tx: Tx, cfg: Settings, host: Host, message: Heartbeat | Answers) ->
         refused(tx, host.name, refusal)
     done = [a.id for a in message.results]
     done += [a.id for a in message.voids]
-    done += [a.id for a in message.refusals]
-    if done:
-        tx.cast(host.name, "confirm", ids=done)
+    return done + [a.id for a in message.refusals]
 
 
 def _look_up(tx: Tx, told: Sequence[Receipt | Result]) -> None:

@@ -12,14 +12,9 @@ from simulation.mutants import manager_of
 
 
 def apply(swap: Any) -> None:
-    good = reports._answers
+    def confirm(tx: Any, host: str, ids: list[str]) -> None:
+        if ids:
+            with contextlib.suppress(BrokerUnavailable):
+                manager_of(tx).bus.inner.cast(agent_at(host), "confirm", {"ids": ids})
 
-    def answers(tx: Any, cfg: Any, host: Any, message: Any) -> None:
-        good(tx, cfg, host, message)
-        bus = manager_of(tx).bus.inner
-        for hint in tx.casts:
-            if hint.method == "confirm":
-                with contextlib.suppress(BrokerUnavailable):
-                    bus.cast(agent_at(hint.host), hint.method, hint.kwargs)
-
-    swap(reports, "_answers", answers)
+    swap(reports, "_confirm", confirm)

@@ -11,23 +11,20 @@ from types import SimpleNamespace
 import pytest
 
 from devstack.fleet import Scratch
-from devstack.parts.base import PartMissing
+from devstack.parts.base import Part
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 from tests.bench import counters, durable, operators, report
 from tests.bench.operators import Load
+from tests.conftest import started
 
 TINY = durable.Size(hosts=2, vms=6, single=4, idle_s=1.0, load_s=1.0, rounds=1, threads=4)
 GROUPS = {"managers", "agents", "RabbitMQ", "PostgreSQL", counters.CLIENT}
 
 
 @pytest.fixture
-def counting() -> Iterator[Postgres]:
-    try:
-        with Postgres(durable=True, count_statements=True) as postgres:
-            yield postgres
-    except PartMissing as exc:
-        pytest.skip(str(exc))
+def counting() -> Iterator[Part]:
+    yield from started(lambda: Postgres(durable=True, count_statements=True))
 
 
 @pytest.fixture

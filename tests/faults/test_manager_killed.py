@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import pytest
 
 from devstack.consoles import runs
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
-from tests.faults.stage import publishing_stalled, staged, waiting_at_the_gate
+from tests.faults.stage import Stage, publishing_stalled, staged, waiting_at_the_gate
 from tests.wait import wait_until
 
 pytestmark = pytest.mark.real
+
+
+def one_host(rabbit: RabbitMQ, postgres: Postgres) -> AbstractContextManager[Stage]:
+    """A fleet of one host, whose operators soon give up on an answer."""
+    return staged(
+        ["alpha"],
+        rabbit.new_vhost(),
+        postgres.new_database(),
+        options={"client": {"rpc_timeout": 4.0}},
+    )
 
 
 def test_a_command_that_was_accepted_and_not_published_runs_once_a_manager_is_back(
@@ -46,12 +57,7 @@ def test_a_command_that_was_not_accepted_yet_is_accepted_when_it_is_asked_for_ag
     rabbit: RabbitMQ, postgres: Postgres
 ) -> None:
     """The manager dies with all of it written and nothing committed."""
-    with staged(
-        ["alpha"],
-        rabbit.new_vhost(),
-        postgres.new_database(),
-        options={"client": {"rpc_timeout": 4.0}},
-    ) as stage:
+    with one_host(rabbit, postgres) as stage:
         wish = ("vm", "create", "web-1", "--vcpus", "1", "--memory", "96")
         job = stage.runtime.new_id()
         with ThreadPoolExecutor(1) as operator:
@@ -75,12 +81,7 @@ def test_a_command_that_was_published_and_not_cast_runs_once(
     rabbit: RabbitMQ, postgres: Postgres
 ) -> None:
     """The row says PUBLISHED, and the manager dies with the cast on its lips."""
-    with staged(
-        ["alpha"],
-        rabbit.new_vhost(),
-        postgres.new_database(),
-        options={"client": {"rpc_timeout": 4.0}},
-    ) as stage:
+    with one_host(rabbit, postgres) as stage:
         stage.create("web-1")
         wish, job = ("vm", "reboot", "web-1", "--force"), stage.runtime.new_id()
         with ThreadPoolExecutor(1) as operator:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import NotFound, WrongState
+from common.errors import BrokerUnavailable, NotFound, WrongState
 from tests.functional.fakemanager import DONE, JOB, Fleet
 
 OTHER = {**JOB, "uuid": "5f0c1b0e-0000-4000-8000-000000000002", "instance": "web-2"}
@@ -96,3 +96,24 @@ def test_many_are_asked_for_in_requests_of_fifty(fleet: Fleet) -> None:
     done = fleet.muster("vm", "start", *names, "-f", "json")
     assert [job["instance"] for job in done.json] == names
     assert [len(asked["wishes"]) for _, asked in fleet.asked] == [50, 50, 20]
+
+
+def test_what_nobody_answered_names_its_job_and_what_was_accepted_is_shown(fleet: Fleet) -> None:
+    """The broker goes between the first fifty and the rest: the exit code and words of one VM."""
+
+    def first_fifty(wishes: list[Any]) -> Any:
+        if wishes[0][1]["vm"] != "web-0":
+            raise BrokerUnavailable("the broker is away", "start it")
+        return answers(*[{**JOB, "instance": asked["vm"]} for _, asked in wishes])
+
+    fleet.answers["wishes"] = first_fifty
+    names = [f"web-{n}" for n in range(52)]
+    done = fleet.muster("vm", "stop", *names, "-f", "json")
+    assert [job["instance"] for job in done.json] == names[:50]
+    asked = {wish["vm"]: wish["job"] for _, all_ in fleet.asked for _, wish in all_["wishes"]}
+    lines = done.err.splitlines()
+    assert len(lines) == 2
+    for line, name in zip(lines, names[50:], strict=True):
+        assert line.startswith(f"muster: BROKER_UNAVAILABLE: {name}: the broker is away")
+        assert f"--job {asked[name]}" in line
+    assert done.code == 5

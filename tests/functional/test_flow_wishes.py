@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import BadRequest
+from common.errors import BadRequest, DatabaseUnavailable
 from manager.store.jobs import Job
 from tests.functional.fleet import Fleet, ScriptedAgent
 
@@ -87,3 +87,22 @@ def test_only_what_has_a_job_may_be_asked_for_so(two: Fleet) -> None:
     for nothing in ([], [wish("vm_stop", vm="web-1")] * 101):
         with pytest.raises(BadRequest, match="wishes"):
             ask(two, *nothing)
+
+
+def test_a_database_that_goes_in_between_hides_nothing_that_was_accepted(
+    two: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = two.store.run, []
+
+    def away_at_last(handler: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(handler)
+        if len(asked) > 3:
+            raise DatabaseUnavailable("it is away", "start it")
+        return run(handler, *args, **kwargs)
+
+    # Together, then alone: the first is accepted, the second refused; the third finds no database.
+    monkeypatch.setattr(two.store, "run", away_at_last)
+    wishes = [wish("vm_stop", vm="web-1"), wish("vm_stop", vm="web-9"), wish("vm_stop", vm="web-2")]
+    first, second, third = two.api("wishes", {"wishes": wishes})["answers"]
+    assert first["answer"]["kind"] == "stop"
+    assert {second["error"]["code"], third["error"]["code"]} == {"DATABASE_UNAVAILABLE"}

@@ -93,3 +93,30 @@ def test_it_answers_what_it_was_asked_before_it_stops_and_stops_within_its_limit
     stopping.join(30.0)
     assert answers == [{"done": "vm_list"}]
     assert not stopping.is_alive()
+
+
+def test_what_it_has_committed_and_not_said_is_said_before_it_goes(
+    fleet: Fleet, h1: ScriptedAgent, store: Store
+) -> None:
+    """Another manager would find it only after `resend_after`."""
+    runtime = Runtime("manager")
+    own = copy.copy(store)
+    own.runtime = runtime
+    bus = Bus(runtime, lambda: None)
+    manager = Manager(fleet.cfg, bus, runtime, own)
+    own.close = lambda: None  # type: ignore[method-assign] # the fleet goes on with it
+    job = manager._rpc(
+        "vm_create",
+        {
+            "name": "web-1",
+            "vcpus": 1,
+            "memory_mib": 64,
+            "host": "h1",
+            "job": runtime.new_id(),
+            "operator": "ann",
+        },
+    )
+    (row,) = [r for r in fleet.rows(CommandRow) if r.job == job["uuid"]]
+    assert (row.state, bus.casts) == (CommandState.PUBLISHED, [])
+    manager.stop()
+    assert bus.casts == [row.id]
