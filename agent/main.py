@@ -10,7 +10,7 @@ from types import FrameType
 from common import conf
 from common.errors import MusterError
 from common.logs import setup
-from common.runtime import end_within, make, prepare
+from common.runtime import end_now, end_within, make, prepare
 
 PROG = "muster-agent"
 STOP_S = 5.0
@@ -70,7 +70,7 @@ def _run(args: list[str]) -> int:
     runtime.spawn("close", bus.close).join(CLOSE_S)
     if agent.failure is not None:
         raise agent.failure
-    return 0
+    end_now()
 
 
 def _reload(args: list[str]) -> None:

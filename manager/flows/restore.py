@@ -75,7 +75,8 @@ def judge(tx: Tx, hello: Hello) -> None:
         f"{hello.host} knows this database at mark {hello.store_mark}, and it is at {ours.mark}"
         if hello.store_timeline == ours.timeline
         else f"{hello.host} belongs to another database, of timeline {hello.store_timeline}",
-        "was it restored from a backup? muster doctor; then: muster db accept-restore --reason TEXT",
+        "was it restored from a backup? muster doctor; "
+        "then: muster db accept-restore --reason TEXT",
         floors=floors_of(tx, hello.host),
     )
 
