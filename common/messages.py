@@ -15,6 +15,18 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from common.errors import BadMessage
+from common.model import (
+    Backend,
+    Folder,
+    MemoryMib,
+    Rule,
+    Sha256,
+    SizeGib,
+    TemplateFormat,
+    Url,
+    UserData,
+    Vcpus,
+)
 from common.ownership import Mark
 from common.states import PowerState
 
@@ -51,31 +63,72 @@ class TrailEntry(msgspec.Struct, frozen=True, array_like=True):
     when: Instant
 
 
-class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps."""
+class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A template's file: fetched once a folder, used only when its checksum and format agree."""
 
-    size_gib: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None = None
+    url: Url
+    sha256: Sha256
+    format: TemplateFormat
+
+
+class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
+
+    `source`: what a new disk begins as, an overlay on it or with `copy` a full copy; an ISO is
+    attached as it is, to be read only. `folder`: where the images of its pool are; None, where the
+    agent keeps those of its guests.
+    """
+
+    size_gib: SizeGib | None = None
     path: str | None = None
+    source: ImageSource | None = None
+    copy: bool = False
+    folder: Folder | None = None
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A network card: its MAC and the libvirt network or bridge it is plugged into, if any."""
+    """A network card: its MAC, what it is plugged into, and what its guest is to call itself.
+
+    Without a backend `network` is a libvirt network or else a bridge. `ensure`: make the libvirt
+    network when there is none of that name. `rules` None: nothing is filtered.
+    """
 
     mac: str
     network: str | None = None
+    backend: Backend | None = None
+    ensure: bool = False
+    vlan: Annotated[int, msgspec.Meta(ge=1, le=4094)] | None = None
+    address: str | None = None  # with its prefix length, as in 10.1.0.5/24
+    gateway: str | None = None
+    address6: str | None = None
+    gateway6: str | None = None
+    dns: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] | None = None
 
 
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a guest is made from."""
+    """What a guest is made from.
+
+    `cpu_mhz`: the weight of each vCPU, with `cpu_cap` also its limit. A guest with a `hostname`
+    is given a cloud-init NoCloud seed that tells it its name, addresses, keys and user data.
+    """
 
     name: Name
-    vcpus: Annotated[int, msgspec.Meta(ge=1, le=512)]
-    memory_mib: Annotated[int, msgspec.Meta(ge=16, le=16 * 1024 * 1024)]
+    vcpus: Vcpus
+    memory_mib: MemoryMib
     disks: tuple[DiskSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
     kernel: str | None = None
     initrd: str | None = None
     cmdline: str | None = None
+    kernel_source: ImageSource | None = None
+    initrd_source: ImageSource | None = None
+    cpu_mhz: Annotated[int, msgspec.Meta(ge=100, le=10_000)] | None = None
+    cpu_cap: bool = False
+    hostname: str | None = None
+    domain: str | None = None
+    ssh_keys: tuple[str, ...] = ()
+    user_data: UserData | None = None
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +223,13 @@ class Outcome(enum.StrEnum):
     NOT_RUN = "not_run"
 
 
+class Phase(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a command's work, and how long it took."""
+
+    name: str
+    seconds: float
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a command, repeated until a manager confirms `id`.
 
@@ -186,6 +246,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     floor: Annotated[int, msgspec.Meta(ge=0, le=2**52)] | None = None
     look: Look | None = None
+    phases: tuple[Phase, ...] = ()
 
 
 class VoidOutcome(enum.StrEnum):

@@ -1,0 +1,492 @@
+"""The nouns that a deploy is made of: zones, pools, offerings, networks and the rest.
+
+One struct a noun. It is what the managers store, what `muster NOUN create` asks for and what an
+`apply` file holds; the name, unique within its kind, is kept beside it. References are names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import ipaddress
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+ObjectName = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Folder = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*$", max_length=1000)]
+Url = Annotated[str, msgspec.Meta(pattern=r"^(file:///|https?://)[^\x00\s]+$", max_length=2000)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Domain = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)"
+        r"(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$",
+        max_length=200,
+    ),
+]
+Tag = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Ratio = Annotated[float, msgspec.Meta(ge=0.1, le=100)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Vcpus = Annotated[int, msgspec.Meta(ge=1, le=512)]
+MemoryMib = Annotated[int, msgspec.Meta(ge=16, le=16 * 1024 * 1024)]
+SizeGib = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+Limit = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+UserData = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+USER_DATA_LIMIT_BYTES = 64 * 1024
+
+Problem = tuple[str, str, str]  # the field, what is wrong with it, what it may be
+
+
+class Kind(enum.StrEnum):
+    """The nouns, in the order in which one may need another."""
+
+    PROJECT = "project"
+    ZONE = "zone"
+    POD = "pod"
+    CLUSTER = "cluster"
+    HOST = "host"
+    POOL = "pool"
+    OFFERING = "offering"
+    DISK_OFFERING = "disk_offering"
+    TEMPLATE = "template"
+    NETWORK = "network"
+    SECURITY_GROUP = "security_group"
+    AFFINITY_GROUP = "affinity_group"
+    SSH_KEY = "ssh_key"
+    USER_DATA = "user_data"
+
+
+class ZoneKind(enum.StrEnum):
+    """Basic: one flat shared guest network. Advanced: networks are chosen, one NIC is default."""
+
+    BASIC = "basic"
+    ADVANCED = "advanced"
+
+
+class PoolScope(enum.StrEnum):
+    """Who can reach a storage pool."""
+
+    HOST = "host"
+    CLUSTER = "cluster"
+    ZONE = "zone"
+
+
+class TemplateFormat(enum.StrEnum):
+    """What a template's file is; `kernel` is a kernel with its initrd, booted without a disk."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+    ISO = "iso"
+    KERNEL = "kernel"
+
+
+class NetworkKind(enum.StrEnum):
+    """How a network is kept apart from the others."""
+
+    SHARED = "shared"
+    VLAN = "vlan"
+    ISOLATED = "isolated"
+
+
+class Backend(enum.StrEnum):
+    """What a NIC is plugged into on its host."""
+
+    LIBVIRT = "libvirt"
+    BRIDGE = "bridge"
+    OVS = "ovs"
+
+
+class Direction(enum.StrEnum):
+    """Seen from the guest."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+class Protocol(enum.StrEnum):
+    """What a security rule lets through; `all` has no ports."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+    ALL = "all"
+
+
+class AffinityKind(enum.StrEnum):
+    """Together on one host, or each on another."""
+
+    AFFINITY = "affinity"
+    ANTI_AFFINITY = "anti_affinity"
+
+
+class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of all nouns. `refs`: which kind of noun a field names."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {}
+
+    def problems(self) -> Iterator[Problem]:
+        """What no single field can tell: contradictions between them."""
+        yield from ()
+
+
+class Project(Noun, frozen=True, kw_only=True):
+    """Whose VMs are counted together; a limit of None is none."""
+
+    enabled: bool = True
+    instances: Limit | None = None
+    vcpus: Limit | None = None
+    memory_mib: Limit | None = None
+    volumes: Limit | None = None
+    storage_gib: Limit | None = None
+    addresses: Limit | None = None
+
+
+class Zone(Noun, frozen=True, kw_only=True):
+    """A site. `project`: dedicated to it; `security_groups`: an advanced zone that filters."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"project": Kind.PROJECT}
+
+    kind: ZoneKind = ZoneKind.ADVANCED
+    enabled: bool = True
+    project: ObjectName | None = None
+    local_storage: bool = True
+    security_groups: bool = False
+    domain: Domain | None = None
+
+
+class Pod(Noun, frozen=True, kw_only=True):
+    """A rack or row of a zone."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"zone": Kind.ZONE}
+
+    zone: ObjectName
+    enabled: bool = True
+
+
+class Cluster(Noun, frozen=True, kw_only=True):
+    """Hosts that are alike. A host takes no more VMs once it is used beyond a threshold."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"pod": Kind.POD}
+
+    pod: ObjectName
+    enabled: bool = True
+    cpu_overcommit: Ratio = 16.0
+    memory_overcommit: Ratio = 1.0
+    cpu_threshold: Share = 1.0
+    memory_threshold: Share = 1.0
+
+
+class Place(Noun, frozen=True, kw_only=True):
+    """Where a host stands; the host itself is known by its agent's hello."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"cluster": Kind.CLUSTER}
+
+    cluster: ObjectName
+    tags: tuple[Tag, ...] = ()
+
+
+class Pool(Noun, frozen=True, kw_only=True):
+    """A folder of disk images at `path`, on one host or shared by those of a cluster or zone."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {
+        "host": Kind.HOST,
+        "cluster": Kind.CLUSTER,
+        "zone": Kind.ZONE,
+    }
+
+    scope: PoolScope
+    host: ObjectName | None = None
+    cluster: ObjectName | None = None
+    zone: ObjectName | None = None
+    path: Folder
+    capacity_gib: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
+    overprovisioning: Ratio = 1.0
+    tags: tuple[Tag, ...] = ()
+    enabled: bool = True
+
+    def problems(self) -> Iterator[Problem]:
+        for scope in PoolScope:
+            given = getattr(self, scope) is not None
+            if given is not (scope is self.scope):
+                said = "not possible" if given else "missing"
+                yield scope.value, f"{said} with scope {self.scope}", f"name the {self.scope} alone"
+
+
+class Offering(Noun, frozen=True, kw_only=True):
+    """What a VM gets. A custom one leaves vcpus or memory_mib open, within its bounds.
+
+    `cpu_mhz`: the speed of each vCPU, which makes its weight; `cpu_cap`: and not a cycle more.
+    """
+
+    vcpus: Vcpus | None = None
+    vcpus_min: Vcpus = 1
+    vcpus_max: Vcpus = 512
+    memory_mib: MemoryMib | None = None
+    memory_mib_min: MemoryMib = 16
+    memory_mib_max: MemoryMib = 16 * 1024 * 1024
+    cpu_mhz: Annotated[int, msgspec.Meta(ge=100, le=10_000)] | None = None
+    cpu_cap: bool = False
+    root_gib: SizeGib | None = None
+    ha: bool = False
+    local_storage: bool = False
+    host_tags: tuple[Tag, ...] = ()
+    storage_tags: tuple[Tag, ...] = ()
+    cpu_overcommit: Ratio | None = None
+    memory_overcommit: Ratio | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        if self.vcpus_min > self.vcpus_max:
+            yield "vcpus_min", f"above vcpus_max, {self.vcpus_max}", "no more than vcpus_max"
+        if self.memory_mib_min > self.memory_mib_max:
+            yield (
+                "memory_mib_min",
+                f"above memory_mib_max, {self.memory_mib_max}",
+                "no more than it",
+            )
+        if self.cpu_cap and self.cpu_mhz is None:
+            yield "cpu_cap", "a cap needs a speed", "give cpu_mhz too"
+
+
+class DiskOffering(Noun, frozen=True, kw_only=True):
+    """A data disk; one without size_gib leaves it open, within its bounds."""
+
+    size_gib: SizeGib | None = None
+    size_gib_min: SizeGib = 1
+    size_gib_max: SizeGib = 65536
+    local_storage: bool = False
+    storage_tags: tuple[Tag, ...] = ()
+
+    def problems(self) -> Iterator[Problem]:
+        if self.size_gib_min > self.size_gib_max:
+            yield "size_gib_min", f"above size_gib_max, {self.size_gib_max}", "no more than it"
+
+
+class Template(Noun, frozen=True, kw_only=True):
+    """An image to make root disks from, or a kernel and initrd; fetched once a pool, then checked.
+
+    `zones` and `hypervisors` empty: all of them. `system`: for Muster's own use, not for VMs.
+    """
+
+    refs: ClassVar[Mapping[str, Kind]] = {"project": Kind.PROJECT, "zones": Kind.ZONE}
+
+    format: TemplateFormat
+    url: Url
+    sha256: Sha256
+    initrd_url: Url | None = None
+    initrd_sha256: Sha256 | None = None
+    cmdline: Text | None = None
+    min_disk_gib: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
+    min_memory_mib: Annotated[int, msgspec.Meta(ge=0, le=16 * 1024 * 1024)] = 0
+    hypervisors: tuple[Tag, ...] = ()
+    zones: tuple[ObjectName, ...] = ()
+    project: ObjectName | None = None
+    public: bool = True
+    system: bool = False
+    enabled: bool = True
+
+    def problems(self) -> Iterator[Problem]:
+        if self.format is not TemplateFormat.KERNEL:
+            for field in ("initrd_url", "initrd_sha256", "cmdline"):
+                if getattr(self, field) is not None:
+                    yield field, f"a {self.format} image has none", "only with format kernel"
+        if (self.initrd_url is None) != (self.initrd_sha256 is None):
+            missing = "initrd_sha256" if self.initrd_sha256 is None else "initrd_url"
+            yield missing, "missing", "give initrd_url and initrd_sha256 together"
+
+
+class Network(Noun, frozen=True, kw_only=True):
+    """A guest network: what it is plugged into on each host, and its pool of addresses.
+
+    `source`: the libvirt network or bridge; `first`..`last`: what may be given to VMs.
+    """
+
+    refs: ClassVar[Mapping[str, Kind]] = {"zone": Kind.ZONE, "project": Kind.PROJECT}
+
+    zone: ObjectName
+    kind: NetworkKind = NetworkKind.SHARED
+    backend: Backend
+    source: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
+    vlan: Annotated[int, msgspec.Meta(ge=1, le=4094)] | None = None
+    cidr: str
+    gateway: str | None = None
+    first: str | None = None
+    last: str | None = None
+    cidr6: str | None = None
+    gateway6: str | None = None
+    dns: tuple[str, ...] = ()
+    security_groups: bool = False
+    project: ObjectName | None = None
+    enabled: bool = True
+
+    def problems(self) -> Iterator[Problem]:
+        if (self.kind is NetworkKind.VLAN) is not (self.vlan is not None):
+            said = "missing" if self.vlan is None else f"a {self.kind} network has none"
+            yield "vlan", said, "a tag from 1 to 4094, with kind vlan"
+        if self.vlan is not None and self.backend is not Backend.OVS:
+            yield "backend", f"{self.backend} carries no VLAN tag of a port", "ovs, for kind vlan"
+        yield from self._addresses(4, self.cidr, "cidr", ("gateway", "first", "last"))
+        if self.cidr6 is not None:
+            yield from self._addresses(6, self.cidr6, "cidr6", ("gateway6",))
+        elif self.gateway6 is not None:
+            yield "gateway6", "there is no cidr6 that it could be in", "give cidr6 too"
+        for server in self.dns:
+            if _parsed(ipaddress.ip_address, server) is None:
+                yield "dns", f"{server!r} is no address", "IPv4 or IPv6 addresses"
+
+    def _addresses(
+        self, version: int, cidr: str, field: str, inside: tuple[str, ...]
+    ) -> Iterator[Problem]:
+        subnet = _parsed(ipaddress.ip_network, cidr)
+        if subnet is None or subnet.version != version:
+            example = "10.1.0.0/24" if version == 4 else "2001:db8::/64"
+            yield field, f"{cidr!r} is no IPv{version} subnet", f"as in {example}, no host bits set"
+            return
+        if version == 6 and subnet.prefixlen != 64:
+            yield field, f"{cidr} is no /64", "a /64: addresses are made from the MAC"
+        if version == 4 and not 8 <= subnet.prefixlen <= 30:
+            yield (
+                field,
+                f"{cidr} is too {'large' if subnet.prefixlen < 8 else 'small'}",
+                "/8 to /30",
+            )
+        given: dict[str, Any] = {}
+        for name in inside:
+            text = getattr(self, name)
+            if text is None:
+                continue
+            address = _parsed(ipaddress.ip_address, text)
+            if address is None or address not in subnet:
+                yield name, f"{text!r} is no address in {cidr}", f"an address in {cidr}"
+            elif version == 4 and address in (subnet[0], subnet[-1]):
+                yield name, f"{text} is the network's own or its broadcast", "one between the two"
+            else:
+                given[name] = address
+        if "first" in given and "last" in given and given["first"] > given["last"]:
+            yield "first", f"{self.first} is behind {self.last}", "no address behind `last`"
+
+    def pool(self) -> tuple[int, int]:
+        """The first and the last IPv4 address that may be given to VMs, as numbers."""
+        subnet = ipaddress.IPv4Network(self.cidr)
+        first = ipaddress.IPv4Address(self.first) if self.first else subnet[1]
+        last = ipaddress.IPv4Address(self.last) if self.last else subnet[-2]
+        return int(first), int(last)
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a security group lets through: to the guest (ingress) or from it (egress)."""
+
+    direction: Direction = Direction.INGRESS
+    protocol: Protocol = Protocol.ALL
+    port_first: Port | None = None
+    port_last: Port | None = None
+    cidr: str = "0.0.0.0/0"
+
+
+class SecurityGroup(Noun, frozen=True, kw_only=True):
+    """What may reach its VMs: nothing that no rule lets in. All goes out unless an egress rule is
+    there; then only that."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"project": Kind.PROJECT}
+
+    project: ObjectName | None = None
+    rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=100)] = ()
+
+    def problems(self) -> Iterator[Problem]:
+        for n, rule in enumerate(self.rules, 1):
+            ports = (rule.port_first, rule.port_last)
+            if rule.protocol in (Protocol.ICMP, Protocol.ALL) and ports != (None, None):
+                yield "rules", f"rule {n}: {rule.protocol} has no ports", "ports with tcp and udp"
+            elif (ports[0] or 0) > (65535 if ports[1] is None else ports[1]):
+                yield "rules", f"rule {n}: port_first is behind port_last", "the lower port first"
+            if _parsed(ipaddress.ip_network, rule.cidr) is None:
+                yield "rules", f"rule {n}: {rule.cidr!r} is no subnet", "as in 10.0.0.0/8"
+
+
+class AffinityGroup(Noun, frozen=True, kw_only=True):
+    """VMs that must share a host, or must not."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"project": Kind.PROJECT}
+
+    kind: AffinityKind = AffinityKind.ANTI_AFFINITY
+    project: ObjectName | None = None
+
+
+class SshKey(Noun, frozen=True, kw_only=True):
+    """A public key, as OpenSSH writes it."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"project": Kind.PROJECT}
+
+    public_key: Annotated[str, msgspec.Meta(max_length=20_000)]
+    project: ObjectName | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        words = self.public_key.split()
+        if not _is_ssh_key(words) or "\n" in self.public_key.strip():
+            yield "public_key", "no OpenSSH public key", "one line, as in: ssh-ed25519 AAAA... me"
+
+
+class StoredUserData(Noun, frozen=True, kw_only=True):
+    """What cloud-init is told in a guest: a script or a #cloud-config document."""
+
+    refs: ClassVar[Mapping[str, Kind]] = {"project": Kind.PROJECT}
+
+    data: UserData
+    project: ObjectName | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        size = len(self.data.encode(errors="replace"))
+        if size > USER_DATA_LIMIT_BYTES:
+            yield "data", f"{size} bytes", f"at most {USER_DATA_LIMIT_BYTES} bytes"
+
+
+NOUNS: dict[Kind, type[Noun]] = {
+    Kind.PROJECT: Project,
+    Kind.ZONE: Zone,
+    Kind.POD: Pod,
+    Kind.CLUSTER: Cluster,
+    Kind.HOST: Place,
+    Kind.POOL: Pool,
+    Kind.OFFERING: Offering,
+    Kind.DISK_OFFERING: DiskOffering,
+    Kind.TEMPLATE: Template,
+    Kind.NETWORK: Network,
+    Kind.SECURITY_GROUP: SecurityGroup,
+    Kind.AFFINITY_GROUP: AffinityGroup,
+    Kind.SSH_KEY: SshKey,
+    Kind.USER_DATA: StoredUserData,
+}
+
+
+def named_by(noun: Noun) -> Iterator[tuple[str, Kind, str]]:
+    """Every reference of a noun: the field, the kind and the name."""
+    for field, kind in noun.refs.items():
+        value = getattr(noun, field)
+        for name in value if isinstance(value, tuple) else (value,):
+            if name is not None:
+                yield field, kind, name
+
+
+def _is_ssh_key(words: list[str]) -> bool:
+    if len(words) < 2 or not words[0].startswith(("ssh-", "ecdsa-", "sk-")):
+        return False
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    # The blob begins with the length and the name of its own type.
+    kind = words[0].encode()
+    return blob[:4] == len(kind).to_bytes(4, "big") and blob[4 : 4 + len(kind)] == kind
+
+
+def _parsed(parse: Any, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError:
+        return None
