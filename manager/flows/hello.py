@@ -5,8 +5,9 @@ from __future__ import annotations
 from common.conf import Settings
 from common.errors import BadRequest, MusterError, WrongFleet
 from common.messages import FloorEntry, Hello, Welcome
+from common.model import Kind
 from common.states import HostState
-from manager.flows import canary, commands, reap, restore
+from manager.flows import canary, commands, model, reap, restore
 from manager.rules.liveness import LATE
 from manager.store import timeline
 from manager.store.commands import CommandRow, Void
@@ -65,6 +66,8 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
     new_journal = host.journal_id != hello.journal_id or hello.store_timeline is None
     if not repeated:
         host = canary.forget(tx, host)
+    # Read with the host's row held: who changes the noun changes that row too.
+    place = model.find(tx, Kind.HOST, host.name)
     host = tx.put(
         host,
         driver=hello.driver,
@@ -79,6 +82,8 @@ def welcome(tx: Tx, cfg: Settings, hello: Hello) -> Welcome:
         inventory_digest=None,
         disagreed_since=None,
         seq=0 if not repeated else host.seq,
+        cluster=place.cluster if place is not None else None,
+        tags=place.tags if place is not None else (),
     )
     if not repeated:
         tx.event("host.session", host.name, f"host {host.name}", f"session {session}")

@@ -21,6 +21,7 @@ from manager.store import (
     hosts,
     instances,
     jobs,
+    model,
     sightings,
     statements,
     tombstones,
@@ -33,7 +34,7 @@ LOG = logging.getLogger(__name__)
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
-NOUNS = (hosts, instances, jobs, commands, tombstones, sightings, events)
+NOUNS = (hosts, instances, jobs, commands, tombstones, sightings, events, model)
 RETRIES = 20
 IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 
@@ -132,6 +133,11 @@ class Tx:
         self._flush(query.reads)
         rows = self._select(query.free, values)
         return [self._keep(query.kind, row, held=True) for row in rows]
+
+    def steady(self, query: Query[R], **values: Any) -> list[R]:
+        """Every row that answers a query; nobody changes or deletes one before this has ended."""
+        self._flush(query.reads)
+        return [self._keep(query.kind, row) for row in self._select(query.shared, values)]
 
     def together(self, joined: Joined, **values: Any) -> list[list[Any]]:
         """Rows of several tables side by side; None where an outer join found nothing."""

@@ -15,7 +15,8 @@ class Host(Row, frozen=True, kw_only=True):
     `canary` is the one in flight, `canary_at` when the last was sent, `canary_heard_at` when one
     was last answered. (inventory_session, inventory_seq) is the pair up to which all of its guests
     are known: that of its last complete full report, or of a digest that agreed.
-    `disagreed_since` is when a digest first did not.
+    `disagreed_since` is when a digest first did not. `cluster` and `tags` are those of the noun of
+    its name, if there is one.
     """
 
     name: str
@@ -61,6 +62,8 @@ class Host(Row, frozen=True, kw_only=True):
     canary: str | None = None
     canary_at: dt.datetime | None = None
     canary_heard_at: dt.datetime | None = None
+    cluster: str | None = None
+    tags: tuple[str, ...] = ()
     version: int = 0
 
 

@@ -8,11 +8,13 @@ import pytest
 
 from common import messages as m
 from common.errors import BadMessage, BadRequest, WrongFleet
+from common.model import Kind
 from common.states import HostState, PowerState, VmState
 from manager.flows import reports
 from manager.flows.hello import HostNameClash
 from manager.intake import hello as door
 from manager.store.hosts import Host
+from manager.store.model import Object
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
 
 LATE_S = 2.5 * INTERVAL_S
@@ -380,3 +382,15 @@ def test_an_agent_that_is_restarted_again_and_again_is_no_clash(
         h1.restart().hello()
     assert fleet.events("HOST_NAME_CLASH") == []
     assert LATE_S < 12 * INTERVAL_S / 2  # long enough for a clash of two that both go on
+
+
+def test_a_host_stands_where_the_model_says(fleet: Fleet) -> None:
+    agent = ScriptedAgent(fleet, "h1")
+    agent.hello()
+    assert (agent.row.cluster, agent.row.tags) == (None, ())
+    spec = {"cluster": "c1", "tags": ["ssd"]}
+    now = fleet.clock.now()
+    place = Object(kind=Kind.HOST, name="h1", spec=spec, created_at=now, changed_at=now)
+    fleet.store.run(lambda tx: tx.insert(place))
+    agent.restart().hello()
+    assert (agent.row.cluster, agent.row.tags) == ("c1", ("ssd",))

@@ -120,6 +120,8 @@ def upgrade() -> None:
         sa.Column("canary", sa.Text(), nullable=True),
         sa.Column("canary_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("canary_heard_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cluster", sa.Text(), nullable=True),
+        sa.Column("tags", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_hosts")),
     )
@@ -209,6 +211,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name=op.f("pk_meta")),
     )
     op.create_table(
+        "model",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "name", name=op.f("pk_model")),
+    )
+    op.create_table(
         "rollbacks",
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("timeline", sa.Text(), nullable=False),
@@ -266,6 +278,14 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_tombstones_state_issue_at"), "tombstones", ["state", "issue_at"], unique=False
     )
+    op.create_table(
+        "uses",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "name", "instance", name=op.f("pk_uses")),
+    )
+    op.create_index(op.f("ix_uses_instance"), "uses", ["instance"], unique=False)
     op.create_table(
         "voids",
         sa.Column("host", sa.Text(), nullable=False),
