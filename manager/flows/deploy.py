@@ -108,7 +108,8 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
 def _place(tx: Tx, order: Order) -> str:
     if order.host is not None and tx.find(Host, order.host) is None:
         raise NotFound(f"no host {order.host}", "muster host list shows all")
-    chosen = rule.place(_candidates(tx), memory_mib=order.memory_mib, named=order.host)
+    demand = rule.Demand(vcpus=order.vcpus, memory_mib=order.memory_mib, host=order.host)
+    chosen = rule.place(_candidates(tx), demand)
     if chosen.host is None:
         raise NoValidHost(
             f"no host can take {order.name} ({order.memory_mib} MiB): {chosen.explain()}",
@@ -116,8 +117,7 @@ def _place(tx: Tx, order: Order) -> str:
         )
     # Held until the commit: another manager's claim on this host is seen by one of the two.
     tx.lock(Host, chosen.host)
-    again = rule.place(_candidates(tx), memory_mib=order.memory_mib, named=chosen.host)
-    if again.host is None:
+    if any(h.name == chosen.host and rule.unfit(h, demand) for h in _candidates(tx)):
         raise Conflict(f"host {chosen.host} was filled by another manager")
     return chosen.host
 
@@ -132,9 +132,12 @@ def _candidates(tx: Tx) -> list[rule.Candidate]:
             state=host.state,
             enabled=host.enabled,
             maintenance=host.maintenance,
+            vcpus_total=host.vcpus_total,
+            vcpus_used=host.vcpus_used,
+            vcpus_claimed=0,
             memory_mib_total=host.memory_mib_total,
-            memory_mib_used=max(host.memory_mib_used, running.get(host.name, 0)),
-            memory_mib_claimed=promised.get(host.name, 0),
+            memory_mib_used=(used := max(host.memory_mib_used, running.get(host.name, 0))),
+            memory_mib_claimed=used + promised.get(host.name, 0),
         )
         for host in tx.ask(HOSTS)
     ]
