@@ -15,22 +15,53 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+# A pattern ends with \Z: $ would let a line break pass. Operators are told the description.
 ObjectName = Annotated[
-    str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z",
+        description="a name: letters, digits, '.', '_' and '-', at most 63, beginning and ending"
+        " with a letter or digit",
+    ),
 ]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
-Folder = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*$", max_length=1000)]
-Url = Annotated[str, msgspec.Meta(pattern=r"^(file:///|https?://)[^\x00\s]+$", max_length=2000)]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Folder = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^/[^\x00]*\Z", max_length=1000, description="an absolute path on the host"
+    ),
+]
+Url = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(file:///|https?://)[^\x00\s]+\Z",
+        max_length=2000,
+        description="a URL that begins with http://, https:// or file:///",
+    ),
+]
+Sha256 = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9a-f]{64}\Z", description="64 digits of 0-9 and a-f, as sha256sum prints"
+    ),
+]
 Domain = Annotated[
     str,
     msgspec.Meta(
         pattern=r"^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)"
-        r"(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$",
+        r"(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z",
         max_length=200,
+        description="a domain: labels of letters, digits and '-' (not first or last), at most 63"
+        " each, between dots",
     ),
 ]
-Tag = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Tag = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z",
+        description="a word of letters, digits, '.', '_' and '-', at most 63",
+    ),
+]
 Ratio = Annotated[float, msgspec.Meta(ge=0.1, le=100)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Vcpus = Annotated[int, msgspec.Meta(ge=1, le=512)]
@@ -127,13 +158,19 @@ class AffinityKind(enum.StrEnum):
 
 
 class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of all nouns. `refs`: which kind of noun a field names."""
+    """The base of all nouns. `refs`: which kind of noun a field names.
+
+    `checks`: the methods that find contradictions between fields, each by itself, so that those
+    about other fields can still be made when one of them can not be read.
+    """
 
     refs: ClassVar[Mapping[str, Kind]] = {}
+    checks: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> Iterator[Problem]:
         """What no single field can tell: contradictions between them."""
-        yield from ()
+        for check in self.checks:
+            yield from getattr(self, check)()
 
 
 class Project(Noun, frozen=True, kw_only=True):
@@ -211,7 +248,9 @@ class Pool(Noun, frozen=True, kw_only=True):
     tags: tuple[Tag, ...] = ()
     enabled: bool = True
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_place",)
+
+    def _place(self) -> Iterator[Problem]:
         for scope in PoolScope:
             given = getattr(self, scope) is not None
             if given is not (scope is self.scope):
@@ -241,15 +280,18 @@ class Offering(Noun, frozen=True, kw_only=True):
     cpu_overcommit: Ratio | None = None
     memory_overcommit: Ratio | None = None
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_vcpus", "_memory", "_cap")
+
+    def _vcpus(self) -> Iterator[Problem]:
         if self.vcpus_min > self.vcpus_max:
             yield "vcpus_min", f"above vcpus_max, {self.vcpus_max}", "no more than vcpus_max"
+
+    def _memory(self) -> Iterator[Problem]:
         if self.memory_mib_min > self.memory_mib_max:
-            yield (
-                "memory_mib_min",
-                f"above memory_mib_max, {self.memory_mib_max}",
-                "no more than it",
-            )
+            said = f"above memory_mib_max, {self.memory_mib_max}"
+            yield "memory_mib_min", said, "no more than memory_mib_max"
+
+    def _cap(self) -> Iterator[Problem]:
         if self.cpu_cap and self.cpu_mhz is None:
             yield "cpu_cap", "a cap needs a speed", "give cpu_mhz too"
 
@@ -263,9 +305,12 @@ class DiskOffering(Noun, frozen=True, kw_only=True):
     local_storage: bool = False
     storage_tags: tuple[Tag, ...] = ()
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_size",)
+
+    def _size(self) -> Iterator[Problem]:
         if self.size_gib_min > self.size_gib_max:
-            yield "size_gib_min", f"above size_gib_max, {self.size_gib_max}", "no more than it"
+            said = f"above size_gib_max, {self.size_gib_max}"
+            yield "size_gib_min", said, "no more than size_gib_max"
 
 
 class Template(Noun, frozen=True, kw_only=True):
@@ -291,11 +336,15 @@ class Template(Noun, frozen=True, kw_only=True):
     system: bool = False
     enabled: bool = True
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_kernel", "_initrd")
+
+    def _kernel(self) -> Iterator[Problem]:
         if self.format is not TemplateFormat.KERNEL:
             for field in ("initrd_url", "initrd_sha256", "cmdline"):
                 if getattr(self, field) is not None:
                     yield field, f"a {self.format} image has none", "only with format kernel"
+
+    def _initrd(self) -> Iterator[Problem]:
         if (self.initrd_url is None) != (self.initrd_sha256 is None):
             missing = "initrd_sha256" if self.initrd_sha256 is None else "initrd_url"
             yield missing, "missing", "give initrd_url and initrd_sha256 together"
@@ -312,7 +361,13 @@ class Network(Noun, frozen=True, kw_only=True):
     zone: ObjectName
     kind: NetworkKind = NetworkKind.SHARED
     backend: Backend
-    source: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
+    source: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}\Z",
+            description="the name of a bridge or libvirt network, at most 50 characters",
+        ),
+    ]
     vlan: Annotated[int, msgspec.Meta(ge=1, le=4094)] | None = None
     cidr: str
     gateway: str | None = None
@@ -325,51 +380,91 @@ class Network(Noun, frozen=True, kw_only=True):
     project: ObjectName | None = None
     enabled: bool = True
 
-    def problems(self) -> Iterator[Problem]:
+    checks = (
+        "_vlan",
+        "_backend",
+        "_subnet",
+        "_gateway",
+        "_first",
+        "_last",
+        "_order",
+        "_subnet6",
+        "_gateway6",
+        "_dns",
+    )
+
+    def _vlan(self) -> Iterator[Problem]:
         if (self.kind is NetworkKind.VLAN) is not (self.vlan is not None):
             said = "missing" if self.vlan is None else f"a {self.kind} network has none"
             yield "vlan", said, "a tag from 1 to 4094, with kind vlan"
+
+    def _backend(self) -> Iterator[Problem]:
         if self.vlan is not None and self.backend is not Backend.OVS:
             yield "backend", f"{self.backend} carries no VLAN tag of a port", "ovs, for kind vlan"
-        yield from self._addresses(4, self.cidr, "cidr", ("gateway", "first", "last"))
-        if self.cidr6 is not None:
-            yield from self._addresses(6, self.cidr6, "cidr6", ("gateway6",))
-        elif self.gateway6 is not None:
+
+    def _subnet(self) -> Iterator[Problem]:
+        subnet = _parsed(ipaddress.IPv4Network, self.cidr)
+        if subnet is None:
+            said = f"{self.cidr!r} is no IPv4 subnet"
+            yield "cidr", said, "as in 10.1.0.0/24, no host bits set"
+        elif not 8 <= subnet.prefixlen <= 30:
+            size = "large" if subnet.prefixlen < 8 else "small"
+            yield "cidr", f"{self.cidr} is too {size}", "/8 to /30"
+
+    def _gateway(self) -> Iterator[Problem]:
+        return self._inside("gateway", self.gateway)
+
+    def _first(self) -> Iterator[Problem]:
+        return self._inside("first", self.first)
+
+    def _last(self) -> Iterator[Problem]:
+        return self._inside("last", self.last)
+
+    def _inside(self, field: str, text: str | None) -> Iterator[Problem]:
+        subnet = _parsed(ipaddress.IPv4Network, self.cidr)
+        if text is None or subnet is None:
+            return
+        address = _parsed(ipaddress.IPv4Address, text)
+        if address is None or address not in subnet:
+            yield field, f"{text!r} is no address in {self.cidr}", f"an address in {self.cidr}"
+        elif address in (subnet[0], subnet[-1]):
+            yield field, f"{text} is the network's own or its broadcast", "one between the two"
+
+    def _order(self) -> Iterator[Problem]:
+        first = _parsed(ipaddress.IPv4Address, self.first or "")
+        last = _parsed(ipaddress.IPv4Address, self.last or "")
+        if first is not None and last is not None and first > last:
+            yield "first", f"{self.first} is behind {self.last}", "no address behind `last`"
+
+    def _subnet6(self) -> Iterator[Problem]:
+        if self.cidr6 is None:
+            return
+        subnet = _parsed(ipaddress.IPv6Network, self.cidr6)
+        if subnet is None:
+            said = f"{self.cidr6!r} is no IPv6 subnet"
+            yield "cidr6", said, "as in 2001:db8::/64, no host bits set"
+        elif subnet.prefixlen != 64:
+            yield "cidr6", f"{self.cidr6} is no /64", "a /64: addresses are made from the MAC"
+
+    def _gateway6(self) -> Iterator[Problem]:
+        if self.gateway6 is None:
+            return
+        if self.cidr6 is None:
             yield "gateway6", "there is no cidr6 that it could be in", "give cidr6 too"
+            return
+        subnet = _parsed(ipaddress.IPv6Network, self.cidr6)
+        address = _parsed(ipaddress.IPv6Address, self.gateway6)
+        # A router's own link-local address is as good.
+        if subnet is not None and (
+            address is None or not (address in subnet or address.is_link_local)
+        ):
+            said = f"{self.gateway6!r} is no address in {self.cidr6}"
+            yield "gateway6", said, f"an address in {self.cidr6}, or a link-local one"
+
+    def _dns(self) -> Iterator[Problem]:
         for server in self.dns:
             if _parsed(ipaddress.ip_address, server) is None:
                 yield "dns", f"{server!r} is no address", "IPv4 or IPv6 addresses"
-
-    def _addresses(
-        self, version: int, cidr: str, field: str, inside: tuple[str, ...]
-    ) -> Iterator[Problem]:
-        subnet = _parsed(ipaddress.ip_network, cidr)
-        if subnet is None or subnet.version != version:
-            example = "10.1.0.0/24" if version == 4 else "2001:db8::/64"
-            yield field, f"{cidr!r} is no IPv{version} subnet", f"as in {example}, no host bits set"
-            return
-        if version == 6 and subnet.prefixlen != 64:
-            yield field, f"{cidr} is no /64", "a /64: addresses are made from the MAC"
-        if version == 4 and not 8 <= subnet.prefixlen <= 30:
-            yield (
-                field,
-                f"{cidr} is too {'large' if subnet.prefixlen < 8 else 'small'}",
-                "/8 to /30",
-            )
-        given: dict[str, Any] = {}
-        for name in inside:
-            text = getattr(self, name)
-            if text is None:
-                continue
-            address = _parsed(ipaddress.ip_address, text)
-            if address is None or address not in subnet:
-                yield name, f"{text!r} is no address in {cidr}", f"an address in {cidr}"
-            elif version == 4 and address in (subnet[0], subnet[-1]):
-                yield name, f"{text} is the network's own or its broadcast", "one between the two"
-            else:
-                given[name] = address
-        if "first" in given and "last" in given and given["first"] > given["last"]:
-            yield "first", f"{self.first} is behind {self.last}", "no address behind `last`"
 
     def pool(self) -> tuple[int, int]:
         """The first and the last IPv4 address that may be given to VMs, as numbers."""
@@ -398,7 +493,9 @@ class SecurityGroup(Noun, frozen=True, kw_only=True):
     project: ObjectName | None = None
     rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=100)] = ()
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_rules",)
+
+    def _rules(self) -> Iterator[Problem]:
         for n, rule in enumerate(self.rules, 1):
             ports = (rule.port_first, rule.port_last)
             if rule.protocol in (Protocol.ICMP, Protocol.ALL) and ports != (None, None):
@@ -426,7 +523,9 @@ class SshKey(Noun, frozen=True, kw_only=True):
     public_key: Annotated[str, msgspec.Meta(max_length=20_000)]
     project: ObjectName | None = None
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_key",)
+
+    def _key(self) -> Iterator[Problem]:
         words = self.public_key.split()
         if not _is_ssh_key(words) or "\n" in self.public_key.strip():
             yield "public_key", "no OpenSSH public key", "one line, as in: ssh-ed25519 AAAA... me"
@@ -440,7 +539,9 @@ class StoredUserData(Noun, frozen=True, kw_only=True):
     data: UserData
     project: ObjectName | None = None
 
-    def problems(self) -> Iterator[Problem]:
+    checks = ("_size",)
+
+    def _size(self) -> Iterator[Problem]:
         size = len(self.data.encode(errors="replace"))
         if size > USER_DATA_LIMIT_BYTES:
             yield "data", f"{size} bytes", f"at most {USER_DATA_LIMIT_BYTES} bytes"
