@@ -128,6 +128,12 @@ class NameTaken(Refused):
     code = "NAME_TAKEN"
 
 
+class InUse(Refused):
+    """Something refers to the object or lives on it; `data['by']` names what."""
+
+    code = "IN_USE"
+
+
 class NoValidHost(Refused):
     """No host can take the instance; the message says why for each."""
 
@@ -192,6 +198,12 @@ class HypervisorError(MusterError):
     """The hypervisor refused or failed a call; the message is its own."""
 
     code = "HYPERVISOR_ERROR"
+
+
+class TemplateInvalid(MusterError):
+    """What a template's url gave is not what the template says: checksum, format, or safety."""
+
+    code = "TEMPLATE_INVALID"
 
 
 class CallTimeout(MusterError):
