@@ -93,6 +93,21 @@ class Kind(enum.StrEnum):
     SSH_KEY = "ssh_key"
     USER_DATA = "user_data"
 
+    @property
+    def words(self) -> str:
+        """As it is said: `security group`."""
+        return self.value.replace("_", " ")
+
+    @property
+    def noun(self) -> str:
+        """As it is typed: `security-group`."""
+        return self.value.replace("_", "-")
+
+    @property
+    def plural(self) -> str:
+        """Its key in an apply file: `security_groups`."""
+        return self.value if self is Kind.USER_DATA else f"{self.value}s"
+
 
 class ZoneKind(enum.StrEnum):
     """Basic: one flat shared guest network. Advanced: networks are chosen, one NIC is default."""

@@ -17,7 +17,7 @@ from common.errors import (
     NotFound,
     Refused,
 )
-from manager.api import doctor, views
+from manager.api import doctor, model, views
 from manager.api import requests as ask
 from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
 from manager.store.engine import Store, Tx
@@ -201,6 +201,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "alien_list": (ask.AlienList, alien_list),
     "tombstone_list": (ask.TombstoneList, tombstone_list),
     "doctor": (ask.Nothing, doctor_),
+    **model.METHODS,
 }
 
 

@@ -6,25 +6,50 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
+from common.errors import NotFound
 from common.model import NOUNS, Kind, Noun, Project
 from manager.store.engine import Tx
-from manager.store.model import Object
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.model import Object, Use
 from manager.store.statements import Query, ask, ask_any
 
 DEFAULT_PROJECT = "default"  # unlimited while nobody has made it
 
 Key = tuple[Kind, str]
 
-O = Object.__table__.c  # noqa: E741 - the table's columns
+O = Object.__table__.c  # noqa: E741 - the tables' columns
+H, I, U = Host.__table__.c, Instance.__table__.c, Use.__table__.c  # noqa: E741 - as above
 OF_KIND = Query(Object, O.kind == ask("kind"))
 THESE = Query(Object, O.kind.in_(ask_any("kinds")), O.name.in_(ask_any("names")))
+HOSTS_OF = Query(Host, sa.or_(H.name == ask("host"), H.cluster.in_(ask_any("clusters"))))
+VMS_OF = Query(
+    Instance, I.uuid == U.instance, U.kind == ask("kind"), U.name == ask("name"), reads=(Use,)
+)
+VMS_ON = Query(
+    Instance, I.host.in_(ask_any("hosts")), sa.exists().where(U.instance == I.uuid), reads=(Use,)
+)
 
 
 def find(tx: Tx, kind: Kind, name: str) -> Any:
     """The noun, a struct of `NOUNS[kind]`, or None."""
     row = tx.find(Object, kind, name)
     return noun(row) if row is not None else _implied(kind, name)
+
+
+def named(tx: Tx, kind: Kind, name: str) -> Any:
+    """As `find`, or NotFound."""
+    found = find(tx, kind, name)
+    if found is None:
+        raise missing(kind, name)
+    return found
+
+
+def missing(kind: Kind, name: str) -> NotFound:
+    """The error that says so."""
+    return NotFound(f"no {kind.words} {name}", f"muster {kind.noun} list shows all")
 
 
 def all_of(tx: Tx, kind: Kind) -> dict[str, Any]:
@@ -55,6 +80,23 @@ def hold_all(tx: Tx, wanted: Iterable[Key]) -> dict[Key, Any]:
         else:
             there[kind, name] = implied
     return {key: there[key] for key in keys if key in there}
+
+
+def vms_using(tx: Tx, kind: Kind, name: str) -> list[str]:
+    """The VMs that were made from a noun or live on it, as `VM web-1`.
+
+    Of a host, cluster or pod those that are there, if they were made in a zone; its hosts are
+    held, so that there come no others.
+    """
+    found = tx.ask(VMS_OF, kind=kind, name=name)
+    if kind in (Kind.HOST, Kind.CLUSTER, Kind.POD):
+        clusters = [name] if kind is Kind.CLUSTER else []
+        if kind is Kind.POD:
+            clusters = [c for c, cluster in all_of(tx, Kind.CLUSTER).items() if cluster.pod == name]
+        host = name if kind is Kind.HOST else ""
+        hosts = tx.steady(HOSTS_OF, alone=True, host=host, clusters=clusters)
+        found += tx.ask(VMS_ON, hosts=[row.name for row in hosts])
+    return sorted({f"VM {vm.name}" for vm in found})
 
 
 def noun(row: Object) -> Any:

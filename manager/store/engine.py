@@ -134,10 +134,14 @@ class Tx:
         rows = self._select(query.free, values)
         return [self._keep(query.kind, row, held=True) for row in rows]
 
-    def steady(self, query: Query[R], **values: Any) -> list[R]:
-        """Every row that answers a query; nobody changes or deletes one before this has ended."""
+    def steady(self, query: Query[R], *, alone: bool = False, **values: Any) -> list[R]:
+        """Every row that answers a query; nobody changes or deletes one before this has ended.
+
+        With `alone`, nobody else holds one meanwhile either.
+        """
         self._flush(query.reads)
-        return [self._keep(query.kind, row) for row in self._select(query.shared, values)]
+        rows = self._select(query.held if alone else query.shared, values)
+        return [self._keep(query.kind, row, held=alone) for row in rows]
 
     def together(self, joined: Joined, **values: Any) -> list[list[Any]]:
         """Rows of several tables side by side; None where an outer join found nothing."""

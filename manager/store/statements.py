@@ -46,6 +46,7 @@ class Query(Generic[R]):
             select = select.limit(limit)
         self.all = Asked(select)
         self.free = Asked(select.with_for_update(skip_locked=True))
+        self.held = Asked(select.with_for_update())
         self.shared = Asked(select.with_for_update(read=True))
 
 
