@@ -16,7 +16,15 @@ STALE_TRIES = 2
 UNKNOWN = "OUTCOME_UNKNOWN"
 
 
-class Act(enum.Enum):
+class Seen(enum.Enum):
+    """What the agent's look said of the guest after the command; NOTHING: there was none."""
+
+    ABSENT = "absent"
+    PRESENT = "present"
+    NOTHING = "nothing"
+
+
+class Next(enum.Enum):
     """What the job does now."""
 
     NEXT_HOST = "the next host is tried"
@@ -26,23 +34,20 @@ class Act(enum.Enum):
     CANCELLED = "given back, as was asked for"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a start ended.
+@dataclass(frozen=True)
+class Ending:
+    """How a start ended. `tries`: hosts tried so far, this one included; `stale`: how often this
+    host has answered STALE_COMMAND, this time included; `limit`: more hosts than the first;
+    `named`: an operator named the host; `superseded`: a delete has taken the VM over."""
 
-    `guest`: whether it is there, by its agent's own look (None: nobody has looked). `tries`: starts
-    so far, this one included; `again`: those of them on this host; `limit`: how many may follow the
-    first. `named`: an operator named the host; `superseded`: a delete has taken the VM over.
-    """
-
-    host: str = "the host"
+    host: str
     state: CommandState
     code: str | None = None
     error: str | None = None
-    guest: bool | None = None
+    seen: Seen = Seen.NOTHING
     tries: int = 1
-    again: int = 1
     limit: int = 10
+    stale: int = 0
     named: bool = False
     fenced: bool = False
     cancelling: bool = False
@@ -57,13 +62,13 @@ class Decision:
     """
 
     row: int
-    act: Act
+    next: Next
     reason: str
     code: str | None = None
     hold: bool = False
 
 
-def after(end: Ended) -> Decision:
+def after(end: Ending) -> Decision:
     """First row that fits. Raises ValueError for a start that succeeded or has not ended."""
     if end.state not in (CommandState.FAILED, CommandState.NOT_RUN, CommandState.UNKNOWN):
         raise ValueError(f"a start that is {end.state} needs no other host")
@@ -71,41 +76,41 @@ def after(end: Ended) -> Decision:
     left = _left(end)
     if end.superseded:
         text = f"a delete has taken it over and sees to {end.host} ({said})"
-        return Decision(1, Act.CANCELLED, text, end.code)
-    if left and not (end.fenced and end.state is CommandState.UNKNOWN):
+        return Decision(1, Next.CANCELLED, text, end.code)
+    if left and not end.fenced:
         code = UNKNOWN if end.state is CommandState.UNKNOWN else end.code
         text = f"{said}; {left}, so no other host is tried"
-        return Decision(2, Act.FAIL_KEEPING_HOLD, text, code, hold=True)
+        return Decision(2, Next.FAIL_KEEPING_HOLD, text, code, hold=True)
     hold = bool(left)
     if end.cancelling:
-        return Decision(3, Act.CANCELLED, f"cancelled; {said}", end.code, hold)
+        return Decision(3, Next.CANCELLED, f"cancelled; {said}", end.code, hold)
     if end.code in FINAL:
-        return Decision(4, Act.FAIL, f"{said}; no other host would take it", end.code, hold)
+        return Decision(4, Next.FAIL, f"{said}; no other host would take it", end.code, hold)
     stale = end.state is CommandState.NOT_RUN and end.code == "STALE_COMMAND"
-    if stale and end.again <= STALE_TRIES:
+    if stale and 0 < end.stale <= STALE_TRIES:
         text = f"{said}; asked again above its floor"
-        return Decision(5, Act.SAME_HOST_AGAIN, text, end.code)
+        return Decision(5, Next.SAME_HOST_AGAIN, text, end.code)
     if end.named:
         text = f"{said}; {end.host} was named, so no other is tried"
-        return Decision(6, Act.FAIL, text, end.code, hold)
+        return Decision(6, Next.FAIL, text, end.code, hold)
     if end.tries > end.limit:
-        text = f"{said}; {end.tries} starts were tried, no more are ([manager] start_retries)"
-        return Decision(7, Act.FAIL, text, end.code, hold)
-    return Decision(8, Act.NEXT_HOST, f"{said}; the next host is tried", end.code, hold)
+        text = f"{said}; {end.tries} hosts were tried, no more are ([manager] start_retries)"
+        return Decision(7, Next.FAIL, text, end.code, hold)
+    return Decision(8, Next.NEXT_HOST, f"{said}; the next host is tried", end.code, hold)
 
 
-def _left(end: Ended) -> str:
+def _left(end: Ending) -> str:
     """What may be left on the host, in words; "" when its agent has said that nothing is."""
     if end.state is CommandState.UNKNOWN:
         return f"a guest may run on {end.host}"
-    if end.state is CommandState.NOT_RUN or end.guest is False:
+    if end.state is CommandState.NOT_RUN or end.seen is Seen.ABSENT:
         return ""
-    if end.guest:
+    if end.seen is Seen.PRESENT:
         return f"its guest is on {end.host}"
     return f"a guest may be left on {end.host}"
 
 
-def _said(end: Ended) -> str:
+def _said(end: Ending) -> str:
     verb = {
         CommandState.FAILED: "refused it",
         CommandState.NOT_RUN: "did not run it",
