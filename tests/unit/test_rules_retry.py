@@ -12,7 +12,7 @@ from common.states import CommandState
 from manager.rules.retry import FINAL, STALE_TRIES, Ending, Next, Seen, after
 
 FAILED, NOT_RUN, UNKNOWN = CommandState.FAILED, CommandState.NOT_RUN, CommandState.UNKNOWN
-REFUSED = {"code": "HYPERVISOR_ERROR", "error": "no space left"}
+REFUSED: dict[str, Any] = {"code": "HYPERVISOR_ERROR", "error": "no space left"}
 
 
 def ending(state: CommandState = FAILED, **changes: Any) -> Ending:
