@@ -107,7 +107,8 @@ def to_the_end(
 
 def _line(job: dict[str, Any]) -> str:
     about = " ".join(str(job[key]) for key in ("kind", "instance") if job.get(key))
-    return f"job {job['uuid']} {about}: {job['state']}{_waiting(job)}"
+    step = f", {job['step']}" if job.get("step") and not ended(job) else ""
+    return f"job {job['uuid']} {about}: {job['state']}{step}{_waiting(job)}"
 
 
 def _waiting(job: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from client.base import (
@@ -39,20 +40,26 @@ class List(ListCommand):
 
 
 def _steps(steps: list[Answer]) -> str:
-    return "\n".join(
-        " ".join(
-            str(part)
-            for part in (
-                step.get("started_at") or "(not begun)",
-                f"{step['name']}:",
-                step.get("state"),
-                f"until {step['ended_at']}" if step.get("ended_at") else None,
-                f"- {step['detail']}" if step.get("detail") else None,
-            )
-            if part
+    return "\n".join(line for step in steps for line in _step(step))
+
+
+def _step(step: Answer) -> Iterator[str]:
+    yield " ".join(
+        str(part)
+        for part in (
+            step.get("started_at") or "(not begun)",
+            f"{step['name']}:",
+            step.get("state"),
+            f"until {step['ended_at']}" if step.get("ended_at") else None,
+            f"- {step['detail']}" if step.get("detail") else None,
         )
-        for step in steps
+        if part
     )
+    for host, why in (step.get("hosts") or {}).items():
+        yield f"  {host}: {why}"
+    phases = [f"{name} {seconds:.1f} s" for name, seconds in step.get("phases") or ()]
+    if phases:
+        yield f"  took: {', '.join(phases)}"
 
 
 def _receipts(receipts: list[Answer]) -> str:

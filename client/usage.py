@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import uuid
 from collections.abc import Callable
@@ -51,6 +52,25 @@ def whole(field: str, low: int, high: int) -> Callable[[str], int]:
                 field=field,
             )
         return int(text)
+
+    return read
+
+
+def number(field: str, low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers from `low` to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise BadRequest(
+                f"{field}: {text!r} is not possible",
+                f"give a number from {low:g} to {high:g}",
+                field=field,
+            )
+        return value
 
     return read
 

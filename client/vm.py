@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from client import usage
 from client.base import (
@@ -17,83 +16,7 @@ from client.base import (
     ShowCommand,
 )
 from common.errors import AlreadyDeleted, BadRequest, MusterError, RemoteError
-from common.messages import DiskSpec, GuestSpec
 from common.states import JobState, TaskState, VmState
-
-
-def _disk(text: str) -> dict[str, Any]:
-    """`--disk`: a whole number is the size of a new disk, anything else an image's path."""
-    if usage.WHOLE.fullmatch(text):
-        low, high = usage.bounds(DiskSpec, "size_gib")
-        return {"size_gib": usage.whole("size_gib", low, high)(text)}
-    if text.startswith("/"):
-        return {"path": text}
-    raise BadRequest(
-        f"disk: {text!r} is neither a size nor an absolute path",
-        "give whole GiB, or the path of an image on the host",
-        field="disk",
-    )
-
-
-class Create(ActionCommand):
-    """Create a VM and start it"""
-
-    method = "vm_create"
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="NAME", type=usage.said("name"))
-        parser.add_argument(
-            "--vcpus",
-            metavar="N",
-            required=True,
-            type=usage.whole("vcpus", *usage.bounds(GuestSpec, "vcpus")),
-            help="virtual CPUs",
-        )
-        parser.add_argument(
-            "--memory",
-            metavar="MIB",
-            required=True,
-            type=usage.whole("memory_mib", *usage.bounds(GuestSpec, "memory_mib")),
-            help="memory in MiB",
-        )
-        parser.add_argument(
-            "--disk",
-            metavar="SIZE_GIB|PATH",
-            action="append",
-            default=[],
-            type=_disk,
-            help="a new disk of so many GiB, or an image on the host, which is kept at the"
-            " VM's deletion; may be repeated",
-        )
-        parser.add_argument(
-            "--kernel", metavar="FILE", type=usage.absolute("kernel"), help="kernel on the host"
-        )
-        parser.add_argument(
-            "--initrd", metavar="FILE", type=usage.absolute("initrd"), help="its initial ramdisk"
-        )
-        parser.add_argument("--cmdline", metavar="TEXT", help="its command line")
-        parser.add_argument(
-            "--host", metavar="HOST", help="where to; else the host with the most free memory"
-        )
-        return parser
-
-    def wish(self, args: argparse.Namespace) -> Answer:
-        for field in ("initrd", "cmdline"):
-            if getattr(args, field) is not None and args.kernel is None:
-                raise BadRequest(
-                    f"{field}: has no meaning without a kernel", "give --kernel", field=field
-                )
-        return {
-            "name": args.name,
-            "vcpus": args.vcpus,
-            "memory_mib": args.memory,
-            "disks": args.disk,
-            "kernel": args.kernel,
-            "initrd": args.initrd,
-            "cmdline": args.cmdline,
-            "host": args.host,
-        }
 
 
 class List(ListCommand):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,6 +247,21 @@ def test_job_show_tells_the_whole_life(fleet: Fleet) -> None:
         assert line in table
 
 
+def test_a_step_tells_of_each_host_and_how_long_its_parts_took(fleet: Fleet) -> None:
+    step = {
+        "name": "place",
+        "state": "SUCCEEDED",
+        "hosts": {"h1": "has 24 MiB", "h2": "chosen"},
+        "phases": [["fetch", 3.25], ["boot", 0.5]],
+    }
+    fleet.answers["job_show"] = {**DONE, "steps": [step]}
+    table = fleet.typed(f"job show {JOB['uuid']}").out
+    for line in ("place: SUCCEEDED", "  h1: has 24 MiB", "  h2: chosen", "fetch 3.2 s, boot 0.5 s"):
+        assert line in table
+    (shown,) = fleet.typed(f"job show {JOB['uuid']} -f json -c steps").json["steps"]
+    assert shown == step
+
+
 def test_vm_create_asks_for_what_was_said(fleet: Fleet) -> None:
     fleet.answers["vm_create"] = JOB
     done = fleet.typed(
@@ -269,6 +285,141 @@ def test_vm_create_asks_for_what_was_said(fleet: Fleet) -> None:
         "host": "h1",
         "reason": None,
     }
+
+
+MADE_FROM = [
+    ("--offering small", {"offering": "small"}),
+    ("--vcpus 1 --memory 64", {"vcpus": 1, "memory_mib": 64}),
+    (
+        "--offering custom --vcpus 3 --template debian --full-copy --root-disk 20",
+        {
+            "offering": "custom",
+            "vcpus": 3,
+            "template": "debian",
+            "full_copy": True,
+            "root_gib": 20,
+        },
+    ),
+    (
+        "--offering s --data-disk 5 --data-disk fast --data-disk open:7",
+        {
+            "offering": "s",
+            "data_disks": [
+                {"size_gib": 5},
+                {"offering": "fast"},
+                {"offering": "open", "size_gib": 7},
+            ],
+        },
+    ),
+    (
+        "--offering s --zone z1 --network a,address=10.0.0.9,default --network b,address6=fd00::9",
+        {
+            "offering": "s",
+            "zone": "z1",
+            "networks": [
+                {"network": "a", "address": "10.0.0.9", "default": True},
+                {"network": "b", "address6": "fd00::9"},
+            ],
+        },
+    ),
+    (
+        "--offering s --security-group web --security-group ssh --affinity-group apart"
+        " --ssh-key ann --ssh-key bob --project p --hostname www",
+        {
+            "offering": "s",
+            "security_groups": ["web", "ssh"],
+            "affinity_groups": ["apart"],
+            "ssh_keys": ["ann", "bob"],
+            "project": "p",
+            "hostname": "www",
+        },
+    ),
+    (
+        "--offering s --pod p1 --cluster c1 --host h1 --pool fast --order first-fit"
+        " --cpu-overcommit 2.5 --memory-overcommit 1",
+        {
+            "offering": "s",
+            "pod": "p1",
+            "cluster": "c1",
+            "host": "h1",
+            "pool": "fast",
+            "order": "first_fit",
+            "cpu_overcommit": 2.5,
+            "memory_overcommit": 1.0,
+        },
+    ),
+    (
+        "--offering s --user-data hello --no-start",
+        {"offering": "s", "user_data_name": "hello", "start": False},
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "asked"), MADE_FROM)
+def test_only_what_was_said_of_a_new_vm_is_asked(
+    fleet: Fleet, options: str, asked: dict[str, Any]
+) -> None:
+    fleet.answers["vm_create"] = JOB
+    assert fleet.typed(f"vm create web-1 {options}").code == 0
+    ((_, sent),) = fleet.asked
+    assert {k: v for k, v in sent.items() if k not in ("job", "operator", "reason")} == {
+        "name": "web-1",
+        **asked,
+    }
+
+
+def test_user_data_is_read_from_a_file_here(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.answers["vm_create"] = JOB
+    file = tmp_path / "init.yaml"
+    file.write_text("#cloud-config\n")
+    line = f"vm create web-1 --offering s --user-data-file {file}"
+    assert fleet.typed(line).code == 0
+    assert fleet.asked[0][1]["user_data"] == "#cloud-config\n"
+    file.write_bytes(b"\xff\xfe")
+    done = fleet.typed(line)
+    assert (done.code, len(fleet.asked)) == (2, 1)
+    assert "user_data:" in done.err
+    assert "no UTF-8 text" in done.err
+    file.write_text("x" * (64 * 1024 + 1))
+    assert "at most 65536" in fleet.typed(line).err
+    file.unlink()
+    assert "No such file" in fleet.typed(line).err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--network ''", "networks:"),
+        ("--network a,address=", "networks: 'address='"),
+        ("--network a,mtu=9000", "networks: 'mtu=9000'"),
+        ("--data-disk fast:0", "data_disks: '0'"),
+        ("--data-disk :5", "data_disks:"),
+        ("--root-disk 0", "root_gib: '0'"),
+        ("--cpu-overcommit 0", "cpu_overcommit: '0'"),
+        ("--memory-overcommit nan", "memory_overcommit: 'nan'"),
+        ("--order random", "--order"),
+        ("--user-data a --user-data-file b", "user"),
+    ],
+)
+def test_a_wrong_word_about_a_new_vm_asks_nothing(fleet: Fleet, options: str, said: str) -> None:
+    done = fleet.typed(f"vm create web-1 --offering s {options}")
+    assert (done.code, fleet.asked) == (2, [])
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
+    plan = [
+        {"host": "h1", "decision": "chosen", "reason": "most free memory"},
+        {"host": "h2", "decision": "left out", "reason": "is disabled"},
+    ]
+    fleet.answers["vm_create"] = {"decisions": plan, "host": "h1"}
+    done = fleet.typed("vm create web-1 --offering s --dry-run -f json")
+    assert (done.code, done.json) == (0, plan)
+    assert done.err == "notice: it would be made on h1\n"
+    assert fleet.asked[0][1]["dry_run"] is True
+    fleet.answers["vm_create"] = {"decisions": [], "host": None}
+    assert "no host can take it" in fleet.typed("vm create web-1 --offering s --dry-run").err
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,14 @@ def test_a_job_that_succeeds_is_printed_as_it_ended(fleet: Fleet) -> None:
     ]
 
 
+def test_the_line_names_the_step_that_is_under_way(fleet: Fleet) -> None:
+    fleet.answers["job_show"] = [{**RUNNING, "step": "place"}, {**DONE, "step": "place"}]
+    assert fleet.muster(*DELETE).err.splitlines()[1:] == [
+        f"{ABOUT}: RUNNING, place, waiting: h1 to answer",
+        f"{ABOUT}: SUCCEEDED",
+    ]
+
+
 def test_on_a_terminal_the_line_is_rewritten(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     fleet.answers["job_show"] = [RUNNING, DONE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from client import usage
-from client.vm import _disk
+from client.create import _disk
 from common.errors import EXIT_USAGE, BadRequest
 from common.messages import DiskSpec, GuestSpec
 from common.states import TombstoneState, VmState
