@@ -12,6 +12,8 @@ from common.states import CommandState
 
 # No other host would make anything else of it.
 FINAL = frozenset({"TEMPLATE_INVALID", "BAD_MESSAGE"})
+# The call may still be under way: what a look shows is only how things stand meanwhile.
+DOUBTFUL = frozenset({"CALL_TIMEOUT", "OUTCOME_UNKNOWN"})
 STALE_TRIES = 2
 UNKNOWN = "OUTCOME_UNKNOWN"
 
@@ -103,10 +105,12 @@ def _left(end: Ending) -> str:
     """What may be left on the host, in words; "" when its agent has said that nothing is."""
     if end.state is CommandState.UNKNOWN:
         return f"a guest may run on {end.host}"
+    if end.seen is Seen.PRESENT and end.state is CommandState.FAILED:
+        return f"its guest is on {end.host}"
+    if end.code in DOUBTFUL:
+        return f"{end.host} may yet make its guest"
     if end.state is CommandState.NOT_RUN or end.seen is Seen.ABSENT:
         return ""
-    if end.seen is Seen.PRESENT:
-        return f"its guest is on {end.host}"
     return f"a guest may be left on {end.host}"
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.states import CommandState
-from manager.rules.retry import FINAL, STALE_TRIES, Ending, Next, Seen, after
+from manager.rules.retry import DOUBTFUL, FINAL, STALE_TRIES, Ending, Next, Seen, after
 
 FAILED, NOT_RUN, UNKNOWN = CommandState.FAILED, CommandState.NOT_RUN, CommandState.UNKNOWN
 REFUSED: dict[str, Any] = {"code": "HYPERVISOR_ERROR", "error": "no space left"}
@@ -29,6 +29,10 @@ def ending(state: CommandState = FAILED, **changes: Any) -> Ending:
         (2, ending(seen=Seen.PRESENT, **REFUSED), Next.FAIL_KEEPING_HOLD),
         (2, ending(seen=Seen.NOTHING, **REFUSED), Next.FAIL_KEEPING_HOLD),
         (2, ending(seen=Seen.NOTHING, code="TEMPLATE_INVALID"), Next.FAIL_KEEPING_HOLD),
+        *[
+            (2, ending(seen=Seen.ABSENT, code=code), Next.FAIL_KEEPING_HOLD)
+            for code in sorted(DOUBTFUL)
+        ],
         (3, ending(NOT_RUN, cancelling=True, code="VOIDED"), Next.CANCELLED),
         (3, ending(NOT_RUN, cancelling=True, code="STALE_COMMAND", stale=1), Next.CANCELLED),
         (3, ending(seen=Seen.ABSENT, cancelling=True, **REFUSED), Next.CANCELLED),
@@ -85,7 +89,7 @@ def test_section8_step_6_is_about_starts_that_failed(state: CommandState) -> Non
         Ending,
         host=st.just("h1"),
         state=st.sampled_from([FAILED, NOT_RUN, UNKNOWN]),
-        code=st.sampled_from([None, "VOIDED", "STALE_COMMAND", *sorted(FINAL)]),
+        code=st.sampled_from([None, "VOIDED", "STALE_COMMAND", *sorted(FINAL | DOUBTFUL)]),
         seen=st.sampled_from(Seen),
         tries=st.integers(1, 12),
         stale=st.integers(0, 4),
@@ -97,7 +101,8 @@ def test_section8_step_6_is_about_starts_that_failed(state: CommandState) -> Non
 )
 def test_section8_step_6_no_second_start_while_a_guest_may_be_left(end: Ending) -> None:
     found = after(end)
-    certain = end.state is NOT_RUN or (end.state is FAILED and end.seen is Seen.ABSENT)
+    absent = end.state is FAILED and end.seen is Seen.ABSENT
+    certain = (end.state is NOT_RUN or absent) and end.code not in DOUBTFUL
     if found.next in (Next.NEXT_HOST, Next.SAME_HOST_AGAIN):
         assert certain or end.fenced
         assert not end.cancelling
