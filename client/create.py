@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from client import usage
 from client.base import JOB_COLUMNS, ActionCommand, Answer, Rows
+from client.options import text_of
 from common.errors import BadRequest
 from common.fields import types
 from common.messages import DiskSpec, GuestSpec
@@ -80,27 +80,6 @@ def _network(text: str) -> Answer:
                 field="networks",
             )
     return nic
-
-
-def text_of(field: str, limit: int) -> Any:
-    """A reader of text files of at most `limit` bytes on this machine."""
-
-    def read(path: str) -> str:
-        try:
-            data = pathlib.Path(path).read_bytes()
-            text = data.decode()
-        except (OSError, ValueError) as exc:
-            said = exc.strerror if isinstance(exc, OSError) else "is no UTF-8 text"
-            raise BadRequest(
-                f"{field}: {path}: {said}", "give the path of a text file", field=field
-            ) from exc
-        if len(data) > limit:
-            raise BadRequest(
-                f"{field}: {path} has {len(data)} bytes", f"at most {limit}", field=field
-            )
-        return text
-
-    return read
 
 
 class Create(ActionCommand):

@@ -38,6 +38,15 @@ class List(ListCommand):
         "memory_mib_total",
         "agent_version",
     )
+    more = ("cluster", "tags", "reason")
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--long", action="store_true", help="more columns")
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return self.columns + self.more if args.long else self.columns
 
 
 class Show(ShowCommand):

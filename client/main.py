@@ -200,9 +200,16 @@ class Muster(App):
         return error.exit_code or EXIT_FAILED
 
     def complain(self, error: MusterError) -> None:
-        """One line on standard error: what is wrong, and what to do."""
-        remedy = f" ({error.remedy})" if error.remedy else ""
-        line = f"{self.NAME}: {error.code}: {error.message}{_candidates(error)}{remedy}"
+        """A line on standard error for each thing that is wrong: what it is, and what to do."""
+        several = error.data.get("errors") or ()
+        if len(several) < 2:
+            self._complain(error.code, f"{error.message}{_candidates(error)}", error.remedy)
+        for each in several if len(several) > 1 else ():
+            message = f"{each.get('field')}: {each.get('message')}"
+            self._complain(error.code, message, each.get("remedy", ""))
+
+    def _complain(self, code: str, message: str, remedy: str) -> None:
+        line = f"{self.NAME}: {code}: {message}{f' ({remedy})' if remedy else ''}"
         self.stderr.write(f"{printable(' '.join(line.split()))}\n")
 
 

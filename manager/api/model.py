@@ -75,7 +75,7 @@ def model_set(tx: Tx, _cfg: Settings, r: ModelChange) -> Any:
 
 def model_delete(tx: Tx, _cfg: Settings, r: ModelDelete) -> Any:
     apply.delete(tx, r.kind, r.name, r.who())
-    return {"kind": r.kind, "name": r.name}
+    return {"kind": r.kind, "name": r.name, "action": "delete"}
 
 
 def model_apply(tx: Tx, _cfg: Settings, r: ModelApply) -> Any:

@@ -172,6 +172,8 @@ def host(tx: Tx, row: Host, counts: dict[str, int]) -> dict[str, Any]:
         "clock_skew_s": round(row.clock_skew_s, 3),
         "dropped_casts": row.dropped_casts,
         "canary_age_s": _age_s(tx, row.canary_heard_at),
+        "cluster": row.cluster,
+        "tags": row.tags,
     }
 
 
