@@ -44,6 +44,11 @@ def refused(problems: Sequence[Problem]) -> BadRequest:
     return BadRequest(told, remedy, field=field, errors=errors)
 
 
+def plain(value: Any) -> Any:
+    """A noun or a value of it as it is stored and told: JSON's lists for tuples."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
 def may_be(kind: inspect.Type) -> str:
     """What a field of this type may hold, in words."""
     match kind:

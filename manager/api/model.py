@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from common.conf import Settings
-from common.model import NOUNS, Kind
+from common.fields import plain
+from common.model import Kind
 from manager.api.requests import NameOrId, Request, Text
 from manager.flows import apply, model
 from manager.store.engine import Tx
@@ -59,7 +60,7 @@ def model_show(tx: Tx, _cfg: Settings, r: ModelShow) -> Any:
     noun = model.named(tx, r.kind, r.name)
     row = tx.find(Object, r.kind, r.name)
     if row is None:
-        return {"name": r.name, **msgspec.to_builtins(noun), "created_at": None}
+        return {"name": r.name, **plain(noun), "created_at": None}
     return {**_shown(row), "changed_at": row.changed_at}
 
 
@@ -90,8 +91,7 @@ def _answer(tx: Tx, made: apply.Made) -> dict[str, Any]:
 
 def _shown(row: Object) -> dict[str, Any]:
     # Read and written again, so that a field of a newer release is there too.
-    noun = msgspec.to_builtins(msgspec.convert(row.spec, type=NOUNS[row.kind]))
-    return {"name": row.name, **noun, "created_at": row.created_at}
+    return {"name": row.name, **plain(model.noun(row)), "created_at": row.created_at}
 
 
 METHODS: dict[str, tuple[type[Request], Callable[[Tx, Settings, Any], Any]]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from common.errors import InUse, NameTaken
-from common.fields import checked, defaults, refused, shown
+from common.fields import checked, defaults, plain, refused, shown
 from common.model import NOUNS, Kind, Noun, ObjectName, Problem
 from manager.flows import model
 from manager.flows.model import Key
@@ -233,7 +233,7 @@ def _clashes(tx: Tx, drafts: Sequence[Draft]) -> list[Problem]:
 
 def _fixed(tx: Tx, draft: Draft, row: Object) -> list[Problem]:
     """Fields that can not change any more."""
-    fields = rules.changed(row.spec, msgspec.to_builtins(draft.noun))
+    fields = rules.changed(row.spec, plain(draft.noun))
     by_vms = [f for f in fields if f in rules.FIXED_BY_VMS.get(draft.kind, ())]
     by_nouns = [f for f in fields if f in rules.FIXED_BY_NOUNS.get(draft.kind, ())]
     users = model.vms_using(tx, draft.kind, draft.name) if by_vms else []
@@ -254,7 +254,7 @@ def _referrers(tx: Tx, key: Key) -> list[str]:
 
 
 def _made(draft: Draft) -> Made:
-    after: dict[str, Any] = msgspec.to_builtins(draft.noun)
+    after: dict[str, Any] = plain(draft.noun)
     before = defaults(NOUNS[draft.kind]) if draft.row is None else draft.row.spec
     changes = tuple(
         {
@@ -262,7 +262,7 @@ def _made(draft: Draft) -> Made:
             "old": None if draft.row is None else before.get(field),
             "new": after[field],
         }
-        for field in rules.changed(msgspec.to_builtins(before), after)
+        for field in rules.changed(plain(before), after)
     )
     if draft.row is None:
         return Made(draft.kind, draft.name, "create", changes)
@@ -270,7 +270,7 @@ def _made(draft: Draft) -> Made:
 
 
 def _write(tx: Tx, draft: Draft, made: Made, who: Who) -> None:
-    spec: dict[str, Any] = msgspec.to_builtins(draft.noun)
+    spec: dict[str, Any] = plain(draft.noun)
     if draft.row is None:
         tx.insert(
             Object(
