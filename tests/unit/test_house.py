@@ -28,7 +28,8 @@ def test_every_entry_point_names_something_that_can_be_imported(point):
 
 
 def test_the_readme_lists_exactly_the_commands_that_exist():
-    rows = re.findall(r"^\| `([a-z-]+)` \| (.*?) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*?) \|$", readme, re.MULTILINE)
     listed = {
         f"{noun} {verb}".strip()
         for noun, what in rows
