@@ -140,6 +140,18 @@ class NoValidHost(Refused):
     code = "NO_VALID_HOST"
 
 
+class QuotaExceeded(Refused):
+    """A limit of the project would be broken; the message names each of them."""
+
+    code = "QUOTA_EXCEEDED"
+
+
+class NoAddress(Refused):
+    """A network has no free address, or the one that was asked for is taken."""
+
+    code = "NO_ADDRESS"
+
+
 class NotSupported(Refused):
     """A thing the protocol knows but this release does not do yet."""
 

@@ -9,10 +9,11 @@ from common.ownership import is_ours
 from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
 from manager.flows import commands, jobs
 from manager.store import timeline
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Mac
+from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
@@ -340,7 +341,7 @@ class Invariants:
             for mac in tx.all(Mac)
             if mac.instance in live or mac.instance not in unowned
         }
-        wanted = {vm.mac: vm.uuid for vm in live.values()}
+        wanted = {vm.mac: vm.uuid for vm in live.values() if vm.reserved}
         if macs != wanted:
             extra = {k: v for k, v in macs.items() if wanted.get(k) != v}
             gone = {k: v for k, v in wanted.items() if macs.get(k) != v}

@@ -15,11 +15,12 @@ import time
 
 from common.ownership import Mark
 from common.states import JobState, TaskState
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Mac
+from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.tombstones import Tombstone
 from simulation import scenario

@@ -44,6 +44,20 @@ OPTIONS = [
         max=86400.0,
         help="Seconds that a command may take before it is voided.",
     ),
+    cfg.IntOpt(
+        "start_retries",
+        default=10,
+        min=0,
+        max=100,
+        help="How many more hosts are tried for a new VM when the first refuses it.",
+    ),
+    cfg.StrOpt(
+        "placement_order",
+        default="spread",
+        choices=["first_fit", "spread", "spread_by_project", "pack"],
+        help="Which of the hosts that fit takes a new VM: the first by name, the one with the most"
+        " free memory, the one with the fewest VMs of the project, or the fullest that fits.",
+    ),
     cfg.FloatOpt(
         "delete_timeout",
         default=600.0,
@@ -101,6 +115,8 @@ class Manager(msgspec.Struct, frozen=True, kw_only=True):
     resend_after: float = 5.0
     canary_interval: float = 30.0
     command_timeout: float = 120.0
+    start_retries: int = 10
+    placement_order: str = "spread"
     delete_timeout: float = 600.0
     retention: float = 86400.0
     missing_grace: float = 30.0

@@ -17,7 +17,7 @@ from common.errors import (
     NotFound,
     Refused,
 )
-from manager.api import doctor, model, views
+from manager.api import doctor, model, order, views
 from manager.api import requests as ask
 from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
 from manager.store.engine import Store, Tx
@@ -28,20 +28,16 @@ Method = Callable[[Tx, Settings, Any], Any]
 
 
 def vm_create(tx: Tx, cfg: Settings, r: ask.VmCreate) -> Any:
-    order = deploy.Order(
-        name=r.name,
-        vcpus=r.vcpus,
-        memory_mib=r.memory_mib,
-        disks=r.disks,
-        kernel=r.kernel,
-        initrd=r.initrd,
-        cmdline=r.cmdline,
-        host=r.host,
-    )
-    return views.job(tx, deploy.request(tx, cfg, r.wish("create"), order))
+    ordered = order.checked(tx, r)
+    if r.dry_run:
+        return deploy.foresee(tx, cfg, ordered)
+    return views.job(tx, deploy.request(tx, cfg, r.wish("create"), ordered))
 
 
 def vm_start(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    if vm.host is None and not vm.deletion_owed:
+        return views.job(tx, deploy.start(tx, cfg, r.wish("start"), vm))
     return _power(tx, cfg, "start", r)
 
 

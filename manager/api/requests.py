@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from common.errors import BadRequest
-from common.messages import DiskSpec, GuestSpec
+from common.model import MemoryMib, Ratio, SizeGib, Vcpus
 from manager.flows.jobs import Wish
+from manager.rules.placement import Order
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
@@ -44,15 +45,63 @@ class Change(Request, frozen=True, kw_only=True):
         )
 
 
+class DiskWish(Request, frozen=True, kw_only=True):
+    """A new disk of a size, or an image that is on the host and is kept."""
+
+    size_gib: SizeGib | None = None
+    path: str | None = None
+
+
+class NetworkWish(Request, frozen=True, kw_only=True):
+    """A card: the network it is in, and the addresses that are asked for, if any."""
+
+    network: NameOrId
+    address: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    address6: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    default: bool = False
+
+
+class DataDisk(Request, frozen=True, kw_only=True):
+    """A data disk of an offering, or of a size of its own."""
+
+    size_gib: SizeGib | None = None
+    offering: NameOrId | None = None
+
+
+Names = Annotated[tuple[NameOrId, ...], msgspec.Meta(max_length=32)]
+
+
 class VmCreate(Change, frozen=True, kw_only=True):
     name: VmName
-    vcpus: Annotated[int, msgspec.Meta(ge=1, le=512)]
-    memory_mib: Annotated[int, msgspec.Meta(ge=16, le=16 * 1024 * 1024)]
-    disks: Annotated[tuple[DiskSpec, ...], msgspec.Meta(max_length=16)] = ()
+    vcpus: Vcpus | None = None
+    memory_mib: MemoryMib | None = None
+    offering: NameOrId | None = None
+    template: NameOrId | None = None
+    full_copy: bool = False
+    root_gib: SizeGib | None = None
+    disks: Annotated[tuple[DiskWish, ...], msgspec.Meta(max_length=16)] = ()
+    data_disks: Annotated[tuple[DataDisk, ...], msgspec.Meta(max_length=16)] = ()
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: Text | None = None
+    hostname: Annotated[str, msgspec.Meta(max_length=253)] | None = None
+    zone: NameOrId | None = None
+    networks: Annotated[tuple[NetworkWish, ...], msgspec.Meta(max_length=16)] = ()
+    security_groups: Names = ()
+    affinity_groups: Names = ()
+    project: NameOrId | None = None
+    ssh_keys: Names = ()
+    user_data: str | None = None
+    user_data_name: NameOrId | None = None
+    pod: NameOrId | None = None
+    cluster: NameOrId | None = None
     host: NameOrId | None = None
+    pool: NameOrId | None = None
+    order: Order | None = None
+    cpu_overcommit: Ratio | None = None
+    memory_overcommit: Ratio | None = None
+    start: bool = True
+    dry_run: bool = False
 
 
 class VmPower(Change, frozen=True, kw_only=True):
@@ -134,6 +183,12 @@ _REMEDIES = {
     "vcpus": "a whole number from 1 to 512",
     "memory_mib": "MiB, a whole number from 16 to 16777216",
     "disks": "GiB as a whole number from 1 to 65536, or the absolute path of an image",
+    "root_gib": "GiB, a whole number from 1 to 65536",
+    "data_disks": "GiB as a whole number from 1 to 65536, or a disk offering",
+    "networks": "names, each with an address, address6 and default if wanted",
+    "order": "one of first_fit, spread, spread_by_project, pack",
+    "cpu_overcommit": "a number from 0.1 to 100",
+    "memory_overcommit": "a number from 0.1 to 100",
     "kernel": "an absolute path on the host",
     "initrd": "an absolute path on the host",
     "job": "a UUID",
@@ -171,6 +226,9 @@ def _check_create(request: VmCreate) -> None:
             "choose a name that is no UUID",
             field="name",
         )
+    for field in ("vcpus", "memory_mib"):
+        if request.offering is None and getattr(request, field) is None:
+            raise BadRequest(f"{field}: missing", _REMEDIES[field], field=field)
     for disk in request.disks:
         if (disk.size_gib is None) == (disk.path is None):
             raise BadRequest(
@@ -184,8 +242,3 @@ def _check_create(request: VmCreate) -> None:
         raise BadRequest("initrd: it needs a kernel", "add --kernel", field="initrd")
     if request.cmdline is not None and request.kernel is None:
         raise BadRequest("cmdline: it needs a kernel", "add --kernel", field="cmdline")
-    # What an agent would refuse is refused here.
-    msgspec.convert(
-        {"name": request.name, "vcpus": request.vcpus, "memory_mib": request.memory_mib},
-        type=GuestSpec,
-    )

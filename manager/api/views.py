@@ -98,11 +98,15 @@ def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
         "host": row.host,
         "host_state": host.state.value if host is not None else None,
         "address": row.address,
-        "stale": row.live and (age_s is None or age_s > late_s),
+        # One that has never been on a host has no state that could be old.
+        "stale": row.live and row.generation > 0 and (age_s is None or age_s > late_s),
         "missing": row.missing,
         "vcpus": row.vcpus,
         "memory_mib": row.memory_mib,
         "mac": row.mac,
+        "project": row.project,
+        "zone": row.wishes.zone,
+        "hostname": row.hostname,
         "generation": row.generation,
         "job": row.job,
         "error": row.error or None,
@@ -195,6 +199,7 @@ def job(tx: Tx, row: Job) -> dict[str, Any]:
         "host": row.host,
         "state": row.state.value,
         "waiting_for": waiting_for(tx, row),
+        "step": next((s.name for s in reversed(row.steps) if s.state is JobState.RUNNING), None),
         "age_s": round((end - row.accepted_at).total_seconds(), 3),
         "unconfirmed": row.unconfirmed,
         "error_code": row.error_code,
@@ -216,6 +221,7 @@ def job_whole(tx: Tx, row: Job) -> dict[str, Any]:
                 "started_at": s.started_at,
                 "ended_at": s.ended_at,
                 "detail": s.detail,
+                **({"hosts": s.hosts} if s.hosts else {}),
             }
             for s in row.steps
         ],

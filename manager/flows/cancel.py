@@ -10,7 +10,7 @@ from common.conf import Settings
 from common.errors import NotFound, WrongState
 from common.messages import TrailEntry
 from common.states import CommandEvent, CommandState, JobEvent, JobState
-from manager.flows import commands, jobs, power
+from manager.flows import commands, deploy, jobs, outcome, power
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.instances import Instance
@@ -54,9 +54,7 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
             commands.owe_void(tx, row)
             tx.commands_due = True
     if not rows:
-        text = f"cancelled by {operator}"
-        job = jobs.end_steps(tx, job, JobEvent.CANCEL, text)
-        jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=text)
+        deploy.withdraw(tx, job)
     return tx.get(Job, job.uuid)
 
 
@@ -85,8 +83,7 @@ def _marked(tx: Tx, job: Job, operator: str, reason: str | None) -> Job:
 
 def _withdraw(tx: Tx, cfg: Settings, row: CommandRow) -> None:
     moved, _ = commands.move(tx, row, CommandEvent.NOT_RUN, error_code="CANCELLED", error=WITHDRAWN)
-    if moved.job is not None:
-        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+    outcome.command_ended(tx, cfg, moved, None)
 
 
 def _delete(tx: Tx, cfg: Settings, job: Job, rows: list[CommandRow]) -> Job:

@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, inventory, jobs, reap, restore
+from manager.flows import commands, deploy, inventory, jobs, placing, reap, restore
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine
@@ -333,6 +333,9 @@ def _forget(tx: Tx, vm: Instance, text: str) -> None:
         "terminated_at": tx.now if proven else None,
     }
     job = vm.job
+    placing.release(tx, vm)
+    if vm.named:
+        tx.remove(deploy.USED_BY, instance=vm.uuid)
     vm = tx.swap(vm, **changes)
     reap.release(tx, vm.uuid)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")

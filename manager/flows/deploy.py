@@ -1,156 +1,524 @@
-"""Deploy: choose a host, reserve an address, write the record and cast its first start."""
+"""Deploy: a VM's record with all that it holds, then a host for it, and its first start.
+
+Create reserves the limits of its project, addresses and a hostname, and writes the record. Start
+places the VM and casts start_vm. A host that refuses is left out and the next is tried; each step's
+undo is the agent's own (a start that fails leaves nothing) or given back here. Where a guest may
+have been left behind, nothing is tried elsewhere: a tombstone and quarantine stay.
+"""
 
 from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
+from common import model
 from common.conf import Settings
-from common.errors import Conflict, NotFound, NoValidHost
-from common.messages import CommandKind, DiskSpec, GuestSpec, NicSpec
-from common.states import PowerState, TaskState, VmState
-from manager.flows import commands, jobs
+from common.errors import Conflict, NoValidHost, OutcomeUnknown, StaleCommand, WrongState
+from common.messages import CommandKind, GuestSpec, NicSpec, Result
+from common.model import Backend, Kind, NetworkKind, Rule
+from common.states import (
+    CommandState,
+    JobEvent,
+    JobState,
+    PowerState,
+    TaskState,
+    TombstoneState,
+    VmState,
+)
+from manager.flows import addresses, commands, jobs, limits, placing, power, reap
+from manager.flows import model as nouns
 from manager.flows.jobs import Wish
-from manager.rules import placement as rule
+from manager.rules import addresses as address_rule
+from manager.rules import retry as rule
+from manager.rules import verbs
+from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Mac
+from manager.store.instances import Instance, Nic, Wishes
 from manager.store.jobs import Job
-from manager.store.sightings import Sighting
-from manager.store.statements import Query, among
+from manager.store.model import Object, Use
+from manager.store.statements import Query, Removal, among, ask
+from manager.store.volumes import Volume
 
-S = Sighting.__table__.c
-I = Instance.__table__.c  # noqa: E741 - the table's columns, as S
-HOSTS = Query(Host)
-# MiB by host: what hypervisors run, and what was promised and does not run yet.
-RUNNING = (
-    sa.select(S.host, sa.func.sum(S.memory_mib))
-    .where(
-        S.present,
-        *[
-            S.power_state != off
-            for off in (PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED)
-        ],
-    )
-    .group_by(S.host)
+TOLD = 200  # hosts that a job remembers the reasons of
+PLACE = "place"
+NEVER_RUN = ("VOIDED", "EXPIRED")
+J, U, V = Job.__table__.c, Use.__table__.c, Volume.__table__.c
+IS_DUE = sa.and_(
+    among(J.kind, ("create", "start")), among(J.state, jobs.OPEN), J.check_at <= ask("now")
 )
-PROMISED = (
-    sa.select(I.host, sa.func.sum(I.memory_mib))
-    .where(
-        I.vm_state == VmState.BUILDING,
-        among(I.power_state, (PowerState.NOSTATE, PowerState.SHUTOFF)),
-    )
-    .group_by(I.host)
-)
+DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
+VOLUMES = Query(Volume, V.instance == ask("instance"))
+USED_BY = Removal(Use, U.instance == ask("instance"))
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """A network card that was asked for; without a network it is plugged into none of ours."""
+
+    network: str | None = None
+    address: str | None = None
+    address6: str | None = None
+    rules: tuple[Rule, ...] | None = None
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator asked for; checked by the door."""
+    """What an operator asked for, checked by the door; `guest` has no cards and no folders yet.
 
-    name: str
-    vcpus: int
-    memory_mib: int
-    disks: tuple[DiskSpec, ...] = ()
-    kernel: str | None = None
-    initrd: str | None = None
-    cmdline: str | None = None
-    host: str | None = None
+    `default_group`: the project's own security group, which is made on its first use.
+    """
+
+    guest: GuestSpec
+    project: str = nouns.DEFAULT_PROJECT
+    cards: tuple[Card, ...] = (Card(),)
+    wishes: Wishes = Wishes()
+    uses: frozenset[tuple[Kind, str]] = frozenset()
+    default_group: str | None = None
+    start: bool = True
+
+
+# create
 
 
 def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
-    """Accept a create; raises NotFound for an unknown host and NoValidHost with every reason."""
-    host = _place(tx, order)
+    """Accept a create; raises NoValidHost (with every reason), QuotaExceeded, NoAddress and
+    NameTaken."""
     uuid = tx.new_id()
-    mac = _reserve_mac(tx, cfg, uuid)
-    spec = GuestSpec(
-        name=order.name,
-        vcpus=order.vcpus,
-        memory_mib=order.memory_mib,
-        disks=order.disks,
-        nics=(NicSpec(mac=mac),),
-        kernel=order.kernel,
-        initrd=order.initrd,
-        cmdline=order.cmdline,
+    disks = order.wishes.disks
+    limits.reserve(
+        tx,
+        order.project,
+        {
+            "instances": 1,
+            "vcpus": order.guest.vcpus,
+            "memory_mib": order.guest.memory_mib,
+            "volumes": len(disks),
+            "storage_gib": sum(disk.size_gib for disk in disks),
+            "addresses": sum(_addresses(tx, card) for card in order.cards),
+        },
     )
-    job = jobs.accept(tx, wish, "create", instance=uuid, host=host)
-    generation = 1
-    tx.insert(
-        Instance(
-            uuid=uuid,
-            name=order.name,
-            host=host,
-            vm_state=VmState.BUILDING,
-            task_state=TaskState.SPAWNING,
-            spec=msgspec.to_builtins(spec),
-            vcpus=order.vcpus,
-            memory_mib=order.memory_mib,
-            mac=mac,
-            generation=generation,
-            job=job.uuid,
-            created_at=tx.now,
+    _hold(tx, order)
+    networks = [card.network for card in order.cards if card.network is not None]
+    hostname = order.guest.hostname
+    if hostname is None and networks:
+        hostname = address_rule.hostname_from(order.guest.name, uuid)
+    if hostname is not None:
+        addresses.give_hostname(tx, uuid, hostname, networks)
+    nics, cards = _cards(tx, cfg, uuid, order.cards)
+    guest = msgspec.structs.replace(order.guest, hostname=hostname, nics=cards)
+    for use in sorted(order.uses):
+        tx.insert(Use(kind=use[0], name=use[1], instance=uuid))
+    for disk in disks:
+        kind = "root" if disk.n == 0 and guest.disks[0].source is not None else "data"
+        tx.insert(Volume(instance=uuid, n=disk.n, kind=kind, size_gib=disk.size_gib))
+    job = jobs.accept(tx, wish, "create", instance=uuid, host=None)
+    vm = Instance(
+        uuid=uuid,
+        name=guest.name,
+        host=None,
+        vm_state=VmState.BUILDING if order.start else VmState.SHUTOFF,
+        task_state=TaskState.SPAWNING if order.start else TaskState.NONE,
+        spec=msgspec.to_builtins(guest),
+        vcpus=guest.vcpus,
+        memory_mib=guest.memory_mib,
+        mac=nics[0].mac,
+        address=nics[0].address,
+        project=order.project,
+        hostname=hostname,
+        nics=nics,
+        wishes=order.wishes,
+        named=bool(order.uses),
+        job=job.uuid if order.start else None,
+        created_at=tx.now,
+    )
+    tx.insert(vm)
+    job = jobs.add_step(tx, job, "reserve", None)
+    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, _reserved(order, nics, hostname))
+    job = jobs.start(tx, job)
+    if order.start:
+        return _place(tx, cfg, job, vm, {})
+    return jobs.end(tx, job, JobEvent.SUCCEED)
+
+
+def start(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
+    """The second half of a create that stopped after the first; raises NoValidHost."""
+    if not vm.reserved:
+        raise WrongState(
+            f"{vm.name} was given up and holds nothing any more ({vm.error})",
+            "delete it and create it again",
         )
+    verbs.admit(verbs.VERBS["start"], vm.name, vm.vm_state, vm.task_state, vm.job)
+    job = jobs.accept(tx, wish, "start", instance=vm.uuid, host=None)
+    vm = tx.swap(vm, vm_state=VmState.BUILDING, task_state=TaskState.SPAWNING, job=job.uuid)
+    return _place(tx, cfg, jobs.start(tx, job), vm, {})
+
+
+def foresee(tx: Tx, cfg: Settings, order: Order) -> dict[str, Any]:
+    """What a create would do now, host by host, for --dry-run; nothing is reserved."""
+    found = placing.foresee(
+        tx,
+        cfg,
+        order.wishes,
+        instance="",
+        project=order.project,
+        vcpus=order.guest.vcpus,
+        memory_mib=order.guest.memory_mib,
+        avoid={},
     )
+    return {
+        "host": found.host,
+        "decisions": [
+            {
+                "host": host,
+                "decision": "chosen" if host == found.host else "passed over",
+                "reason": reason,
+            }
+            for host, reason in found.reasons
+        ],
+    }
+
+
+def _hold(tx: Tx, order: Order) -> None:
+    """Nothing that the VM names goes away before its record says that it is used."""
+    if order.default_group is not None:
+        group = model.SecurityGroup(project=order.project)
+        spec = msgspec.to_builtins(group)
+        name, kind = order.default_group, Kind.SECURITY_GROUP
+        tx.insert_if_new(
+            Object(kind=kind, name=name, spec=spec, created_at=tx.now, changed_at=tx.now)
+        )
+    # The project is held already if it has limits; held in two ways by two managers at once, it
+    # would have one of them wait for the other for ever.
+    there = nouns.hold_all(tx, order.uses - {(Kind.PROJECT, order.project)})
+    for kind, name in order.uses:
+        if (kind, name) not in there and kind is not Kind.PROJECT:
+            raise Conflict(f"{kind} {name} was deleted meanwhile")
+
+
+def _addresses(tx: Tx, card: Card) -> int:
+    if card.network is None:
+        return 0
+    network = nouns.find(tx, Kind.NETWORK, card.network)
+    return 1 if network is None or network.cidr6 is None else 2
+
+
+def _cards(
+    tx: Tx, cfg: Settings, instance: str, wanted: tuple[Card, ...]
+) -> tuple[tuple[Nic, ...], tuple[NicSpec, ...]]:
+    """MACs and addresses, and what the guest's cards are made from; the first has the gateway."""
+    nics: list[Nic] = []
+    specs: list[NicSpec] = []
+    for card in wanted:
+        network = nouns.find(tx, Kind.NETWORK, card.network) if card.network else None
+        if card.network is None or network is None:
+            nics.append(Nic(mac=addresses.give_mac(tx, cfg, instance)))
+            specs.append(NicSpec(mac=nics[-1].mac))
+            continue
+        nic = addresses.give_nic(
+            tx,
+            cfg,
+            instance,
+            card.network,
+            network,
+            address=card.address,
+            address6=card.address6,
+        )
+        specs.append(_card(nic, network, card.rules, default=not nics))
+        nics.append(nic)
+    return tuple(nics), tuple(specs)
+
+
+def _card(
+    nic: Nic, network: model.Network, rules: tuple[Rule, ...] | None, *, default: bool
+) -> NicSpec:
+    length = ipaddress.IPv4Network(network.cidr).prefixlen
+    return NicSpec(
+        mac=nic.mac,
+        network=network.source,
+        backend=network.backend,
+        ensure=network.kind is NetworkKind.ISOLATED and network.backend is Backend.LIBVIRT,
+        vlan=network.vlan,
+        address=f"{nic.address}/{length}" if nic.address else None,
+        gateway=network.gateway if default else None,
+        address6=f"{nic.address6}/64" if nic.address6 else None,
+        gateway6=network.gateway6 if default else None,
+        dns=network.dns,
+        rules=rules,
+    )
+
+
+def _reserved(order: Order, nics: tuple[Nic, ...], hostname: str | None) -> str:
+    told = [f"project {order.project}"]
+    told += [f"{nic.address} in {nic.network}" for nic in nics if nic.address]
+    if hostname is not None:
+        told.append(f"hostname {hostname}")
+    return ", ".join(told)
+
+
+# placing, and its next try
+
+
+def _place(tx: Tx, cfg: Settings, job: Job, vm: Instance, avoid: Mapping[str, str]) -> Job:
+    """Claim a host and cast start_vm to it."""
+    placed = placing.claim(tx, cfg, vm, avoid)
+    job = jobs.add_step(tx, job, PLACE, placed.host)
+    n = len(job.steps) - 1
+    why = dict(placed.reasons)
+    job = jobs.change_step(tx, job, n, hosts=dict(list(why.items())[:TOLD]))
+    job = jobs.end_step(tx, job, n, JobEvent.SUCCEED, why.get(placed.host, ""))
+    guest = _stored(tx, vm, placed)
+    generation = vm.generation + 1
+    vm = tx.swap(
+        vm, host=placed.host, generation=generation, spec=msgspec.to_builtins(guest), job=job.uuid
+    )
+    return _cast(tx, cfg, job, vm, placed.host)
+
+
+def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
+    """The guest with its disks in the pools that were chosen."""
+    guest = msgspec.convert(vm.spec, type=GuestSpec)
+    if not vm.wishes.disks:
+        return guest
+    disks = list(guest.disks)
+    volumes = {volume.n: volume for volume in tx.ask(VOLUMES, instance=vm.uuid)}
+    for wish, pool in zip(vm.wishes.disks, placed.pools, strict=True):
+        folder = None
+        if pool is not None:
+            folder = nouns.find(tx, Kind.POOL, pool).path
+        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder)
+        if wish.n in volumes:
+            tx.put(volumes[wish.n], pool=pool, host=placed.host)
+    return msgspec.structs.replace(guest, disks=tuple(disks))
+
+
+def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str) -> Job:
     command = commands.issue(
         tx,
         cfg,
         kind=CommandKind.START_VM,
-        instance=uuid,
+        instance=vm.uuid,
         host=host,
-        generation=generation,
+        generation=vm.generation,
         job=job.uuid,
         trail=job.trail,
-        spec={"guest": msgspec.to_builtins(spec), "create": True},
+        spec={"guest": vm.spec, "create": True},
     )
     job = jobs.add_step(tx, job, f"{CommandKind.START_VM} on {host}", host, command.id)
-    return jobs.start(tx, job, deadline_at=command.deadline_at)
+    return tx.swap(job, host=host, deadline_at=command.deadline_at, check_at=None, waiting_for="")
 
 
-def _place(tx: Tx, order: Order) -> str:
-    if order.host is not None and tx.find(Host, order.host) is None:
-        raise NotFound(f"no host {order.host}", "muster host list shows all")
-    demand = rule.Demand(vcpus=order.vcpus, memory_mib=order.memory_mib, host=order.host)
-    chosen = rule.place(_candidates(tx), demand)
-    if chosen.host is None:
-        raise NoValidHost(
-            f"no host can take {order.name} ({order.memory_mib} MiB): {chosen.explain()}",
-            "free or add a host: muster host list",
+def pursue_due(tx: Tx, cfg: Settings) -> int:
+    """Try the next host for VMs that one has refused; returns how many."""
+    due = tx.due(DUE, now=tx.now)
+    for job in due:
+        vm = tx.find(Instance, job.instance) if job.instance else None
+        if vm is None or vm.job != job.uuid or not vm.live:
+            tx.swap(job, check_at=None)
+            continue
+        unclean = _unclean(tx, vm.uuid)
+        if unclean and job.deadline_at is not None and tx.now < job.deadline_at:
+            soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
+            told = f"{unclean} to answer that nothing of {vm.name} is left there"
+            tx.swap(job, check_at=soon, waiting_for=told)
+            continue
+        if unclean:
+            told = f"{unclean} has not answered that nothing of {vm.name} is left there"
+            _fail(tx, job, vm, JobEvent.FAIL, code=OutcomeUnknown.code, error=told)
+            continue
+        try:
+            _place(tx, cfg, job, vm, _refused(job))
+        except NoValidHost as exc:
+            _fail(tx, job, vm, JobEvent.FAIL, code=exc.code, error=exc.message)
+    return len(due)
+
+
+def _unclean(tx: Tx, instance: str) -> str:
+    """A host where a guest of the VM may be running still; one that is fenced runs nothing."""
+    stones = [s for s in reap.of(tx, instance) if s.state is TombstoneState.OPEN]
+    return next((s.host for s in stones if not _is_fenced(tx, s.host)), "")
+
+
+def _refused(job: Job) -> dict[str, str]:
+    """The hosts that have refused, and with what."""
+    return {
+        step.host: step.detail
+        for step in job.steps
+        if step.command is not None and step.host is not None and step.state is not JobState.RUNNING
+    }
+
+
+# how a start of a new guest ends
+
+
+def is_ours(command: CommandRow) -> bool:
+    """True for a start_vm that makes its guest."""
+    return command.kind == CommandKind.START_VM and bool(command.spec.get("create"))
+
+
+def command_ended(
+    tx: Tx, cfg: Settings, job: Job, command: CommandRow, result: Result | None
+) -> None:
+    """The end of a start that makes its guest: the VM runs, the next host is tried, or it fails."""
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is not None and result is not None and (result.floor or 0) > vm.generation:
+        # The agent has heard of a newer command than we remember: the next one goes above it.
+        vm = tx.swap(vm, generation=result.floor)
+    if vm is None or vm.job != job.uuid or not vm.live:
+        power.superseded(tx, job, command)
+        return
+    if command.state is CommandState.SUCCEEDED:
+        told = ", ".join(f"{p.name} {p.seconds:.1f} s" for p in result.phases) if result else ""
+        job = jobs.end_steps(tx, job, JobEvent.SUCCEED, told or "done")
+        jobs.end(tx, job, JobEvent.SUCCEED)
+        looked = result is not None and result.look is not None
+        power.settle(tx, cfg, vm, VmState.ACTIVE, looked=looked)
+        return
+    decision = rule.after(
+        rule.Ending(
+            host=command.host,
+            state=command.state,
+            code=command.error_code,
+            error=command.error,
+            seen=_seen(result),
+            tries=len({step.host for step in job.steps if step.command is not None}),
+            limit=cfg.manager.start_retries,
+            stale=_stale(job, command),
+            named=vm.wishes.host is not None,
+            fenced=_is_fenced(tx, command.host),
+            cancelling=job.cancelling,
         )
-    # Held until the commit: another manager's claim on this host is seen by one of the two.
-    tx.lock(Host, chosen.host)
-    if any(h.name == chosen.host and rule.unfit(h, demand) for h in _candidates(tx)):
-        raise Conflict(f"host {chosen.host} was filled by another manager")
-    return chosen.host
-
-
-def _candidates(tx: Tx) -> list[rule.Candidate]:
-    """Every host with what its hypervisor runs and what was promised on top of it."""
-    running = {host: int(total) for host, total in tx.rows(RUNNING)}
-    promised = {host: int(total) for host, total in tx.rows(PROMISED)}
-    return [
-        rule.Candidate(
-            name=host.name,
-            state=host.state,
-            enabled=host.enabled,
-            maintenance=host.maintenance,
-            vcpus_total=host.vcpus_total,
-            vcpus_used=host.vcpus_used,
-            vcpus_claimed=0,
-            memory_mib_total=host.memory_mib_total,
-            memory_mib_used=(used := max(host.memory_mib_used, running.get(host.name, 0))),
-            memory_mib_claimed=used + promised.get(host.name, 0),
-        )
-        for host in tx.ask(HOSTS)
-    ]
-
-
-def _reserve_mac(tx: Tx, cfg: Settings, instance: str) -> str:
-    """A MAC of the fleet's range that no VM has and no quarantine holds; the key decides."""
-    for _ in range(100):
-        number = tx.store.runtime.random_below(1 << 24)
-        tail = ":".join(f"{(number >> shift) & 0xFF:02x}" for shift in (16, 8, 0))
-        mac = f"{cfg.manager.mac_prefix}:{tail}"
-        if tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
-            return mac
-    raise NoValidHost(
-        f"no free MAC found in {cfg.manager.mac_prefix}:*", "set another [manager] mac_prefix"
     )
+    if decision.next is rule.Next.NEXT_HOST:
+        voided = command.error_code == "VOIDED"
+        bury = decision.hold or voided
+        _go_on(tx, cfg, job, vm, command.host, decision.reason, bury=bury)
+    elif decision.next is rule.Next.SAME_HOST_AGAIN:
+        job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command, decision.reason))
+        vm = tx.swap(vm, generation=vm.generation + 1)
+        _cast(tx, cfg, job, vm, command.host)
+    elif decision.next is rule.Next.CANCELLED:
+        begun = f"{command.host} had begun to carry it out"
+        said = f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
+        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said)
+    else:
+        never = command.state is CommandState.NOT_RUN and command.error_code in NEVER_RUN
+        _fail(
+            tx,
+            job,
+            vm,
+            JobEvent.EXPIRE if never else JobEvent.FAIL,
+            code=decision.code,
+            error=command.error or decision.reason,
+            left_on=command.host if decision.hold else None,
+        )
+
+
+def _go_on(
+    tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str, reason: str, *, bury: bool
+) -> None:
+    """Leave a host; the job is taken up again at the next tick, or when the host is proven clean.
+
+    `bury`: nobody has looked whether it has no guest of ours. An agent without its journal says of
+    every command that it did not run; what a terminate answers, it has seen.
+    """
+    if bury:
+        reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0))
+        vm = tx.get(Instance, vm.uuid)
+    job = jobs.end_steps(tx, job, JobEvent.FAIL, reason)
+    placing.release(tx, vm)
+    tx.swap(vm, host=None, last_host=host)
+    patience = tx.now + dt.timedelta(seconds=cfg.manager.command_timeout)
+    tx.swap(job, check_at=tx.now, deadline_at=patience, waiting_for=f"another host, since {reason}")
+    tx.event("instance.refused", vm.uuid, f"host {host}", f"{vm.name}: {reason}")
+
+
+def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+    """A start that was sent to a host of which nothing is heard: its guest may be running."""
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is None or vm.job != job.uuid or not vm.live:
+        job = jobs.end_steps(tx, job, JobEvent.FAIL, f"{code}: {error}")
+        jobs.end(tx, job, JobEvent.FAIL, code=code, error=error, unconfirmed=True)
+        return
+    if _is_fenced(tx, host):
+        _go_on(tx, cfg, job, vm, host, f"{error}, and it is fenced", bury=True)
+        return
+    _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)
+
+
+def withdraw(tx: Tx, job: Job) -> None:
+    """End a job that is between two hosts, as an operator has asked for."""
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    said = jobs.cancelled_by(job)
+    if vm is not None and vm.job == job.uuid and vm.live:
+        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said)
+    else:
+        job = jobs.end_steps(tx, job, JobEvent.CANCEL, said)
+        jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=said)
+
+
+def _fail(
+    tx: Tx,
+    job: Job,
+    vm: Instance,
+    event: JobEvent,
+    *,
+    code: str | None,
+    error: str,
+    left_on: str | None = None,
+    unconfirmed: bool = False,
+) -> None:
+    """The end of it: all that was reserved is given back, but what a guest may still be using."""
+    job = jobs.end_steps(tx, job, event, f"{code}: {error}")
+    told = "all that was reserved is given back"
+    if left_on is not None:
+        reap.bury(
+            tx, vm, left_on, state=TombstoneState.OPEN, reason=f"{code}: {error}", pair=(0, 0)
+        )
+        told = f"given back, but for what a guest on {left_on} may be using (muster tombstone list)"
+    job = jobs.add_step(tx, job, "give back", None)
+    job = jobs.end_step(tx, job, len(job.steps) - 1, JobEvent.SUCCEED, told)
+    jobs.end(tx, job, event, code=code, error=error, unconfirmed=unconfirmed)
+    vm = tx.get(Instance, vm.uuid)
+    placing.release(tx, vm)
+    tx.swap(
+        vm,
+        host=None,
+        last_host=vm.host or vm.last_host,
+        vm_state=VmState.ERROR,
+        task_state=TaskState.NONE,
+        power_state=PowerState.NOSTATE,
+        job=None,
+        reserved=False,
+        error=f"{code}: {error}",
+    )
+    reap.release(tx, vm.uuid)
+
+
+def _seen(result: Result | None) -> rule.Seen:
+    """What the agent's own look said of the guest."""
+    if result is None or result.look is None:
+        return rule.Seen.NOTHING
+    return rule.Seen.ABSENT if result.look.guest is None else rule.Seen.PRESENT
+
+
+def _stale(job: Job, command: CommandRow) -> int:
+    """How often this host has now said that it knows of a later command."""
+    if command.error_code != StaleCommand.code:
+        return 0
+    return 1 + sum(
+        step.host == command.host and step.detail.startswith(StaleCommand.code)
+        for step in job.steps
+    )
+
+
+def _told(command: CommandRow, reason: str) -> str:
+    return f"{command.error_code}: {reason}"
+
+
+def _is_fenced(tx: Tx, name: str) -> bool:
+    host = tx.find(Host, name)
+    return host is not None and host.fenced

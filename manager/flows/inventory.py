@@ -12,7 +12,7 @@ from common.conf import Settings
 from common.messages import GuestReport, Inventory, Look, digest
 from common.ownership import is_ours
 from common.states import GuestKind, TombstoneState, VmState
-from manager.flows import commands, power, reap
+from manager.flows import addresses, commands, power, reap
 from manager.rules import inventory as rule
 from manager.store.engine import LOG, Tx
 from manager.store.hosts import Host
@@ -149,7 +149,7 @@ def see(
         reap.issue(tx, cfg, stone, f"seen on {host}")
     elif kind is GuestKind.ORPHAN and instance is not None:
         for mac in guest.macs:
-            reap.hold_mac(tx, instance, mac, host)
+            addresses.hold_mac(tx, instance, mac, host)
     elif kind is GuestKind.MANAGED and vm is not None:
         power.report(tx, cfg, host, vm, guest, pair, whole=whole)
 

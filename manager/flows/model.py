@@ -62,6 +62,12 @@ def hold(tx: Tx, kind: Kind, name: str) -> Any:
     return hold_all(tx, [(kind, name)]).get((kind, name))
 
 
+def lock(tx: Tx, kind: Kind, name: str) -> Any:
+    """As `hold`, and nobody else holds it: what is counted against it stays as it is."""
+    row = tx.lock(Object, kind, name)
+    return noun(row) if row is not None else _implied(kind, name)
+
+
 def hold_all(tx: Tx, wanted: Iterable[Key]) -> dict[Key, Any]:
     """Those that are there, held as by `hold`; one statement however many there are.
 

@@ -72,8 +72,13 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
 def command_ended(
     tx: Tx, cfg: Settings, job: Job, command: CommandRow, result: Result | None
 ) -> None:
-    """The end of a verb's command (create included) ends its job and the VM's task."""
+    """The end of a verb's command ends its job and the VM's task."""
     vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is not None and vm.job != job.uuid:
+        if result is not None and result.floor is not None and result.floor > vm.generation:
+            tx.swap(vm, generation=result.floor)
+        superseded(tx, job, command)
+        return
     verb = verbs.VERBS[job.kind]
     done = command.state is CommandState.SUCCEEDED
     event = {
@@ -84,9 +89,6 @@ def command_ended(
         if command.error_code in ("VOIDED", "EXPIRED")
         else JobEvent.FAIL,
     }[command.state]
-    superseded = vm is not None and vm.job != job.uuid
-    if command.state is CommandState.NOT_RUN and superseded:
-        event = JobEvent.CANCEL
     code, error = (None, None) if done else (command.error_code, command.error)
     if code == "STALE_COMMAND":
         error = (
@@ -105,20 +107,29 @@ def command_ended(
         vm = tx.swap(vm, generation=floor)
     job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
     jobs.end(tx, job, event, code=code, error=error)
-    if vm is None or superseded or not vm.live:
+    if vm is None or not vm.live:
         return
     looked = result is not None and result.look is not None
     if done:
         settle(tx, cfg, vm, verb.success, looked=looked)
-    elif job.kind == "create":
-        reason = f"{code}: {error}"
-        settle(tx, cfg, vm, VmState.ERROR, looked=looked, error=reason)
     elif command.state is CommandState.UNKNOWN:
         reason = f"{code}: {error}"
         settle(tx, cfg, vm, VmState.ERROR, looked=False, error=reason)
     else:
         # A stop that failed is tried again when the guest is reported again, not in a circle.
         settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+
+
+def superseded(tx: Tx, job: Job, command: CommandRow) -> None:
+    """End the job of a VM that is gone or in the hands of another job, as its command ended."""
+    done = command.state is CommandState.SUCCEEDED
+    event = {
+        CommandState.SUCCEEDED: JobEvent.SUCCEED,
+        CommandState.NOT_RUN: JobEvent.CANCEL,
+    }.get(command.state, JobEvent.FAIL)
+    code, error = (None, None) if done else (command.error_code, command.error)
+    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
+    jobs.end(tx, job, event, code=code, error=error)
 
 
 def settle(
@@ -284,13 +295,8 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
 
 def expired(tx: Tx, cfg: Settings, job: Job, *, code: str, error: str) -> None:
     """End a verb whose host is not there to say what became of it: unconfirmed, void owed."""
-    event = JobEvent.FAIL if job.kind == "create" else JobEvent.EXPIRE
-    job = jobs.end_steps(tx, job, event, f"{code}: {error}")
-    jobs.end(tx, job, event, code=code, error=error, unconfirmed=True)
+    job = jobs.end_steps(tx, job, JobEvent.EXPIRE, f"{code}: {error}")
+    jobs.end(tx, job, JobEvent.EXPIRE, code=code, error=error, unconfirmed=True)
     vm = tx.find(Instance, job.instance) if job.instance else None
-    if vm is None or vm.job != job.uuid or not vm.live:
-        return
-    if job.kind == "create":
-        settle(tx, cfg, vm, VmState.ERROR, looked=False, error=f"{code}: {error}")
-    else:
+    if vm is not None and vm.job == job.uuid and vm.live:
         settle(tx, cfg, vm, vm.vm_state, looked=True)

@@ -11,17 +11,17 @@ import datetime as dt
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import Conflict
 from common.messages import CommandKind, Outcome, Result, TrailEntry
 from common.states import TombstoneState
-from manager.flows import commands
+from manager.flows import addresses, commands
 from manager.rules import quarantine
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Mac
-from manager.store.statements import Query, ask
+from manager.store.instances import Instance
+from manager.store.statements import Query, Removal, ask
 from manager.store.tombstones import Tombstone
+from manager.store.volumes import Volume
 
 T = Tombstone.__table__.c
 BASE_BACK_OFF_S = 1.0
@@ -30,7 +30,7 @@ OF_INSTANCE = Query(Tombstone, T.instance == ask("instance"))
 OPEN_OF_HOST = Query(Tombstone, T.host == ask("host"), IS_OPEN)
 IS_DUE = sa.and_(IS_OPEN, T.issue_at <= ask("now"))
 DUE = Query(Tombstone, IS_DUE, order=[T.issue_at], limit=50)
-MACS = Query(Mac, Mac.__table__.c.instance == ask("instance"))
+VOLUMES = Removal(Volume, Volume.__table__.c.instance == ask("instance"))
 
 
 def at(tx: Tx, host: str, instance: str) -> Tombstone | None:
@@ -70,6 +70,7 @@ def bury(
         host=host,
         mac=vm.mac,
         address=vm.address,
+        nics=vm.nics,
         created_at=tx.now,
         **fields,  # type: ignore[arg-type]
     )
@@ -168,14 +169,15 @@ def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
 
 
 def release(tx: Tx, instance: str) -> None:
-    """Give an instance's MAC back once neither a live record nor an open tombstone holds it."""
+    """Give back what neither the live record of an instance nor an open tombstone holds."""
     vm = tx.find(Instance, instance)
-    if vm is not None and vm.live:
+    if vm is not None and vm.live and vm.reserved:
         return
-    if any("mac" in s.holds for s in of(tx, instance) if s.state is TombstoneState.OPEN):
-        return
-    for mac in tx.ask(MACS, instance=instance):
-        tx.delete(mac)
+    held = {what for s in of(tx, instance) if s.state is TombstoneState.OPEN for what in s.holds}
+    if not held & set(quarantine.IDENTITY):
+        addresses.release(tx, instance, vm)
+    if not held & set(quarantine.DISK) and (vm is None or vm.wishes.disks):
+        tx.remove(VOLUMES, instance=instance)
 
 
 def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
@@ -188,27 +190,8 @@ def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
         reason=f"seen again on {host} after it was answered for as gone",
     )
     tx.event("tombstone.reopened", stone.instance, f"host {host}", f"{stone.name}: {stone.reason}")
-    hold_mac(tx, stone.instance, stone.mac, host)
+    addresses.hold_again(tx, stone.instance, stone.mac, stone.nics, host)
     issue(tx, cfg, stone, "seen again")
-
-
-def hold_mac(tx: Tx, instance: str, mac: str | None, host: str) -> None:
-    """Put a MAC that a guest may be using (back) into quarantine; alarm when it is another's."""
-    if mac is None:
-        return
-    owner = tx.find(Mac, mac)
-    if owner is None:
-        if not tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
-            raise Conflict(f"{mac} was taken by another manager")
-    elif owner.instance != instance:
-        tx.event(
-            "ADDRESS_CONFLICT",
-            instance,
-            f"host {host}",
-            f"{mac} is in use by a guest on {host} and belongs to instance {owner.instance}",
-            mac=mac,
-            owner=owner.instance,
-        )
 
 
 def _fenced(tx: Tx, host: str) -> bool:

@@ -25,7 +25,7 @@ from common.messages import (
     VoidOutcome,
 )
 from common.states import CommandEvent, CommandState
-from manager.flows import canary, cancel, commands, delete, inventory, power, reap, restore
+from manager.flows import canary, cancel, commands, delete, inventory, outcome, reap, restore
 from manager.flows.hello import heard_from, heard_lately
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
@@ -259,7 +259,7 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         job = tx.get(Job, moved.job)
         if row.asked_at is not None or job.cancelling:
             _settle_void(tx, row)
-        power.command_ended(tx, cfg, job, moved, result)
+        outcome.command_ended(tx, cfg, moved, result)
 
 
 def _settle_void(tx: Tx, row: CommandRow) -> None:
@@ -300,8 +300,8 @@ def _void_answer(tx: Tx, cfg: Settings, host: Host, answer: VoidAnswer) -> None:
         error=f"{host.name} has confirmed that it did not run and never will"
         + ("" if row.asked_at is None else f"; it was not carried out within {row.timeout_s:g} s"),
     )
-    if changed and moved.job is not None:
-        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+    if changed:
+        outcome.command_ended(tx, cfg, moved, None)
 
 
 def refused(tx: Tx, host: str, refusal: Refusal) -> None:

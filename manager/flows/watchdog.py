@@ -9,12 +9,11 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind
 from common.states import CommandEvent, CommandState, HostState, TaskState, VmState
-from manager.flows import commands, power
+from manager.flows import commands, outcome, power
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
-from manager.store.jobs import Job
 from manager.store.statements import Query, ask
 
 C = CommandRow.__table__.c
@@ -75,8 +74,7 @@ def _never_sent(tx: Tx, cfg: Settings, row: CommandRow, host: Host | None) -> No
         error_code="EXPIRED",
         error=f"never sent within {row.timeout_s:g} s, {row.host} is {state}",
     )
-    if moved.job is not None:
-        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+    outcome.command_ended(tx, cfg, moved, None)
 
 
 def _unreachable(tx: Tx, cfg: Settings, row: CommandRow, host: Host | None) -> None:
@@ -86,8 +84,7 @@ def _unreachable(tx: Tx, cfg: Settings, row: CommandRow, host: Host | None) -> N
     error = f"no answer within {row.timeout_s:g} s and {row.host} is {state}"
     commands.owe_void(tx, row)
     commands.move(tx, row, CommandEvent.GIVE_UP, error_code=code, error=error)
-    if row.job is not None:
-        power.expired(tx, cfg, tx.get(Job, row.job), code=code, error=error)
+    outcome.lost(tx, cfg, row, code=code, error=error)
 
 
 def _patience_is_over(tx: Tx, row: CommandRow) -> bool:
@@ -104,8 +101,7 @@ def _give_up(tx: Tx, cfg: Settings, row: CommandRow) -> None:
         error_code="OUTCOME_UNKNOWN",
         error=f"{row.host} has not finished it within {PATIENCE} x {row.timeout_s:g} s",
     )
-    if moved.job is not None:
-        power.command_ended(tx, cfg, tx.get(Job, moved.job), moved, None)
+    outcome.command_ended(tx, cfg, moved, None)
 
 
 def _ask(tx: Tx, cfg: Settings, row: CommandRow) -> None:

@@ -16,6 +16,7 @@ from common.conf.database import Database
 from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
 from common.runtime import Runtime
 from manager.store import (
+    addresses,
     commands,
     events,
     hosts,
@@ -25,6 +26,7 @@ from manager.store import (
     sightings,
     statements,
     tombstones,
+    volumes,
 )
 from manager.store.mapping import Row, metadata
 from manager.store.statements import KEY, Asked, Joined, Query, Removal
@@ -34,7 +36,18 @@ LOG = logging.getLogger(__name__)
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
-NOUNS = (hosts, instances, jobs, commands, tombstones, sightings, events, model)
+NOUNS = (
+    hosts,
+    instances,
+    addresses,
+    volumes,
+    jobs,
+    commands,
+    tombstones,
+    sightings,
+    events,
+    model,
+)
 RETRIES = 20
 IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 

@@ -16,7 +16,8 @@ class Host(Row, frozen=True, kw_only=True):
     was last answered. (inventory_session, inventory_seq) is the pair up to which all of its guests
     are known: that of its last complete full report, or of a digest that agreed.
     `disagreed_since` is when a digest first did not. `cluster` and `tags` are those of the noun of
-    its name, if there is one.
+    its name, if there is one. What is claimed is the size of all VMs that are placed here, whether
+    they run or not.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Host(Row, frozen=True, kw_only=True):
     memory_mib_total: int = 0
     vcpus_used: int = 0
     memory_mib_used: int = 0
+    vcpus_claimed: int = 0
+    memory_mib_claimed: int = 0
     clock_skew_s: float = 0.0
     dropped_casts: int = 0
     canary: str | None = None

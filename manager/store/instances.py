@@ -1,17 +1,58 @@
-"""instances: the VMs we hold; macs: which addresses are in use or in quarantine."""
+"""instances: the VMs we hold, with what each of them is to get."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import Any
 
+import msgspec
+
 from common.states import PowerState, TaskState, VmState
 from manager.store.mapping import Row, table
 
 
-@table("instances", "uuid", index=(("host",), ("name",), ("vm_state",)))
+class Nic(msgspec.Struct, frozen=True, kw_only=True):
+    """A card of a VM; the first is the default one. Without a network it has no address."""
+
+    mac: str
+    network: str | None = None
+    address: str | None = None
+    address6: str | None = None
+
+
+class DiskWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a disk asks of the pool that it is put into; `n`: its place in the spec's disks."""
+
+    n: int
+    size_gib: int
+    tags: tuple[str, ...] = ()
+    local: bool | None = None
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM asks of the host that it is put on: each time that one is looked for."""
+
+    zone: str | None = None
+    pod: str | None = None
+    cluster: str | None = None
+    host: str | None = None
+    pool: str | None = None
+    hypervisors: tuple[str, ...] = ()
+    host_tags: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    cpu_overcommit: float | None = None
+    memory_overcommit: float | None = None
+    order: str | None = None
+    disks: tuple[DiskWish, ...] = ()
+
+
+@table("instances", "uuid", index=(("host",), ("name",), ("vm_state",), ("project",)))
 class Instance(Row, frozen=True, kw_only=True):
-    """One VM. (power_session, power_seq) is the pair of the report that power_state is from."""
+    """One VM. (power_session, power_seq) is the pair of the report that power_state is from.
+
+    `reserved`: it holds its share of its project's limits, its addresses and its disks' space, as
+    one whose creation has failed does not. `named`: it names objects of the model (table uses).
+    """
 
     uuid: str
     name: str
@@ -29,6 +70,12 @@ class Instance(Row, frozen=True, kw_only=True):
     memory_mib: int
     mac: str
     address: str | None = None
+    project: str = "default"
+    hostname: str | None = None
+    nics: tuple[Nic, ...] = ()
+    wishes: Wishes = Wishes()
+    reserved: bool = True
+    named: bool = False
     generation: int = 0
     job: str | None = None
     protected: bool = False
@@ -45,12 +92,3 @@ class Instance(Row, frozen=True, kw_only=True):
     @property
     def live(self) -> bool:
         return self.vm_state is not VmState.DELETED
-
-
-@table("macs", "mac", index=(("instance",),))
-class Mac(Row, frozen=True, kw_only=True):
-    """A MAC address in use or in quarantine; the primary key is what makes it unique."""
-
-    mac: str
-    instance: str
-    since: dt.datetime

@@ -12,14 +12,18 @@ from common.states import JobState
 from manager.store.mapping import Row, table
 
 
-class JobStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a job, at one host; `command` is the latest that was cast for it."""
+class JobStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One step of a job, at one host; `command` is the latest that was cast for it.
+
+    `hosts`: of a placement, what was said of each host that was looked at.
+    """
 
     name: str
     host: str | None
     command: str | None = None
     state: JobState
     detail: str = ""
+    hosts: dict[str, str] = {}
     tries: int = 0
     next_try_at: dt.datetime | None = None
     started_at: dt.datetime | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from common.states import TombstoneState
+from manager.store.instances import Nic
 from manager.store.mapping import Row, table
 
 
@@ -31,6 +32,7 @@ class Tombstone(Row, frozen=True, kw_only=True):
     reason: str
     mac: str | None
     address: str | None = None
+    nics: tuple[Nic, ...] = ()
     holds: tuple[str, ...] = ()
     issue_at: dt.datetime | None = None
     tries: int = 0

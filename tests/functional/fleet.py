@@ -28,11 +28,12 @@ from manager import ticks
 from manager.api.endpoint import Api
 from manager.flows import hello, liveness, publish, reports
 from manager.intake.reports import Intake
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Store, Tx
 from manager.store.events import DeadLetter, Event
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Mac
+from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.mapping import Row
 from manager.store.sightings import Sighting

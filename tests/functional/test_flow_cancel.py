@@ -10,8 +10,8 @@ import pytest
 from common import messages as m
 from common.errors import NotFound, WrongState
 from common.states import CommandState, JobState, PowerState, TaskState, VmState
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
-from manager.store.instances import Mac
 from tests.functional.fleet import INTERVAL_S, Fleet, ScriptedAgent
 
 
@@ -62,10 +62,9 @@ def test_a_create_that_was_not_sent_leaves_a_vm_that_can_only_be_deleted(
     vm = fleet.vm()
     assert (vm.vm_state, vm.task_state) == (VmState.ERROR, TaskState.NONE)
     assert "CANCELLED" in vm.error
-    fleet.delete()
-    (terminate,) = fleet.publish()
-    h1.succeed(terminate.command)
-    assert fleet.rows(Mac) == []
+    assert (vm.host, fleet.rows(Mac)) == (None, [])  # no host has heard of it
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    assert fleet.publish() == []
 
 
 def test_what_was_sent_is_cancelled_when_its_agent_says_that_it_did_not_run(

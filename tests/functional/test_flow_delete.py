@@ -11,9 +11,10 @@ from common.errors import AlreadyDeleted, BadRequest, NotFound, VmProtected
 from common.states import CommandState as C
 from common.states import HostState, JobState, PowerState, TaskState, TombstoneState, VmState
 from manager import ticks
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Mac
+from manager.store.instances import Instance
 from manager.store.jobs import Job
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
 

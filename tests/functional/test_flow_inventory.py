@@ -14,7 +14,8 @@ from common.errors import BadMessage, DatabaseUnavailable
 from common.ownership import Mark
 from common.states import GuestKind, HostState, PowerState, TaskState, TombstoneState, VmState
 from manager.flows import reports
-from manager.store.instances import Instance, Mac
+from manager.store.addresses import Mac
+from manager.store.instances import Instance
 from manager.store.sightings import Sighting
 from tests.functional.fleet import FLEET, INTERVAL_S, Fleet, ScriptedAgent
 

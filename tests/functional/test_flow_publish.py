@@ -12,12 +12,14 @@ import sqlalchemy as sa
 from common import messages as m
 from common.errors import BadMessage, BrokerUnavailable, IdReused, TaskUnderWay
 from common.states import CommandState as C
-from common.states import HostState, JobState, PowerState, TaskState, VmState
+from common.states import HostState, JobState, PowerState, TaskState, TombstoneState, VmState
 from manager import ticks
 from manager.flows import publish
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.tombstones import Tombstone
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Cast, Fleet, ScriptedAgent
 
 RESEND_S = 5.0
@@ -424,7 +426,7 @@ def test_a_failed_verb_ends_its_job_and_leaves_the_vm_as_it_is_reported(
 
 def test_a_verb_for_a_vm_on_no_host_fails_and_says_so(fleet: Fleet, h1: ScriptedAgent) -> None:
     fleet.put(fleet.deploy(h1), host=None, vm_state=VmState.ERROR)
-    job = fleet.ask("vm_start", vm="web-1")
+    job = fleet.ask("vm_stop", vm="web-1")
     assert (job["state"], job["error_code"]) == ("FAILED", "NO_HOST")
     assert fleet.vm().task_state is TaskState.NONE
 
@@ -679,12 +681,17 @@ def test_an_unconfirmed_create_fails_outcome_unknown(fleet: Fleet, h1: ScriptedA
     )
     held = fleet.vm()
     assert (held.vm_state, held.task_state) == (VmState.ERROR, TaskState.NONE)
-    # It may have run after all: its host says so, and that is what is true.
+    # It may be running there: nothing is tried elsewhere, and what it uses is not given away.
+    assert held.host is None
+    (stone,) = fleet.rows(Tombstone)
+    assert (stone.host, stone.state) == ("h1", TombstoneState.OPEN)
+    assert [mac.mac for mac in fleet.rows(Mac)] == [held.mac]
     h1.restart().hello()
-    spec = cast.command.spec["guest"]
-    h1.ours(held.uuid, name=spec["name"])
-    h1.beat(full=True)
-    assert fleet.vm().vm_state is VmState.ACTIVE
+    terminate = fleet.publish()[-1].command
+    assert (terminate.kind, terminate.instance) == ("terminate_instance", held.uuid)
+    h1.succeed(terminate)
+    assert fleet.rows(Mac) == []
+    assert cast.command.generation < terminate.generation
 
 
 def test_an_older_void_does_not_answer_for_a_newer_one(fleet: Fleet, h1: ScriptedAgent) -> None:

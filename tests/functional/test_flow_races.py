@@ -14,8 +14,9 @@ import pytest
 from common.errors import MusterError
 from common.states import CommandState, TombstoneState
 from manager.flows import delete, reap, watchdog
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow
-from manager.store.instances import Instance, Mac
+from manager.store.instances import Instance
 from manager.store.jobs import Job
 from tests.functional.fleet import Clock, Fleet, ScriptedAgent
 

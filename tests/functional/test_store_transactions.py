@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from common.errors import Conflict
 from common.states import CommandState
+from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Store, Tx
-from manager.store.instances import Mac
 from manager.store.statements import Joined, Query, ask
 from tests.functional.fleet import START
 

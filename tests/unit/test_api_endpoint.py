@@ -68,6 +68,7 @@ class Desk:
                 "vcpus": 1,
                 "memory_mib": 64,
                 "mac": "0a:4d:75:00:00:01",
+                "generation": 1,
                 "created_at": START,
                 **fields,
             }
@@ -188,6 +189,7 @@ def test_a_power_state_is_stale_once_its_age_exceeds_two_and_a_half_intervals(de
     desk.host("h1")
     desk.vm("a")
     desk.vm("never-seen", power_at=None, host=None)
+    desk.vm("never-placed", power_at=None, host=None, generation=0)
     desk.clock.move(25)
     assert desk.names(stale=True) == ["never-seen"]
     desk.clock.move(1)

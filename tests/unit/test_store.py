@@ -16,9 +16,9 @@ from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
 from common.ownership import Mark
 from common.states import GuestKind, PowerState, TombstoneState
 from manager.store import migrate, timeline
+from manager.store.addresses import Mac
 from manager.store.engine import RETRIES, Store, Tx, create_all, wait_ready
 from manager.store.events import Event
-from manager.store.instances import Mac
 from manager.store.mapping import metadata
 from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone

@@ -11,6 +11,20 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table(
+        "addresses",
+        sa.Column("network", sa.Text(), nullable=False),
+        sa.Column("ip", sa.Text(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=True),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("mac", sa.Text(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("network", "ip", name=op.f("pk_addresses")),
+    )
+    op.create_index(op.f("ix_addresses_instance"), "addresses", ["instance"], unique=False)
+    op.create_index(
+        op.f("ix_addresses_network_number"), "addresses", ["network", "number"], unique=False
+    )
+    op.create_table(
         "agent_floors",
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("instance", sa.Text(), nullable=False),
@@ -76,6 +90,14 @@ def upgrade() -> None:
     op.create_index(op.f("ix_events_at"), "events", ["at"], unique=False)
     op.create_index(op.f("ix_events_object"), "events", ["object"], unique=False)
     op.create_table(
+        "hostnames",
+        sa.Column("network", sa.Text(), nullable=False),
+        sa.Column("hostname", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("network", "hostname", name=op.f("pk_hostnames")),
+    )
+    op.create_index(op.f("ix_hostnames_instance"), "hostnames", ["instance"], unique=False)
+    op.create_table(
         "hosts",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("fleet", sa.Text(), nullable=False),
@@ -115,6 +137,8 @@ def upgrade() -> None:
         sa.Column("memory_mib_total", sa.BigInteger(), nullable=False),
         sa.Column("vcpus_used", sa.BigInteger(), nullable=False),
         sa.Column("memory_mib_used", sa.BigInteger(), nullable=False),
+        sa.Column("vcpus_claimed", sa.BigInteger(), nullable=False),
+        sa.Column("memory_mib_claimed", sa.BigInteger(), nullable=False),
         sa.Column("clock_skew_s", sa.Float(), nullable=False),
         sa.Column("dropped_casts", sa.BigInteger(), nullable=False),
         sa.Column("canary", sa.Text(), nullable=True),
@@ -143,6 +167,12 @@ def upgrade() -> None:
         sa.Column("memory_mib", sa.BigInteger(), nullable=False),
         sa.Column("mac", sa.Text(), nullable=False),
         sa.Column("address", sa.Text(), nullable=True),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("hostname", sa.Text(), nullable=True),
+        sa.Column("nics", sa.Text(), nullable=False),
+        sa.Column("wishes", sa.Text(), nullable=False),
+        sa.Column("reserved", sa.Boolean(), nullable=False),
+        sa.Column("named", sa.Boolean(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("job", sa.Text(), nullable=True),
         sa.Column("protected", sa.Boolean(), nullable=False),
@@ -159,6 +189,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_instances_host"), "instances", ["host"], unique=False)
     op.create_index(op.f("ix_instances_name"), "instances", ["name"], unique=False)
+    op.create_index(op.f("ix_instances_project"), "instances", ["project"], unique=False)
     op.create_index(op.f("ix_instances_vm_state"), "instances", ["vm_state"], unique=False)
     op.create_table(
         "jobs",
@@ -262,6 +293,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("mac", sa.Text(), nullable=True),
         sa.Column("address", sa.Text(), nullable=True),
+        sa.Column("nics", sa.Text(), nullable=False),
         sa.Column("holds", sa.Text(), nullable=False),
         sa.Column("issue_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("tries", sa.BigInteger(), nullable=False),
@@ -297,3 +329,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("host", "instance", name=op.f("pk_voids")),
     )
     op.create_index(op.f("ix_voids_next_at"), "voids", ["next_at"], unique=False)
+    op.create_table(
+        "volumes",
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("size_gib", sa.BigInteger(), nullable=False),
+        sa.Column("pool", sa.Text(), nullable=True),
+        sa.Column("host", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("instance", "n", name=op.f("pk_volumes")),
+    )
+    op.create_index(op.f("ix_volumes_pool"), "volumes", ["pool"], unique=False)

@@ -1,0 +1,167 @@
+"""Addresses: MACs, IPs and hostnames given to VMs, each with one owner, until proven free.
+
+A free one is taken at random, so that two managers seldom reach for the same; the table's key
+decides. Only when luck fails is the first gap looked for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from common import model
+from common.conf import Settings
+from common.errors import Conflict, NameTaken, NoAddress, NoValidHost
+from manager.rules import addresses as rule
+from manager.store.addresses import Address, Hostname, Mac
+from manager.store.engine import Tx
+from manager.store.instances import Instance, Nic
+from manager.store.statements import Query, Removal, ask
+
+TRIES = 8
+A, H, M = Address.__table__.c, Hostname.__table__.c, Mac.__table__.c
+MACS = Query(Mac, M.instance == ask("instance"))
+TAKEN = sa.select(A.number).where(A.network == ask("network"), A.number.is_not(None))
+RELEASED = (
+    Removal(Mac, M.instance == ask("instance")),
+    Removal(Address, A.instance == ask("instance")),
+    Removal(Hostname, H.instance == ask("instance")),
+)
+
+
+def give_mac(tx: Tx, cfg: Settings, instance: str) -> str:
+    """A MAC of the fleet's range that no VM has and no quarantine holds."""
+    for _ in range(100):
+        number = tx.store.runtime.random_below(1 << 24)
+        tail = ":".join(f"{(number >> shift) & 0xFF:02x}" for shift in (16, 8, 0))
+        mac = f"{cfg.manager.mac_prefix}:{tail}"
+        if tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
+            return mac
+    raise NoValidHost(
+        f"no free MAC found in {cfg.manager.mac_prefix}:*", "set another [manager] mac_prefix"
+    )
+
+
+def give_nic(
+    tx: Tx,
+    cfg: Settings,
+    instance: str,
+    name: str,
+    network: model.Network,
+    *,
+    address: str | None = None,
+    address6: str | None = None,
+) -> Nic:
+    """A card in a network, with the addresses that were asked for or any free ones.
+
+    Raises NoAddress when the one that was asked for is taken, or none is left.
+    """
+    mac = give_mac(tx, cfg, instance)
+    if address is None:
+        address = _any_free(tx, instance, mac, name, network)
+    else:
+        _take(tx, instance, mac, name, address)
+    if network.cidr6 is not None:
+        address6 = address6 or rule.eui64(network.cidr6, mac)
+        _take(tx, instance, mac, name, address6)
+    return Nic(mac=mac, network=name, address=address, address6=address6)
+
+
+def give_hostname(tx: Tx, instance: str, hostname: str, networks: Sequence[str]) -> None:
+    """One VM of each of these networks is called so. Raises NameTaken."""
+    for network in networks:
+        row = Hostname(network=network, hostname=hostname, instance=instance)
+        if not tx.insert_if_new(row):
+            raise NameTaken(
+                f"hostname: {hostname} is taken in network {network}",
+                "choose another with --hostname",
+                field="hostname",
+            )
+
+
+def hold_again(tx: Tx, instance: str, mac: str | None, nics: Sequence[Nic], host: str) -> None:
+    """What a guest may be using goes (back) into quarantine; an alarm when it is another's."""
+    if mac is not None and mac not in {nic.mac for nic in nics}:
+        hold_mac(tx, instance, mac, host)
+    for nic in nics:
+        hold_mac(tx, instance, nic.mac, host)
+        for ip in (nic.address, nic.address6):
+            if ip is None or nic.network is None:
+                continue
+            owner = tx.find(Address, nic.network, ip)
+            if owner is None:
+                if not tx.insert_if_new(_row(tx, instance, nic.mac, nic.network, ip)):
+                    raise Conflict(f"{ip} was taken by another manager")
+            elif owner.instance != instance:
+                _alarm(tx, instance, host, ip, owner.instance)
+
+
+def hold_mac(tx: Tx, instance: str, mac: str, host: str) -> None:
+    """As `hold_again`, for the MAC that a guest shows."""
+    owner = tx.find(Mac, mac)
+    if owner is None:
+        if not tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
+            raise Conflict(f"{mac} was taken by another manager")
+    elif owner.instance != instance:
+        _alarm(tx, instance, host, mac, owner.instance)
+
+
+def release(tx: Tx, instance: str, vm: Instance | None) -> None:
+    """Give back all that a VM held; one that had no network has a MAC alone."""
+    if vm is not None and not any(nic.network for nic in vm.nics):
+        for mac in tx.ask(MACS, instance=instance):
+            tx.delete(mac)
+        return
+    for removal in RELEASED:
+        tx.remove(removal, instance=instance)
+
+
+def _any_free(tx: Tx, instance: str, mac: str, name: str, network: model.Network) -> str:
+    first, last = network.pool()
+    gateway = int(ipaddress.IPv4Address(network.gateway)) if network.gateway else None
+    for _ in range(TRIES):
+        number = first + tx.store.runtime.random_below(last - first + 1)
+        if number != gateway:
+            ip = str(ipaddress.IPv4Address(number))
+            if tx.insert_if_new(_row(tx, instance, mac, name, ip)):
+                return ip
+    taken = [int(row[0]) for row in tx.rows(TAKEN, network=name)]
+    free = rule.free(first, last, taken, () if gateway is None else (gateway,))
+    if free is None:
+        size = last - first + 1
+        raise NoAddress(
+            f"network {name}: none of its {size} addresses is free",
+            f"delete VMs, or give it more: muster network set {name} --last IP",
+        )
+    ip = str(ipaddress.IPv4Address(free))
+    if not tx.insert_if_new(_row(tx, instance, mac, name, ip)):
+        raise Conflict(f"{ip} was taken by another manager")
+    return ip
+
+
+def _take(tx: Tx, instance: str, mac: str, network: str, ip: str) -> None:
+    if not tx.insert_if_new(_row(tx, instance, mac, network, ip)):
+        owner = tx.find(Address, network, ip)
+        who = f" by {owner.instance}" if owner is not None else ""
+        raise NoAddress(f"address {ip} of network {network} is taken{who}", "ask for another")
+
+
+def _row(tx: Tx, instance: str, mac: str, network: str, ip: str) -> Address:
+    parsed = ipaddress.ip_address(ip)
+    number = int(parsed) if parsed.version == 4 else None
+    return Address(
+        network=network, ip=str(parsed), number=number, instance=instance, mac=mac, since=tx.now
+    )
+
+
+def _alarm(tx: Tx, instance: str, host: str, what: str, owner: str) -> None:
+    tx.event(
+        "ADDRESS_CONFLICT",
+        instance,
+        f"host {host}",
+        f"{what} is in use by a guest on {host} and belongs to instance {owner}",
+        address=what,
+        owner=owner,
+    )

@@ -1,0 +1,63 @@
+"""Limits: what a project's VMs use, and whether it may have more.
+
+Nothing is counted twice: what is used is what its live VMs hold, read under the lock of the
+project, so that no count can drift and two managers can not both grant the last of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from common.errors import QuotaExceeded
+from common.model import Kind
+from common.states import VmState
+from manager.flows import model as nouns
+from manager.rules import limits as rule
+from manager.store.addresses import Address
+from manager.store.engine import Tx
+from manager.store.instances import Instance
+from manager.store.statements import ask
+from manager.store.volumes import Volume
+
+RESOURCES = ("instances", "vcpus", "memory_mib", "volumes", "storage_gib", "addresses")
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as A and V
+A, V = Address.__table__.c, Volume.__table__.c
+HOLDS = (I.project == ask("project"), I.reserved, I.vm_state != VmState.DELETED)
+
+
+def _sum(column: sa.ColumnElement[int], *joined: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    return sa.select(sa.func.coalesce(column, 0)).where(*HOLDS, *joined).scalar_subquery()
+
+
+USED = sa.select(
+    _sum(sa.func.count(I.uuid)),
+    _sum(sa.func.sum(I.vcpus)),
+    _sum(sa.func.sum(I.memory_mib)),
+    _sum(sa.func.count(V.n), V.instance == I.uuid),
+    _sum(sa.func.sum(V.size_gib), V.instance == I.uuid),
+    _sum(sa.func.count(A.ip), A.instance == I.uuid),
+)
+
+
+def usage(tx: Tx, project: str) -> dict[str, int]:
+    """What the live VMs of a project hold, by resource."""
+    (row,) = tx.rows(USED, project=project)
+    return dict(zip(RESOURCES, map(int, row), strict=True))
+
+
+def reserve(tx: Tx, project: str, wanted: Mapping[str, int]) -> None:
+    """Hold a project until the commit, so that `wanted` fits beside all that others were granted.
+
+    Raises QuotaExceeded, which names every limit that would be broken.
+    """
+    limits = nouns.lock(tx, Kind.PROJECT, project)
+    if limits is None or all(getattr(limits, each) is None for each in RESOURCES):
+        return
+    over = rule.over(limits, usage(tx, project), wanted)
+    if over:
+        raise QuotaExceeded(
+            f"project {project}: {'; '.join(over)}",
+            f"delete what is not needed, or raise it: muster quota set {project}",
+        )
