@@ -16,6 +16,7 @@ from agent.calls import Calls
 from agent.drivers.base import Driver, OwnedGuest
 from agent.journal import Journal
 from agent.ownership import Finder
+from agent.phases import Phases
 from agent.session import Session
 from common import messages as m
 from common.errors import (
@@ -103,6 +104,7 @@ class Effects:
             error = MusterError(f"{type(exc).__name__}: {exc}")
         if error is not None:
             LOG.warning("%s of %s failed: %s", command.kind, command.instance, error)
+        phases = attempt.phases.told()
         return m.Result(
             id=command.id,
             command=command.id,
@@ -113,6 +115,7 @@ class Effects:
             error_code=error.code if error else None,
             error=error.message if error else None,
             look=self._look(command, attempt.uuid),
+            phases=phases,
         )
 
     def _look(self, command: m.Command, hypervisor_uuid: str | None) -> m.Look | None:
@@ -142,6 +145,7 @@ class _Attempt:
         self._work = work
         self._command = work.command
         self._deadline = deadline
+        self.phases = Phases(parts.runtime, deadline)
         self.uuid: str | None = None
 
     def run(self) -> None:
@@ -172,12 +176,33 @@ class _Attempt:
         if guest.seen.power_state in POWERED:
             return
         try:
+            self._power_on(guest)
+        except MusterError:
+            if spec.guest is None or not spec.create or not self._half_made_and_gone(guest):
+                raise
+            LOG.warning("guest %s of a start that was cut short is made again", self.uuid)
+            self._power_on(self._create(spec.guest))
+
+    def _power_on(self, guest: OwnedGuest) -> None:
+        self.phases.begin("start")
+        try:
             self._effect("start", self._driver.start, guest)
         except MusterError:
             if self._runs_after_all(guest):
                 return
             self._undo()
             raise
+
+    def _half_made_and_gone(self, guest: OwnedGuest) -> bool:
+        """True for what an agent that died had begun to make for this command, now undone."""
+        if self._work.mode is not Mode.RESUME:
+            return False
+        if guest.hypervisor_uuid != bearer_of(self._command):
+            return False
+        with contextlib.suppress(MusterError):
+            look = self._parts.calls.look
+            return look("look", self._driver.look, guest.hypervisor_uuid) is None
+        return False
 
     def _create(self, spec: m.GuestSpec) -> OwnedGuest:
         command = self._command
@@ -189,7 +214,7 @@ class _Attempt:
             bearer=self.uuid,
         )
         try:
-            self._effect("create", self._driver.create, spec, mark)
+            self._effect("create", self._driver.create, spec, mark, self.phases.begin)
             return self._finder.at(self.uuid, command.instance)
         except MusterError:
             self._undo()

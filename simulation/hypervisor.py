@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent.drivers.base import Listing, OwnedGuest
+from agent.drivers.base import Doing, Listing, OwnedGuest
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -182,7 +182,8 @@ class SimDriver:
             memory_mib_used=sum(g.memory_mib for g in running),
         )
 
-    def create(self, spec: GuestSpec, mark: Mark) -> GuestReport:
+    def create(self, spec: GuestSpec, mark: Mark, doing: Doing) -> GuestReport:
+        doing("define")
         self._before("create")
         if mark.bearer in self._hv.guests:
             raise HypervisorError(f"guest {mark.bearer} exists already", "")

@@ -16,6 +16,11 @@ from common.messages import Capacity, GuestReport, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
 
+# Told the name of each phase of a create as it begins ("template", "root disk", "data disks",
+# "seed", "network", "filters", "define"), and told it again while that lasts. It raises CallTimeout
+# once nobody waits for the guest any more.
+Doing = Callable[[str], None]
+
 
 class OwnedGuest(msgspec.Struct, frozen=True):
     """Proof that the guest at hand carries our mark. Made by agent/ownership.py alone."""
@@ -65,11 +70,12 @@ class Driver(Protocol):
     def capacity(self) -> Capacity:
         """Totals of the host and what all its running guests use."""
 
-    def create(self, spec: GuestSpec, mark: Mark) -> GuestReport:
+    def create(self, spec: GuestSpec, mark: Mark, doing: Doing) -> GuestReport:
         """Define a new halted guest under the hypervisor uuid `mark.bearer`, mark included.
 
         Takes another name when a guest of that name exists. HypervisorError when that uuid
-        exists already. Leaves nothing behind when it fails.
+        exists already, BadRequest for a spec that no host could make a guest from, TemplateInvalid
+        for a template that is not what it should be. Leaves nothing behind when it fails.
         """
 
     def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:

@@ -3,7 +3,9 @@
 libvirt's paths for the system daemon are compiled in. So it runs in a mount namespace in which
 /run, /etc/libvirt, /var/lib/libvirt and their like are folders of this part: neither the machine's
 own daemon nor another test run can meet it. Its guests live in that namespace too and outlive the
-daemon, as they do on a real host; a restarted daemon finds them again.
+daemon, as they do on a real host; a restarted daemon finds them again. Their network is a namespace
+of this part as well, which lasts as long as the part: its bridges, filters and Open vSwitch ports
+meet nobody's.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import uuid
 
@@ -19,6 +22,7 @@ from devstack.parts.base import (
     Part,
     PartError,
     PartMissing,
+    Process,
     find_binary,
     is_root,
     run,
@@ -35,6 +39,9 @@ MOUNTS = {
     "/var/cache/libvirt": "cache",
     "/var/log/libvirt": "log",
 }
+
+PACKAGED_FILTERS = pathlib.Path("/usr/share/libvirt/nwfilter")
+PATHS = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
 
 DAEMON_CONF = """\
 unix_sock_dir = "{sockets}"
@@ -68,6 +75,7 @@ class Libvirtd(Part):
         super().__init__(folder)
         self._host_uuid = str(uuid.uuid4())
         self._namespaces: set[str] = set()
+        self._network: Process | None = None
 
     @property
     def qemu_uri(self) -> str:
@@ -90,6 +98,12 @@ class Libvirtd(Part):
                     found[file.stem] = pid
         return found
 
+    def in_network(self) -> list[str]:
+        """The command prefix that runs a program in the network of the guests."""
+        if self._network is None:
+            raise PartError("libvirtd has no network yet: start it")
+        return [find_binary("nsenter", "util-linux"), f"--net=/proc/{self._network.pid}/ns/net"]
+
     def virsh(self, *args: str) -> str:
         """The output of a virsh command on the QEMU driver."""
         return run([find_binary("virsh", "libvirt-clients"), "-c", self.qemu_uri, *args])
@@ -103,6 +117,25 @@ class Libvirtd(Part):
             DAEMON_CONF.format(sockets=self._socket.parent, host_uuid=self._host_uuid)
         )
         (self.folder / "etc" / "qemu.conf").write_text(QEMU_CONF)
+        # The packaged filters that security groups are made of.
+        filters = self.folder / "etc" / "nwfilter"
+        if PACKAGED_FILTERS.is_dir() and not filters.exists():
+            shutil.copytree(PACKAGED_FILTERS, filters)
+        if self._network is None:
+            unshare = find_binary("unshare", "util-linux")
+            self._network = Process(
+                [
+                    unshare,
+                    "--net",
+                    "sh",
+                    "-c",
+                    "ip link set lo up && echo up && exec sleep infinity",
+                ],
+                PATHS,
+                self.folder / "network.log",
+            )
+            log = self.folder / "network.log"
+            wait_for(lambda: "up" in log.read_text(), 10.0, lambda: self._failure("has no network"))
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         daemon = find_binary("libvirtd", PACKAGE, "/usr/sbin")
@@ -112,13 +145,12 @@ class Libvirtd(Part):
             # Without the package's own folder nothing of the kind is in use.
             if os.path.isdir(place)
         ]
+        # What /sys shows of networks is that of the namespace it was mounted in.
+        mounts.append("mount -t sysfs sysfs /sys")
         script = " && ".join([*mounts, f"exec {daemon} --config /etc/libvirt/libvirtd.conf"])
         unshare = find_binary("unshare", "util-linux")
-        return [unshare, "--mount", "--propagation", "private", "sh", "-c", script], {
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-            "LANG": "C.UTF-8",
-            "HOME": "/root",
-        }
+        own = [unshare, "--mount", "--propagation", "private", "sh", "-c", script]
+        return [*self.in_network(), *own], PATHS
 
     def ready(self) -> bool:
         if not self._socket.exists():
@@ -141,6 +173,9 @@ class Libvirtd(Part):
             10.0,
             lambda: PartError(f"guests do not end: {self.qemu_pids()}"),
         )
+        if self._network is not None:
+            self._network.end(signal.SIGKILL, 10.0)
+            self._network = None
 
     @property
     def _socket(self) -> pathlib.Path:

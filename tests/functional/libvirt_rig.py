@@ -30,6 +30,7 @@ class Rig:
         self.uri = uri
         self.instances = folder / "instances"
         self.changes: list[str | None] = []
+        self.phases: list[str] = []
         self.runtime = Runtime("libvirt-test")
         self.driver: Driver = create(
             "host-1",
@@ -70,7 +71,11 @@ class Rig:
     def create(self, name: str = "web-1", **spec: Any) -> OwnedGuest:
         mark = Mark(fleet=FLEET, instance=str(uuid.uuid4()), generation=1, bearer=str(uuid.uuid4()))
         wanted = GuestSpec(**{"name": name, "vcpus": 1, "memory_mib": 128, **spec})
-        return OwnedGuest(mark.bearer, mark, self.driver.create(wanted, mark))
+        return OwnedGuest(mark.bearer, mark, self.driver.create(wanted, mark, self.doing))
+
+    def doing(self, phase: str) -> None:
+        if self.phases[-1:] != [phase]:
+            self.phases.append(phase)
 
     def look(self, guest: OwnedGuest) -> GuestReport:
         seen = self.driver.look(guest.hypervisor_uuid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -401,8 +401,10 @@ def test_what_fails_because_the_agent_stops_is_no_failure(rig: Rig) -> None:
     class Cut(SimulatedDriver):
         """Its calls fail when it is closed, as libvirt's do, though they had their effect."""
 
-        def create(self, spec: m.GuestSpec, mark: Mark) -> m.GuestReport:
-            super().create(spec, mark)
+        def create(
+            self, spec: m.GuestSpec, mark: Mark, doing: Callable[[str], None]
+        ) -> m.GuestReport:
+            super().create(spec, mark, doing)
             closed.wait(DEADLINE_S)
             raise HypervisorUnavailable("the connection is closed", "")
 

@@ -267,7 +267,7 @@ def test_a_third_guest_of_the_same_names_is_refused_and_the_others_stay(rig: Rig
     before = [rig.picture(uuid) for uuid in strangers]
     mark = Mark(fleet=FLEET, instance=instance, generation=1, bearer=str(uuid.uuid4()))
     with pytest.raises(HypervisorError, match="taken"):
-        rig.driver.create(GuestSpec(name="web-1", vcpus=1, memory_mib=64), mark)
+        rig.driver.create(GuestSpec(name="web-1", vcpus=1, memory_mib=64), mark, rig.doing)
     assert [rig.picture(uuid) for uuid in strangers] == before
 
 
@@ -325,7 +325,7 @@ def test_a_stranger_under_the_uuid_of_a_guest_of_ours_is_not_touched(
         with pytest.raises(NotOurs):
             act(rig.driver, ours)
     with pytest.raises(HypervisorError, match="exists already"):
-        rig.driver.create(GuestSpec(name="new", vcpus=1, memory_mib=64), ours.mark)
+        rig.driver.create(GuestSpec(name="new", vcpus=1, memory_mib=64), ours.mark, rig.doing)
     assert rig.picture(ours.hypervisor_uuid) == before
     assert list(rig.folder(ours).iterdir()), "its disks were not ours to remove any more"
 
@@ -430,7 +430,7 @@ uri, folder = sys.argv[1:]
 green = runtime.make("eventlet", "green")
 settings = Settings(libvirt=Libvirt(connection_uri=uri, instances_path=folder, virt_type="qemu"))
 driver = create("host-1", settings, green)
-changes, ticks = [], []
+changes, ticks, phases = [], [], []
 driver.open(changes.append)
 # What a real thread counts meanwhile: on a busy machine both are slow.
 count, native = [0], patcher.original("time")
@@ -450,7 +450,7 @@ def until(condition, what):
 until(lambda: not driver.health(), "connected")
 mark = Mark(fleet="ours", instance=str(uuid.uuid4()), generation=1, bearer=str(uuid.uuid4()))
 spec = GuestSpec(name="green", vcpus=1, memory_mib=64)
-guest = OwnedGuest(mark.bearer, mark, green.offload(driver.create, spec, mark))
+guest = OwnedGuest(mark.bearer, mark, green.offload(driver.create, spec, mark, phases.append))
 green.offload(driver.start, guest)
 until(lambda: mark.bearer in changes, "the event came")
 print("STARTED", flush=True)

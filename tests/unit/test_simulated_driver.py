@@ -40,6 +40,10 @@ def mark(bearer: str = A, **changes: object) -> Mark:
     return msgspec.structs.replace(plain, **changes)
 
 
+def quietly(_phase: str) -> None:
+    """Told the phases of a create by those who do not ask."""
+
+
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
     runtime = Runtime()
@@ -77,7 +81,7 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
 
 
 def test_the_whole_life_of_a_guest(driver: SimulatedDriver, store: Store) -> None:
-    made = driver.create(SPEC, mark())
+    made = driver.create(SPEC, mark(), quietly)
     assert (made.hypervisor_uuid, made.name, made.power_state.name) == (A, "web", "SHUTOFF")
     assert (made.mark, made.macs) == (mark(), ("0a:4d:75:00:00:01",))
     marked = driver.remark(proof(driver), 2)
@@ -110,7 +114,7 @@ def test_the_whole_life_of_a_guest(driver: SimulatedDriver, store: Store) -> Non
 def test_guests_outlive_the_driver_and_its_process(
     driver: SimulatedDriver, store: Store, runtime: Runtime
 ) -> None:
-    driver.create(SPEC, mark())
+    driver.create(SPEC, mark(), quietly)
     other = create("h", _settings(store), runtime)
     assert [g.name for g in other.list_guests().guests] == ["web"]
 
@@ -133,7 +137,7 @@ def _settings(store: Store, **changes: float) -> Settings:
 def test_each_change_looks_at_the_mark_once_more(
     driver: SimulatedDriver, store: Store, verb: str, now: Mark | None
 ) -> None:
-    driver.create(SPEC, mark())
+    driver.create(SPEC, mark(), quietly)
     guest = proof(driver)
     stranger = Guest(uuid=A, name="web", power_state="RUNNING", domain_id=9, mark=now)
     store.write(stranger)
@@ -146,7 +150,7 @@ def test_each_change_looks_at_the_mark_once_more(
 def test_each_change_of_a_guest_that_is_gone_says_so(
     driver: SimulatedDriver, store: Store, verb: str
 ) -> None:
-    driver.create(SPEC, mark())
+    driver.create(SPEC, mark(), quietly)
     guest = proof(driver)
     store.remove(A)
     with pytest.raises(GuestMissing):
@@ -157,7 +161,7 @@ def test_each_change_of_a_guest_that_is_gone_says_so(
 def test_a_name_that_is_taken_gets_a_tail(driver: SimulatedDriver, store: Store) -> None:
     stranger = Guest(uuid=B, name="web")
     store.write(stranger)
-    assert driver.create(SPEC, mark()).name == "web-aaaaaaaa"
+    assert driver.create(SPEC, mark(), quietly).name == "web-aaaaaaaa"
     assert store.read(B) == stranger
 
 
@@ -165,7 +169,7 @@ def test_a_uuid_that_is_taken_is_an_error(driver: SimulatedDriver, store: Store)
     stranger = Guest(uuid=A, name="theirs")
     store.write(stranger)
     with pytest.raises(HypervisorError, match="exists already"):
-        driver.create(SPEC, mark())
+        driver.create(SPEC, mark(), quietly)
     assert store.read(A) == stranger
 
 
@@ -200,20 +204,20 @@ def test_a_folder_that_vanished_is_no_empty_hypervisor(
             ask()
     assert driver.health()
     with pytest.raises(HypervisorUnavailable):
-        driver.create(SPEC, mark())
+        driver.create(SPEC, mark(), quietly)
 
 
 @pytest.mark.parametrize("op", ["look", "capacity", "create", *CHANGES])
 def test_any_call_can_be_made_to_fail(driver: SimulatedDriver, store: Store, op: str) -> None:
     if op != "create":
-        driver.create(SPEC, mark())
+        driver.create(SPEC, mark(), quietly)
     before = store.read(A)
     guest = proof(driver) if op in CHANGES else None
     store.set_faults(Faults(ops={op: "fail"}))
     calls: dict[str, Callable[[], object]] = {
         "look": lambda: driver.look(A),
         "capacity": driver.capacity,
-        "create": lambda: driver.create(SPEC, mark()),
+        "create": lambda: driver.create(SPEC, mark(), quietly),
     }
     if guest is not None:
         calls[op] = lambda: change(driver, op, guest)
@@ -237,14 +241,14 @@ def test_a_listing_fails_as_a_hypervisor_that_is_away(
 def test_fail_after_has_its_effect(driver: SimulatedDriver, store: Store) -> None:
     store.set_faults(Faults(ops={"create": "fail_after"}))
     with pytest.raises(HypervisorError):
-        driver.create(SPEC, mark())
+        driver.create(SPEC, mark(), quietly)
     assert store.read(A) is not None
 
 
 def test_every_changing_call_fails_at_a_rate_of_one(store: Store, runtime: Runtime) -> None:
     driver = SimulatedDriver(store, _settings(store, failure_rate=1.0), runtime)
     with pytest.raises(HypervisorError):
-        driver.create(SPEC, mark())
+        driver.create(SPEC, mark(), quietly)
     assert driver.list_guests().guests == ()
 
 
@@ -252,7 +256,7 @@ def test_a_killed_agent_does_not_finish_its_call(driver: SimulatedDriver, store:
     store.set_faults(Faults(latency_s={"create": 60}))
     driver._runtime.kill()
     with pytest.raises(Stopped):
-        driver.create(SPEC, mark())
+        driver.create(SPEC, mark(), quietly)
     assert store.uuids() == []
 
 
@@ -327,7 +331,7 @@ def test_the_console_tells_what_was_done_and_by_whom(
     store: Store, driver: SimulatedDriver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(store, capsys, "log") == ""
-    driver.create(SPEC, mark())
+    driver.create(SPEC, mark(), quietly)
     run(store, capsys, "create", "byhand", "--start")
     run(store, capsys, "stop", "web")
     told = json.loads(run(store, capsys, "log", "-f", "json"))

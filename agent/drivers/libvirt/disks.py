@@ -5,74 +5,180 @@ from __future__ import annotations
 import logging
 import os
 import re
-import subprocess
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import msgspec
-
+from agent.drivers.base import Doing
+from agent.drivers.libvirt import qemu_img
+from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
 from common.errors import HypervisorError
-from common.messages import DiskSpec
+from common.messages import DiskSpec, ImageSource
+from common.model import TemplateFormat
 
 LOG = logging.getLogger(__name__)
 
-QEMU_IMG_LIMIT_S = 60
 SERIAL_LOG = "serial.log"
+GIB = 1 << 30
 
 _FOLDER_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 
-class _Info(msgspec.Struct):
-    format: str
-
-
 class Disks:
-    """A folder for each instance; new images carry the uuid of the guest they were made for.
+    """A folder for each instance in the folder of each pool; new images are named by their guest.
 
     So two guests of one instance (an attempt that was given up, and the next) never share a file,
     and what a destroyed guest leaves behind is known by its name alone.
     """
 
-    def __init__(self, instances_path: str) -> None:
+    def __init__(self, instances_path: str, templates: Templates) -> None:
         self._root = Path(instances_path)
+        self._templates = templates
 
     def serial_log(self, instance: str) -> str:
-        return str(self._folder(instance) / SERIAL_LOG)
+        return str(self._folder(self._root, instance) / SERIAL_LOG)
+
+    def seed(self, instance: str, bearer: str) -> str:
+        """Where a guest's cloud-init seed is."""
+        return str(self._folder(self._root, instance) / f"{bearer}.seed.iso")
 
     def plan(self, instance: str, bearer: str, specs: Sequence[DiskSpec]) -> tuple[Disk, ...]:
         """Where each disk is or will be; HypervisorError for an existing image that is missing."""
-        folder = self._folder(instance)
         return tuple(
-            Disk(spec.path, _format_of(spec.path))
-            if spec.path is not None
-            else Disk(str(folder / f"{bearer}.disk{number}.qcow2"), "qcow2")
-            for number, spec in enumerate(specs)
+            self._planned(instance, bearer, number, spec) for number, spec in enumerate(specs)
         )
 
-    def make(
-        self, instance: str, bearer: str, specs: Sequence[DiskSpec], plan: Sequence[Disk]
+    def fetch(
+        self, specs: Sequence[DiskSpec], others: Iterable[ImageSource], alive: Callable[[], None]
     ) -> None:
-        """Make the new images of a plan, and the folder that they and the serial log are in."""
-        folder = self._folder(instance)
+        """Have every template in the folder that needs it; those of no disk in our own."""
+        for spec in specs:
+            if spec.source is not None:
+                self._templates.ensure(self._pool(spec), spec.source, alive)
+        for source in others:
+            self._templates.ensure(self._root, source, alive)
+
+    def template(self, source: ImageSource) -> str:
+        """Where a template of no disk is, a kernel for instance."""
+        return str(self._templates.path(self._root, source))
+
+    def make(
+        self,
+        instance: str,
+        bearer: str,
+        specs: Sequence[DiskSpec],
+        plan: Sequence[Disk],
+        doing: Doing,
+    ) -> None:
+        """Make the new images of a plan, and the folder that the serial log is in."""
+        self._make_folder(self._folder(self._root, instance), "check [libvirt] instances_path")
+        for number, (spec, disk) in enumerate(zip(specs, plan, strict=True)):
+            if spec.path is not None or disk.device == "cdrom":
+                continue
+            phase = "data disks" if number else "root disk"
+            doing(phase)
+            self._make_folder(Path(disk.path).parent, "check the pool's folder")
+            part = f"{disk.path}.part"
+            self._make_one(spec, part, lambda phase=phase: doing(phase))  # type: ignore[misc]
+            os.chmod(part, 0o600)
+            os.replace(part, disk.path)
+
+    def write_seed(self, instance: str, bearer: str, body: bytes) -> None:
+        """Keep a guest's seed where only the hypervisor reads it: keys and passwords are in it."""
+        path = self.seed(instance, bearer)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(body)
+        except OSError as exc:
+            raise HypervisorError(
+                f"no seed {path}: {exc.strerror}", "check [libvirt] instances_path"
+            ) from exc
+
+    def remove(self, instance: str, bearer: str, pools: Iterable[str] = ()) -> None:
+        """Remove what was made for this guest here and in pools' folders.
+
+        The instance's folder goes with its last guest's files. HypervisorError for a pool's folder
+        that is not there: what is in it could not be removed.
+        """
+        for pool in sorted(set(pools) - {str(self._root)}):
+            if not os.path.isdir(pool):
+                raise HypervisorError(
+                    f"the pool's folder {pool} is not there, so its disks can not be removed",
+                    "mount it, then delete the instance again",
+                )
+            self._remove(self._folder(Path(pool), instance), bearer)
+        # Last: its folder is what an administrator finds a guest by.
+        self._remove(self._folder(self._root, instance), bearer)
+
+    # inside
+
+    def _planned(self, instance: str, bearer: str, number: int, spec: DiskSpec) -> Disk:
+        if spec.path is not None:
+            return Disk(spec.path, _format_of(spec.path))
+        pool = self._pool(spec)
+        if spec.source is not None and spec.source.format is TemplateFormat.ISO:
+            return Disk(str(self._templates.path(pool, spec.source)), "raw", "cdrom")
+        return Disk(str(self._folder(pool, instance) / f"{bearer}.disk{number}.qcow2"), "qcow2")
+
+    def _make_one(self, spec: DiskSpec, part: str, alive: Callable[[], None]) -> None:
+        wanted = spec.size_gib * GIB if spec.size_gib is not None else None
+        if spec.source is None:
+            qemu_img.create(part, size=wanted or GIB)
+            return
+        template = str(self._templates.path(self._pool(spec), spec.source))
+        kind = spec.source.format.value
+        size = qemu_img.info(template).virtual_size
+        if wanted is not None and wanted < size:
+            raise HypervisorError(
+                f"the disk of {wanted} bytes ({spec.size_gib} GiB) is smaller than its template"
+                f" {spec.source.url}, of {size} bytes ({-(-size // GIB)} GiB)",
+                "give it at least the template's size",
+            )
+        if not spec.copy:
+            qemu_img.create(part, size=wanted or size, backing=(template, kind))
+            return
+        needed, free = (
+            qemu_img.copy_bytes(template, kind),
+            shutil.disk_usage(Path(part).parent).free,
+        )
+        if needed > free:
+            raise HypervisorError(
+                f"a copy of {spec.source.url} takes {needed} bytes, and {Path(part).parent} has"
+                f" {free} left",
+                "make room in the pool, or use an overlay",
+            )
+        qemu_img.convert(template, kind, part, alive)
+        if wanted is not None and wanted > size:
+            qemu_img.resize(part, wanted)
+
+    def _pool(self, spec: DiskSpec) -> Path:
+        """The folder of a disk's pool; one that is named must be there, or be mounted first."""
+        if spec.folder is None:
+            return self._root
+        if not os.path.isdir(spec.folder):
+            raise HypervisorError(
+                f"the pool's folder {spec.folder} is not on this host", "make or mount it"
+            )
+        return Path(spec.folder)
+
+    def _folder(self, pool: Path, instance: str) -> Path:
+        if not _FOLDER_NAME.fullmatch(instance):
+            raise HypervisorError(
+                f"{instance!r} can not name a folder", "instances are named by their uuid"
+            )
+        return pool / instance
+
+    def _make_folder(self, folder: Path, remedy: str) -> None:
         try:
             # The hypervisor's own user has to reach the files, and nobody needs to list them.
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         except OSError as exc:
-            raise HypervisorError(
-                f"no folder {folder}: {exc.strerror}", "check [libvirt] instances_path"
-            ) from exc
-        for spec, disk in zip(specs, plan, strict=True):
-            if spec.path is None:
-                part = f"{disk.path}.part"
-                _qemu_img("create", "-q", "-f", "qcow2", part, f"{spec.size_gib or 1}G")
-                os.replace(part, disk.path)
+            raise HypervisorError(f"no folder {folder}: {exc.strerror}", remedy) from exc
 
-    def remove(self, instance: str, bearer: str) -> None:
-        """Remove what was made for this guest; the folder goes with its last guest's files."""
-        folder = self._folder(instance)
+    def _remove(self, folder: Path, bearer: str) -> None:
         try:
-            for file in folder.glob(f"{bearer}.disk*"):
+            for file in folder.glob(f"{bearer}.*"):
                 file.unlink(missing_ok=True)
             left = [file.name for file in folder.iterdir()]
             if left in ([], [SERIAL_LOG]):
@@ -85,49 +191,17 @@ class Disks:
         except OSError as exc:
             raise HypervisorError(
                 f"could not remove {exc.filename or folder}: {exc.strerror}",
-                "check [libvirt] instances_path, then delete the instance again",
+                "check the folder, then delete the instance again",
             ) from exc
-
-    def _folder(self, instance: str) -> Path:
-        if not _FOLDER_NAME.fullmatch(instance):
-            raise HypervisorError(
-                f"{instance!r} can not name a folder", "instances are named by their uuid"
-            )
-        return self._root / instance
 
 
 def _format_of(path: str) -> str:
     """The format of an existing image, told by its content."""
     if not os.path.isfile(path):
         raise HypervisorError(f"no disk image {path} on this host", "check the path")
-    try:
-        found = msgspec.json.decode(
-            _qemu_img("info", "--force-share", "--output=json", path), type=_Info
-        ).format
-    except msgspec.MsgspecError as exc:
-        raise HypervisorError(f"qemu-img: unreadable answer on {path}: {exc}") from exc
+    found = qemu_img.info(path).format
     if found not in ("qcow2", "raw"):
         raise HypervisorError(
             f"disk image {path} is of format {found}", "convert it to qcow2 with qemu-img"
         )
     return found
-
-
-def _qemu_img(*args: str) -> bytes:
-    command = ["qemu-img", *args]
-    try:
-        done = subprocess.run(  # noqa: S603 - arguments are a list, never a shell's
-            command, capture_output=True, check=False, timeout=QEMU_IMG_LIMIT_S
-        )
-    except FileNotFoundError as exc:
-        raise HypervisorError("there is no qemu-img", "install qemu-utils") from exc
-    except subprocess.TimeoutExpired as exc:
-        raise HypervisorError(
-            f"qemu-img {args[0]} took over {QEMU_IMG_LIMIT_S} s", "is the storage slow or away?"
-        ) from exc
-    if done.returncode:
-        raise HypervisorError(
-            f"qemu-img {args[0]}: {done.stderr.decode(errors='replace').strip()}",
-            "check the path and the free space",
-        )
-    return done.stdout

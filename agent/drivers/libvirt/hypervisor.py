@@ -15,19 +15,18 @@ from typing import Any
 import libvirt
 import msgspec
 
-from agent.drivers.base import Listing, OwnedGuest
-from agent.drivers.libvirt import domains, probe, xml
+from agent.drivers.base import Doing, Listing, OwnedGuest
+from agent.drivers.libvirt import domains, making, probe
 from agent.drivers.libvirt.connection import Connection
-from agent.drivers.libvirt.disks import Disks
+from agent.drivers.libvirt.making import Maker
 from common.conf.libvirt import Libvirt
 from common.errors import (
     CallTimeout,
     GuestMissing,
     HypervisorError,
     HypervisorUnavailable,
-    NotOurs,
 )
-from common.messages import Capacity, GuestReport, GuestSpec, NicSpec
+from common.messages import Capacity, GuestReport, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -47,7 +46,7 @@ class Hypervisor:
         self._settings = settings
         self._runtime = runtime
         self._connection = Connection(settings.connection_uri, settings.keepalive_interval, runtime)
-        self._disks = Disks(settings.instances_path)
+        self._maker = Maker(settings, self._connection, runtime)
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         self._connection.open(on_change)
@@ -122,38 +121,14 @@ class Hypervisor:
 
     # changes
 
-    def create(self, spec: GuestSpec, mark: Mark) -> GuestReport:
+    def create(self, spec: GuestSpec, mark: Mark, doing: Doing) -> GuestReport:
         if self.look(mark.bearer) is not None:
             raise HypervisorError(
                 f"a guest with uuid {mark.bearer} exists already", "create it under a fresh uuid"
             )
-        disks = self._disks.plan(mark.instance, mark.bearer, spec.disks)
-        nics = [self._nic(nic) for nic in spec.nics]
-
-        def define(name: str, conn: Any) -> None:
-            conn.defineXML(
-                xml.define(
-                    spec,
-                    mark,
-                    name=name,
-                    virt_type=self._virt_type(conn),
-                    disks=disks,
-                    nics=nics,
-                    serial_log=self._disks.serial_log(mark.instance),
-                )
-            )
-
-        # Defined before its disks are made: whenever we are killed, a domain that carries our mark
-        # leads to whatever was made for it.
-        self._define_under_a_free_name(spec.name, mark, define)
-        try:
-            self._disks.make(mark.instance, mark.bearer, spec.disks, disks)
-            made = self.look(mark.bearer)
-        except Exception:
-            self._undo_create(mark)
-            raise
+        self._maker.make(spec, mark, doing)
+        made = self.look(mark.bearer)
         if made is None:
-            self._disks.remove(mark.instance, mark.bearer)
             raise HypervisorError(f"guest {spec.name} was removed while it was created")
         return made
 
@@ -196,11 +171,14 @@ class Hypervisor:
         self._connection.call(f"reboot {guest.seen.name}", cycle)
 
     def destroy(self, guest: OwnedGuest) -> None:
+        known: set[str] = set()
+
         def once(conn: Any) -> None:
             domain = domains.ours(conn, guest)
+            known.update(making.definitions(domain))
             domains.pull(domain)
             # The domain goes last: as long as it is there, somebody knows what is left to do.
-            self._disks.remove(guest.mark.instance, guest.hypervisor_uuid)
+            self._maker.remove(guest.mark, tuple(known))
             domains.undefine(domain)
 
         try:
@@ -212,67 +190,9 @@ class Hypervisor:
                 f"destroy {guest.seen.name}: it comes back", "who else starts it on this host?"
             )
         except GuestMissing:
-            self._disks.remove(guest.mark.instance, guest.hypervisor_uuid)
+            self._maker.remove(guest.mark, tuple(known))
 
     # parts of the changes
-
-    def _virt_type(self, conn: Any) -> str:
-        if conn.getType() == "TEST":
-            return "test"
-        if self._settings.virt_type == "auto":
-            return probe.best_virt_type(self._runtime)
-        return self._settings.virt_type
-
-    def _nic(self, nic: NicSpec) -> xml.Nic:
-        """A card on the libvirt network of that name, else the bridge; without one, user mode."""
-        if nic.network is None:
-            return xml.Nic(nic.mac, "user")
-        networks = self._connection.call(
-            "list networks", lambda conn: [network.name() for network in conn.listAllNetworks()]
-        )
-        return xml.Nic(nic.mac, "network" if nic.network in networks else "bridge", nic.network)
-
-    def _define_under_a_free_name(
-        self, wanted: str, mark: Mark, define: Callable[[str, Any], None]
-    ) -> None:
-        """Names belong to whoever has them: libvirt refuses a second domain of the same name."""
-        plain = xml.domain_name(wanted)
-        names = (plain, f"{plain}-{mark.instance.replace('-', '')[:8]}")
-        refusal: HypervisorError | None = None
-        for name in names:
-            if self._name_is_taken(name):
-                continue
-            try:
-                self._connection.call(f"define {name}", partial(define, name))
-                return
-            except HypervisorError as exc:
-                # Somebody may have taken the name since we asked; anything else is final.
-                if not self._name_is_taken(name):
-                    raise
-                refusal = exc
-        raise refusal or HypervisorError(
-            f"the names {' and '.join(names)} are taken by other guests", "rename the instance"
-        )
-
-    def _name_is_taken(self, name: str) -> bool:
-        try:
-            self._connection.call(f"look for {name}", lambda conn: conn.lookupByName(name))
-        except GuestMissing:
-            return False
-        return True
-
-    def _undo_create(self, mark: Mark) -> None:
-        """Remove what a failed create has made; what can not be removed now is logged."""
-        try:
-            self._disks.remove(mark.instance, mark.bearer)
-            self._connection.call(
-                f"undefine {mark.bearer}",
-                lambda conn: domains.undefine(domains.marked(conn, mark.bearer, mark)),
-            )
-        except GuestMissing:
-            return
-        except (HypervisorError, HypervisorUnavailable, NotOurs) as exc:
-            LOG.warning("what a failed create has made is left behind: %s", exc)
 
     def _ask_to_shut_down(self, guest: OwnedGuest, timeout_s: float) -> None:
         def press(conn: Any) -> bool:

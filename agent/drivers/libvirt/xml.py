@@ -15,8 +15,13 @@ from common.states import PowerState
 
 MARK_URI = "https://muster.invalid/xmlns/domain/1"
 MARK_PREFIX = "muster"
+MADE_URI = "https://muster.invalid/xmlns/made/1"
 
 _MARK_TAG = f"{{{MARK_URI}}}mark"
+_MADE_TAG = f"{{{MADE_URI}}}in"
+_FOLDER_TAG = f"{{{MADE_URI}}}folder"
+CPU_PERIOD_US = 100_000
+
 _GENERATION = re.compile(r"[0-9]{1,16}")
 _MARK_TEXT_LIMIT = 253
 # libvirt makes file names of domain names: of the log, the monitor, the saved memory.
@@ -40,21 +45,43 @@ _KIB = {
 }
 
 ET.register_namespace(MARK_PREFIX, MARK_URI)
+ET.register_namespace("made", MADE_URI)
 
 
 class Disk(NamedTuple):
-    """An image file and its format, qcow2 or raw."""
+    """An image file, its format, qcow2 or raw, and its `device`: disk, cdrom, or seed."""
 
     path: str
     format: str
+    device: str = "disk"
 
 
 class Nic(NamedTuple):
-    """A card; `kind` is `user` (no `source`), `network` or `bridge`."""
+    """A card; `kind` is `user` (no `source`), `network`, `bridge` or `ovs`.
+
+    `filter`: the name of its nwfilter, which holds it to `address`.
+    """
 
     mac: str
     kind: str
     source: str | None = None
+    vlan: int | None = None
+    filter: str | None = None
+    address: str | None = None
+
+
+class Cpu(NamedTuple):
+    """The weight of a guest among others, and the µs of each 100 ms that a vCPU may run."""
+
+    shares: int
+    quota: int | None = None
+
+
+class Belongings(NamedTuple):
+    """What a definition says that was made for its guest: pools' folders, names of nwfilters."""
+
+    folders: frozenset[str] = frozenset()
+    filters: frozenset[str] = frozenset()
 
 
 def domain_name(wanted: str) -> str:
@@ -78,14 +105,27 @@ def define(
     disks: Sequence[Disk],
     nics: Sequence[Nic],
     serial_log: str,
+    cpu: Cpu | None = None,
 ) -> str:
     """The XML of a new domain; `virt_type` is kvm, qemu or test."""
     domain = ET.Element("domain", type=virt_type)
     _text(domain, "name", name)
     _text(domain, "uuid", mark.bearer)
-    ET.SubElement(domain, "metadata").append(_mark(mark))
+    metadata = ET.SubElement(domain, "metadata")
+    metadata.append(_mark(mark))
+    folders = sorted({disk.folder for disk in spec.disks if disk.folder is not None})
+    if folders:
+        made = ET.SubElement(metadata, _MADE_TAG)
+        for folder in folders:
+            ET.SubElement(made, _FOLDER_TAG, path=folder)
     _text(domain, "memory", str(spec.memory_mib), unit="MiB")
     _text(domain, "vcpu", str(spec.vcpus))
+    if cpu is not None:
+        tune = ET.SubElement(domain, "cputune")
+        _text(tune, "shares", str(cpu.shares))
+        if cpu.quota is not None:
+            _text(tune, "period", str(CPU_PERIOD_US))
+            _text(tune, "quota", str(cpu.quota))
 
     os = ET.SubElement(domain, "os")
     # The mock driver knows one architecture and no machine types.
@@ -94,7 +134,8 @@ def define(
     for tag, value in (("kernel", spec.kernel), ("initrd", spec.initrd), ("cmdline", spec.cmdline)):
         if value is not None:
             _text(os, tag, value)
-    if spec.kernel is None:
+    boots_iso = any(disk.device == "cdrom" for disk in disks)
+    if spec.kernel is None and not boots_iso:
         ET.SubElement(os, "boot", dev="hd")
 
     # Without ACPI a guest hears no power button.
@@ -107,17 +148,22 @@ def define(
     _text(domain, "on_crash", "destroy")
 
     devices = ET.SubElement(domain, "devices")
-    for number, disk in enumerate(disks):
-        device = ET.SubElement(devices, "disk", type="file", device="disk")
+    # The root disk, and then the disc that fills it while it is empty.
+    first = [next((d for d in disks if d.device == kind), None) for kind in ("disk", "cdrom")]
+    for disk, target, bus in _placed(disks, "sata" if virt_type == "kvm" else "ide"):
+        device = ET.SubElement(devices, "disk", type="file")
+        device.set("device", "disk" if disk.device == "disk" else "cdrom")
         ET.SubElement(device, "driver", name="qemu", type=disk.format)
         ET.SubElement(device, "source", file=disk.path)
-        ET.SubElement(device, "target", dev=_disk_name(number), bus="virtio")
+        ET.SubElement(device, "target", dev=target, bus=bus)
+        if disk.device != "disk":
+            ET.SubElement(device, "readonly")
+        if boots_iso and spec.kernel is None and disk in first:
+            ET.SubElement(device, "boot", order=str(1 + first.index(disk)))
+    if any(disk.device == "seed" for disk in disks):
+        ET.SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
     for nic in nics:
-        card = ET.SubElement(devices, "interface", type=nic.kind)
-        ET.SubElement(card, "mac", address=nic.mac)
-        if nic.source is not None:
-            ET.SubElement(card, "source", {nic.kind: nic.source})
-        ET.SubElement(card, "model", type="virtio")
+        _card(devices, nic)
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=serial_log, append="on")
     ET.SubElement(serial, "target", port="0")
@@ -146,10 +192,23 @@ def report(xml: str, power_state: PowerState) -> GuestReport:
     )
 
 
-def disk_paths(xml: str) -> tuple[str, ...]:
-    """The image files that a domain's disks are on."""
-    sources = _parse(xml).iterfind("devices/disk/source")
-    return tuple(path for path in (source.get("file") for source in sources) if path)
+def belongings(xml: str) -> Belongings:
+    """Where to look for what was made for a guest; the names themselves prove whose it is."""
+    domain = _parse(xml)
+    found = domain.iterfind(f"metadata/{_MADE_TAG}/{_FOLDER_TAG}")
+    filters = domain.iterfind("devices/interface/filterref")
+    return Belongings(
+        frozenset(path for path in (folder.get("path") for folder in found) if path),
+        frozenset(name for name in (ref.get("filter") for ref in filters) if name),
+    )
+
+
+def without_cpu_tuning(xml: str) -> str:
+    """The same definition for a host that can not weigh its guests."""
+    domain = _parse(xml)
+    for tune in domain.findall("cputune"):
+        domain.remove(tune)
+    return ET.tostring(domain, encoding="unicode")
 
 
 def _parse(xml: str) -> ET.Element:
@@ -194,14 +253,45 @@ def _mib(memory: ET.Element | None) -> int:
     return int(int(memory.text) * _KIB.get(memory.get("unit", "KiB"), 1) // 1024)
 
 
-def _disk_name(number: int) -> str:
+def _placed(disks: Sequence[Disk], disc_bus: str) -> Iterable[tuple[Disk, str, str]]:
+    """Each disk with its target and bus.
+
+    Every system knows the drive that it is installed from. The seed is for those of clouds, whose
+    kernels often know nothing but virtio.
+    """
+    numbers = {"vd": 0, "hd": 0, "sd": 0}
+    for disk in sorted(disks, key=lambda disk: disk.device == "seed"):
+        bus = {"disk": "virtio", "cdrom": disc_bus, "seed": "scsi"}[disk.device]
+        letters = {"virtio": "vd", "ide": "hd"}.get(bus, "sd")
+        yield disk, _disk_name(letters, numbers[letters]), bus
+        numbers[letters] += 1
+
+
+def _card(devices: ET.Element, nic: Nic) -> None:
+    kind = "bridge" if nic.kind == "ovs" else nic.kind
+    card = ET.SubElement(devices, "interface", type=kind)
+    ET.SubElement(card, "mac", address=nic.mac)
+    if nic.source is not None:
+        ET.SubElement(card, "source", {kind: nic.source})
+    if nic.kind == "ovs":
+        ET.SubElement(card, "virtualport", type="openvswitch")
+    if nic.vlan is not None:
+        ET.SubElement(ET.SubElement(card, "vlan"), "tag", id=str(nic.vlan))
+    ET.SubElement(card, "model", type="virtio")
+    if nic.filter is not None:
+        held = ET.SubElement(card, "filterref", filter=nic.filter)
+        if nic.address is not None:
+            ET.SubElement(held, "parameter", name="IP", value=nic.address)
+
+
+def _disk_name(prefix: str, number: int) -> str:
     """vda ... vdz, vdaa ..."""
     letters = ""
     number += 1
     while number:
         number, rest = divmod(number - 1, 26)
         letters = chr(ord("a") + rest) + letters
-    return f"vd{letters}"
+    return f"{prefix}{letters}"
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

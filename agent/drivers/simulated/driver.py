@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from agent.drivers.base import Driver, Listing, OwnedGuest
+from agent.drivers import checks
+from agent.drivers.base import Doing, Driver, Listing, OwnedGuest
 from agent.drivers.simulated.store import Guest, Store
 from common.conf import Settings
 from common.errors import (
@@ -118,7 +119,9 @@ class SimulatedDriver:
                 memory_mib_used=sum(g.memory_mib for g in running),
             )
 
-    def create(self, spec: GuestSpec, mark: Mark) -> GuestReport:
+    def create(self, spec: GuestSpec, mark: Mark, doing: Doing) -> GuestReport:
+        checks.check(spec)
+        doing("define")
         with self._fault("create"), self._store.lock():
             if self._store.read(mark.bearer) is not None:
                 raise HypervisorError(f"guest {mark.bearer} exists already", "look at the host")
@@ -129,6 +132,7 @@ class SimulatedDriver:
                 memory_mib=spec.memory_mib,
                 macs=tuple(nic.mac for nic in spec.nics),
                 mark=mark,
+                spec=spec,
             )
             self._store.write(guest)
             self._note("create", guest)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from common.errors import HypervisorError, HypervisorUnavailable
-from common.messages import GuestReport
+from common.messages import GuestReport, GuestSpec
 from common.ownership import Mark
 from common.states import PowerState
 
@@ -26,7 +26,10 @@ ACCOUNT = "account.jsonl"
 
 
 class Guest(msgspec.Struct, kw_only=True):
-    """One guest's file. `power_state` is written by name so that people can edit it."""
+    """One guest's file. `power_state` is written by name so that people can edit it.
+
+    `spec` is what an agent made the guest from; one made by hand has none.
+    """
 
     uuid: str
     name: str
@@ -37,6 +40,7 @@ class Guest(msgspec.Struct, kw_only=True):
     domain_id: int | None = None
     template: bool = False
     mark: Mark | None = None
+    spec: GuestSpec | None = None
 
     def report(self) -> GuestReport:
         """The guest as a driver reports it; KeyError for a power state that does not exist."""
