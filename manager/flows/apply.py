@@ -200,14 +200,33 @@ def _problems(tx: Tx, drafts: Sequence[Draft]) -> list[Problem]:
 
 
 def _held(tx: Tx, drafts: Sequence[Draft]) -> set[Key]:
-    """What the drafts name and is there; it stays until they are written."""
-    named: set[Key] = set()
+    """What the drafts name and is there; it stays until they are written.
+
+    The zones of networks are held alone: what two networks are beside each other is seen only by
+    the later one. Alone at once, since two who share a hold would wait for each other.
+    """
+    alone = sorted({zone for draft in drafts if (zone := _zone_of(draft)) is not None})
+    named = {(Kind.ZONE, zone) for zone in alone}
+    if alone:
+        tx.steady(NAMED, alone=True, kind=Kind.ZONE, names=alone)
     for draft in drafts:
         for field, kind in NOUNS[draft.kind].refs.items():
             value: Any = draft.given.get(field)
             names = value if isinstance(value, list | tuple) else (value,)
             named |= {(kind, name) for name in names if isinstance(name, str)}
-    return set(model.hold_all(tx, named - {draft.key for draft in drafts}))
+    others = named - {draft.key for draft in drafts}
+    zones = {key for key in others if key[0] is Kind.ZONE and key[1] in alone}
+    there = {key for key in zones if tx.known(Object, *key) is not None}
+    return there | set(model.hold_all(tx, others - zones))
+
+
+def _zone_of(draft: Draft) -> str | None:
+    """The zone of a network, as far as it was said."""
+    if draft.kind is not Kind.NETWORK:
+        return None
+    stored = draft.row.spec["zone"] if draft.row is not None else None
+    zone = draft.given.get("zone", stored)
+    return zone if isinstance(zone, str) else None
 
 
 def _clashes(tx: Tx, drafts: Sequence[Draft]) -> list[Problem]:
@@ -216,9 +235,8 @@ def _clashes(tx: Tx, drafts: Sequence[Draft]) -> list[Problem]:
     if not networks:
         return []
     zones = {d.name: d.noun for d in drafts if d.kind is Kind.ZONE}
-    for name in sorted({d.noun.zone for d in networks.values()} - zones.keys()):
-        row = tx.lock(Object, Kind.ZONE, name)
-        zones[name] = model.noun(row) if row is not None else None
+    for name in {d.noun.zone for d in networks.values()} - zones.keys():
+        zones[name] = model.find(tx, Kind.ZONE, name)
     there = {n: v for n, v in model.all_of(tx, Kind.NETWORK).items() if n not in networks}
     found: list[Problem] = []
     for name, draft in networks.items():
