@@ -10,11 +10,13 @@ import sqlalchemy as sa
 
 from common.errors import NotFound
 from common.model import NOUNS, Kind, Noun, Project
+from manager.store.addresses import Address
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.model import Object, Use
 from manager.store.statements import Query, ask, ask_any
+from manager.store.volumes import Volume
 
 DEFAULT_PROJECT = "default"  # unlimited while nobody has made it
 
@@ -31,6 +33,12 @@ VMS_OF = Query(
 VMS_ON = Query(
     Instance, I.host.in_(ask_any("hosts")), sa.exists().where(U.instance == I.uuid), reads=(Use,)
 )
+THESE_VMS = Query(Instance, I.uuid.in_(ask_any("uuids")))
+A, V = Address.__table__.c, Volume.__table__.c
+QUARANTINED = {
+    Kind.NETWORK: sa.select(A.instance).where(A.network == ask("name")).distinct(),
+    Kind.POOL: sa.select(V.instance).where(V.pool == ask("name")).distinct(),
+}
 
 
 def find(tx: Tx, kind: Kind, name: str) -> Any:
@@ -92,9 +100,15 @@ def vms_using(tx: Tx, kind: Kind, name: str) -> list[str]:
     """The VMs that were made from a noun or live on it, as `VM web-1`.
 
     Of a host, cluster or pod those that are there, if they were made in a zone; its hosts are
-    held, so that there come no others.
+    held, so that there come no others. Of a network or pool also those in quarantine.
     """
     found = tx.ask(VMS_OF, kind=kind, name=name)
+    gone: set[str] = set()
+    if kind in QUARANTINED:
+        at = QUARANTINED[kind]
+        gone = {row[0] for row in tx.rows(at, name=name)} - {vm.uuid for vm in found}
+        found += (mine := tx.ask(THESE_VMS, uuids=sorted(gone)))
+        gone -= {vm.uuid for vm in mine}
     if kind in (Kind.HOST, Kind.CLUSTER, Kind.POD):
         clusters = [name] if kind is Kind.CLUSTER else []
         if kind is Kind.POD:
@@ -102,7 +116,7 @@ def vms_using(tx: Tx, kind: Kind, name: str) -> list[str]:
         host = name if kind is Kind.HOST else ""
         hosts = tx.steady(HOSTS_OF, alone=True, host=host, clusters=clusters)
         found += tx.ask(VMS_ON, hosts=[row.name for row in hosts])
-    return sorted({f"VM {vm.name}" for vm in found})
+    return sorted({f"VM {vm.name}" for vm in found} | {f"instance {uuid}" for uuid in gone})
 
 
 def noun(row: Object) -> Any:
