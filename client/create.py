@@ -15,7 +15,7 @@ from common.messages import DiskSpec, GuestSpec
 from common.model import USER_DATA_LIMIT_BYTES, Cluster
 
 PLAN_COLUMNS = ("host", "decision", "reason")
-ORDERS = ("first-fit", "spread", "pack")
+ORDERS = ("first-fit", "spread", "spread-by-project", "pack")
 SIZE_GIB = usage.bounds(DiskSpec, "size_gib")
 RATIO: Any = types(Cluster)["cpu_overcommit"]
 
@@ -24,7 +24,7 @@ NAMED = (
     ("--offering", "offering", "NAME", "what it gets: CPUs, memory, root disk, tags"),
     ("--template", "template", "NAME", "what its root disk is made from"),
     ("--hostname", "hostname", "NAME", "the guest's; else the name of the VM"),
-    ("--zone", "zone", "ZONE", "the zone it is made in"),
+    ("--zone", "zone", "ZONE", "where it is made; may be left out if there is but one"),
     ("--project", "project", "PROJECT", "whose limits it counts against; else `default`"),
     ("--pod", "pod", "POD", "only there"),
     ("--cluster", "cluster", "CLUSTER", "only there"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
 from common.errors import InUse, NameTaken
 from common.fields import checked, defaults, plain, refused, shown
@@ -13,6 +14,7 @@ from common.model import NOUNS, Kind, Noun, ObjectName, Problem
 from manager.flows import model
 from manager.flows.model import Key
 from manager.rules import model as rules
+from manager.store.addresses import Address
 from manager.store.engine import Tx
 from manager.store.events import Event
 from manager.store.hosts import Host
@@ -23,6 +25,8 @@ O, E = Object.__table__.c, Event.__table__.c  # noqa: E741 - the tables' columns
 NAMED = Query(Object, O.kind == ask("kind"), O.name.in_(ask_any("names")))
 OF_KINDS = Query(Object, O.kind.in_(ask_any("kinds")))
 LAST = Query(Event, E.object == ask("object"), E.kind == ask("kind"), order=[E.at.desc()], limit=1)
+
+GIVEN = sa.select(Address.__table__.c.ip).where(Address.__table__.c.network == ask("network"))
 
 
 class Who(msgspec.Struct, frozen=True):
@@ -257,12 +261,16 @@ def _fixed(tx: Tx, draft: Draft, row: Object) -> list[Problem]:
     users = model.vms_using(tx, draft.kind, draft.name) if by_vms else []
     others = _referrers(tx, draft.key) if by_nouns else []
     words = f"{draft.kind.words} {draft.name}"
-    return [
+    found = [
         (field, f"can not change while {words} is used by {rules.some(names)}", "make another")
         for names, fixed in ((users, by_vms), (others, by_nouns))
         for field in fixed
         if names
     ]
+    if draft.kind is Kind.NETWORK and {"cidr", "cidr6", "gateway", "gateway6"} & set(fields):
+        given = {str(ip) for (ip,) in tx.rows(GIVEN, network=draft.name)}
+        found += rules.lost(draft.noun, fields, given)
+    return found
 
 
 def _referrers(tx: Tx, key: Key) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from common.model import NOUNS, Kind, Network, NetworkKind, Noun, Problem, Zone, ZoneKind, named_by
@@ -19,16 +19,7 @@ FIXED_BY_VMS: Mapping[Kind, tuple[str, ...]] = {
     Kind.HOST: ("cluster",),
     Kind.POOL: ("scope", "host", "cluster", "zone", "path"),
     Kind.TEMPLATE: ("format", "sha256", "initrd_sha256"),
-    Kind.NETWORK: (
-        "zone",
-        "kind",
-        "backend",
-        "source",
-        "vlan",
-        "cidr",
-        "cidr6",
-        "security_groups",
-    ),
+    Kind.NETWORK: ("zone", "kind", "backend", "source", "vlan", "security_groups"),
     Kind.AFFINITY_GROUP: ("kind",),
 }
 # Fields that other nouns were checked against.
@@ -88,6 +79,19 @@ def clashes(network: Network, zone: Zone, others: Mapping[str, Network]) -> Iter
             if _overlap(mine, theirs):
                 said = f"{mine} overlaps {theirs} of network {name}"
                 yield field, said, "a subnet of its own"
+
+
+def lost(network: Network, changed: Collection[str], given: Collection[str]) -> Iterator[Problem]:
+    """What of a network can not change so, because of the addresses that VMs have there."""
+    for field in ("cidr", "cidr6"):
+        subnet = _subnet(getattr(network, field) or "")
+        mine = [ip for ip in given if (":" in ip) is (field == "cidr6")]
+        left = sorted(ip for ip in mine if subnet is None or ipaddress.ip_address(ip) not in subnet)
+        if field in changed and left:
+            yield field, f"VMs have {some(left)}", "a subnet with all addresses that were given"
+    for field in ("gateway", "gateway6"):
+        if field in changed and getattr(network, field) in given:
+            yield field, f"a VM has {getattr(network, field)}", "an address that no VM has"
 
 
 def _overlap(one: str | None, other: str | None) -> bool:

@@ -12,6 +12,9 @@ import yaml
 
 from common.errors import BadRequest, InUse, NameTaken, NotFound
 from common.model import Kind
+from common.states import TaskState, VmState
+from manager.store.addresses import Address
+from manager.store.engine import Tx
 from manager.store.events import Event
 from manager.store.instances import Instance
 from manager.store.model import Object, Use
@@ -41,11 +44,29 @@ def drop(fleet: Fleet, kind: str, name: str, **more: Any) -> dict[str, Any]:
     return fleet.ask("model_delete", kind=kind, name=name, **more)
 
 
-def use(fleet: Fleet, kind: Kind, name: str, *, host: str = "h1", vm: str = "web-1") -> None:
-    """A VM on a host that was made from a noun."""
-    agent = ScriptedAgent(fleet, host).up()
-    instance = fleet.deploy(agent, vm)
-    fleet.store.run(lambda tx: tx.insert(Use(kind=kind, name=name, instance=instance.uuid)))
+def vm(fleet: Fleet, name: str = "web-1", host: str = "h1") -> Instance:
+    """A VM that is there, and was made from nothing."""
+    row = Instance(
+        uuid=fleet.clock.new_id(),
+        name=name,
+        host=host,
+        vm_state=VmState.ACTIVE,
+        task_state=TaskState.NONE,
+        spec={},
+        vcpus=1,
+        memory_mib=64,
+        mac="0a:4d:75:00:00:01",
+        created_at=fleet.clock.now(),
+    )
+    fleet.store.run(lambda tx: tx.insert(row))
+    return row
+
+
+def use(fleet: Fleet, kind: Kind, name: str) -> Instance:
+    """A VM on h1 that was made from a noun."""
+    made = vm(fleet)
+    fleet.store.run(lambda tx: tx.insert(Use(kind=kind, name=name, instance=made.uuid)))
+    return made
 
 
 def wrong(error: Any) -> list[str]:
@@ -193,12 +214,10 @@ def test_what_a_vm_uses_is_not_deleted(world: Fleet, kind: Kind) -> None:
 
 
 FIXED = [
-    (Kind.NETWORK, {"cidr": "10.3.0.0/24", "gateway": None, "first": None, "last": None}),
     (Kind.NETWORK, {"zone": "z2"}),
     (Kind.NETWORK, {"vlan": 8}),
     (Kind.NETWORK, {"source": "ovs1"}),
     (Kind.NETWORK, {"kind": "isolated", "vlan": None}),
-    (Kind.NETWORK, {"cidr6": "2001:db8:1::/64", "gateway6": None}),
     (Kind.NETWORK, {"security_groups": False}),
     (Kind.POOL, {"scope": "cluster", "cluster": "c1", "zone": None}),
     (Kind.POOL, {"path": "/elsewhere"}),
@@ -261,8 +280,8 @@ def test_what_stands_under_vms_of_a_zone_does_not_move_and_is_not_deleted(
     make(world, "zone", "other")
     make(world, "pod", "other", zone="other")
     make(world, "cluster", "other", pod="other")
-    agent = ScriptedAgent(world, "h1").up()
-    world.deploy(agent, "older")  # made before there were zones: it minds nothing
+    ScriptedAgent(world, "h1").up()
+    vm(world, "older")  # made before there were zones: it minds nothing
     assert put(world, kind, name, **{field: "other"})["action"] == "change"
     put(world, kind, name, **{field: {"host": "c1", "cluster": "p1", "pod": "z1"}[kind]})
     use(world, Kind.ZONE, "z1")
@@ -274,6 +293,50 @@ def test_what_stands_under_vms_of_a_zone_does_not_move_and_is_not_deleted(
 
 
 # networks of a zone
+
+
+@pytest.fixture
+def given(world: Fleet) -> Fleet:
+    """Network `new`, and the addresses that a VM has there."""
+    make(world, "network", "new", **WHOLE[Kind.NETWORK])
+    made = use(world, Kind.NETWORK, "new")
+    for ip in ("10.2.0.20", "2001:db8::20"):
+        row = Address(
+            network="new",
+            ip=ip,
+            number=None,
+            instance=made.uuid,
+            mac=made.mac,
+            since=world.clock.now(),
+        )
+        world.store.run(partial(Tx.insert, row=row))
+    return world
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({"cidr": "10.2.0.0/16"}, []),
+        ({"cidr": "10.2.0.0/28", "first": None, "last": None}, ["cidr"]),
+        ({"cidr": "10.3.0.0/24", "gateway": None, "first": None, "last": None}, ["cidr"]),
+        ({"first": "10.2.0.50"}, []),
+        ({"cidr6": "2001:db8:1::/64", "gateway6": None}, ["cidr6"]),
+        ({"cidr6": None, "gateway6": None}, ["cidr6"]),
+        ({"gateway": "10.2.0.20"}, ["gateway"]),
+        ({"gateway6": "2001:db8::20"}, ["gateway6"]),
+        ({"gateway": "10.2.0.2"}, []),
+    ],
+    ids=str,
+)
+def test_a_subnet_keeps_the_addresses_that_were_given(
+    given: Fleet, change: dict[str, Any], refused: list[str]
+) -> None:
+    if not refused:
+        assert put(given, "network", "new", **change)["action"] == "change"
+        return
+    with pytest.raises(BadRequest) as caught:
+        put(given, "network", "new", **change)
+    assert wrong(caught) == refused
 
 
 @pytest.mark.parametrize(
@@ -462,10 +525,10 @@ def test_all_that_is_wrong_with_a_file_is_told_with_its_place(world: Fleet) -> N
 
 def test_a_file_is_refused_what_vms_do_not_allow(world: Fleet) -> None:
     use(world, Kind.NETWORK, "n1")
-    file = {"networks": [{"name": "n1", "cidr": "10.7.0.0/24"}]}
+    file = {"networks": [{"name": "n1", "source": "br7"}]}
     with pytest.raises(BadRequest, match="VM web-1") as caught:
         world.ask("model_apply", objects=file)
-    assert wrong(caught) == ["networks[0].cidr"]
+    assert wrong(caught) == ["networks[0].source"]
 
 
 # two managers
