@@ -49,8 +49,11 @@ def read(path: str) -> dict[str, Any]:
         raise BadRequest(
             f"{path}: holds no nouns", "lists of objects under zones:, networks: and the others"
         )
-    # Dates and the like become text, as everything that is not a number, a word or a list of them.
-    plain: dict[str, Any] = msgspec.to_builtins(found, str_keys=True)
+    try:
+        # Dates and the like become text, as all that is no number, no word and no list of them.
+        plain: dict[str, Any] = msgspec.to_builtins(found, str_keys=True)
+    except RecursionError as exc:
+        raise BadRequest(f"{path}: an alias is a part of itself", "write it out") from exc
     return plain
 
 

@@ -43,6 +43,8 @@ def add_fields(
                 more |= {"type": rule, "metavar": "RULE"}
         elif option.endswith("file"):
             more = {"type": text_of(name, USER_DATA_LIMIT_BYTES), "metavar": "FILE"}
+            if kind is Kind.SSH_KEY:
+                more["type"] = _line_of(name)
         elif not isinstance(plain, inspect.BoolType):
             metavar = _metavar(kind, name, plain)
             more = {"type": reader_of(plain, nullable=nullable), "metavar": metavar}
@@ -135,6 +137,12 @@ def rule(text: str) -> list[Answer]:
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _line_of(field: str) -> Callable[[str], str]:
+    """A reader of files of one line."""
+    read = text_of(field, USER_DATA_LIMIT_BYTES)
+    return lambda path: read(path).strip()
 
 
 def text_of(field: str, limit: int) -> Callable[[str], str]:
