@@ -11,7 +11,7 @@ from common.conf import Settings
 from common.fields import plain
 from common.model import Kind
 from manager.api.requests import NameOrId, Request, Text
-from manager.flows import apply, model
+from manager.flows import apply, limits, model
 from manager.store.engine import Tx
 from manager.store.model import Object
 
@@ -51,6 +51,10 @@ class ModelApply(_Asked, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class QuotaShow(Request, frozen=True, kw_only=True):
+    project: NameOrId = model.DEFAULT_PROJECT
+
+
 def model_list(tx: Tx, _cfg: Settings, r: ModelList) -> Any:
     rows = tx.ask(model.OF_KIND, kind=r.kind)
     return {"objects": [_shown(row) for row in rows]}
@@ -83,6 +87,18 @@ def model_apply(tx: Tx, _cfg: Settings, r: ModelApply) -> Any:
     return {"objects": apply.apply(tx, r.objects, r.who(), dry_run=r.dry_run)}
 
 
+def quota_show(tx: Tx, _cfg: Settings, r: QuotaShow) -> Any:
+    project = model.named(tx, Kind.PROJECT, r.project)
+    used = limits.usage(tx, r.project)
+    return {
+        "project": r.project,
+        "quota": [
+            {"resource": resource, "used": used[resource], "limit": getattr(project, resource)}
+            for resource in limits.RESOURCES
+        ],
+    }
+
+
 def _answer(tx: Tx, made: apply.Made) -> dict[str, Any]:
     """What became of it, and the noun as it is now."""
     row = tx.get(Object, made.kind, made.name)
@@ -101,4 +117,5 @@ METHODS: dict[str, tuple[type[Request], Callable[[Tx, Settings, Any], Any]]] = {
     "model_set": (ModelChange, model_set),
     "model_delete": (ModelDelete, model_delete),
     "model_apply": (ModelApply, model_apply),
+    "quota_show": (QuotaShow, quota_show),
 }

@@ -306,3 +306,39 @@ def test_dates_and_numbers_for_names_are_told(fleet: Fleet, tmp_path: Path) -> N
         2,
         ["zones[1].name", "zones[2].name"],
     )
+
+
+# quota
+
+
+def test_a_quota_is_a_row_for_each_limit(fleet: Fleet) -> None:
+    shown = fleet.typed("quota show -f json")
+    names = [name for name in NOUNS[Kind.PROJECT].__struct_fields__ if name != "enabled"]
+    assert (shown.code, [row["resource"] for row in shown.json]) == (0, names)
+    assert {(row["used"], row["limit"]) for row in shown.json} == {(0, None)}
+    done = fleet.typed("quota set shop --instances 3 --memory-mib 4096 -f json")
+    limits = {row["resource"]: row["limit"] for row in done.json}
+    assert (limits["instances"], limits["memory_mib"], limits["vcpus"]) == (3, 4096, None)
+    assert fleet.typed("quota show shop -f json").json == done.json
+    assert fleet.typed("quota set shop --instances '' -f json").json[0]["limit"] is None
+
+
+def test_the_default_project_is_limited_without_being_made_first(fleet: Fleet) -> None:
+    assert fleet.typed("quota set default --vcpus 8 -f json").json[1]["limit"] == 8
+    assert fleet.typed("project show default -f json").json["vcpus"] == 8
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("quota show nobody", 3, "NOT_FOUND: no project nobody"),
+        ("quota set nobody --instances 1", 3, "NOT_FOUND: no project nobody"),
+        ("quota set shop", 2, "USAGE"),
+        ("quota set shop --instances many", 2, "instances: 'many' is not possible"),
+        ("quota set shop --instances -1", 2, "instances: -1 is not possible"),
+    ],
+)
+def test_a_quota_that_can_not_be_is_told(fleet: Fleet, line: str, code: int, said: str) -> None:
+    done = fleet.typed(line)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err

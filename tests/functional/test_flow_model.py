@@ -531,6 +531,22 @@ def test_a_file_is_refused_what_vms_do_not_allow(world: Fleet) -> None:
     assert wrong(caught) == ["networks[0].source"]
 
 
+# quota
+
+
+def test_a_quota_tells_what_the_vms_of_a_project_hold(world: Fleet, h1: ScriptedAgent) -> None:
+    put(world, "project", "shop", instances=5, vcpus=8)
+    put(world, "cluster", "c1", cpu_overcommit=16)
+    world.create("web-1", vcpus=2, memory_mib=128, project="shop")
+    world.create("web-2", vcpus=1, memory_mib=64)
+    rows = {r["resource"]: r for r in world.ask("quota_show", project="shop")["quota"]}
+    assert (rows["instances"]["used"], rows["instances"]["limit"]) == (1, 5)
+    assert (rows["vcpus"]["used"], rows["memory_mib"]["used"]) == (2, 128)
+    assert (rows["addresses"]["used"], rows["addresses"]["limit"]) == (1, None)
+    default = {r["resource"]: r["used"] for r in world.ask("quota_show")["quota"]}
+    assert (default["instances"], default["vcpus"]) == (1, 1)
+
+
 # two managers
 
 
