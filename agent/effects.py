@@ -226,14 +226,14 @@ class _Attempt:
             return now.seen.power_state in POWERED
         return False
 
-    def _undo(self, spare: frozenset[PowerState] = POWERED) -> None:
+    def _undo(self) -> None:
         """Remove the guest that this very command made, if it made one and it may go."""
         made = bearer_of(self._command)
         try:
             guest = self._finder.at(made, self._command.instance)
             if guest.mark.generation != self._command.generation:
                 return  # later commands have used it: our journal is older than that
-            if guest.seen.power_state not in spare:
+            if guest.seen.power_state not in POWERED:
                 calls = self._parts.calls
                 calls.within(calls.look_s, "destroy", self._driver.destroy, guest)
         except (GuestMissing, NotOurs):
@@ -296,9 +296,11 @@ class _Attempt:
                 raise HypervisorError("the guest is still there after its destruction", "")
 
     def _abandon(self) -> None:
-        """Not wanted and cut short: never carried further, undone where that is safe."""
-        if self._command.kind is m.CommandKind.START_VM:
-            self._undo(spare=frozenset(PowerState) - HALTED)
+        """Not wanted and cut short: never carried further, reported as found.
+
+        What the managers do not want they have seen to. Our journal may be older than the guest,
+        which may have been used and stopped since: it is not for us to remove it.
+        """
         with contextlib.suppress(GuestMissing, NotOurs):
             self._find()
         raise OutcomeUnknown(

@@ -44,6 +44,14 @@ OPTIONS = [
         max=86400.0,
         help="Seconds that a command may take before it is voided.",
     ),
+    cfg.FloatOpt(
+        "create_timeout",
+        default=600.0,
+        min=1.0,
+        max=86400.0,
+        help="As command_timeout, for the first start of a VM whose template or disks have to be"
+        " fetched or made.",
+    ),
     cfg.IntOpt(
         "start_retries",
         default=10,
@@ -115,6 +123,7 @@ class Manager(msgspec.Struct, frozen=True, kw_only=True):
     resend_after: float = 5.0
     canary_interval: float = 30.0
     command_timeout: float = 120.0
+    create_timeout: float = 600.0
     start_retries: int = 10
     placement_order: str = "spread"
     delete_timeout: float = 600.0

@@ -76,9 +76,13 @@ def issue(
     job: str | None,
     trail: tuple[TrailEntry, ...],
     spec: dict[str, Any] | None = None,
+    timeout_s: float | None = None,
 ) -> CommandRow:
-    """A command in the outbox, claimed for our own broker if there is somebody to take it."""
-    timeout_s = cfg.manager.command_timeout
+    """A command in the outbox, claimed for our own broker if there is somebody to take it.
+
+    `timeout_s`: how long it may take at its agent, [manager] command_timeout unless told.
+    """
+    timeout_s = timeout_s or cfg.manager.command_timeout
     row = CommandRow(
         id=tx.new_id(),
         job=job,

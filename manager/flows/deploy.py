@@ -306,6 +306,7 @@ def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str) -> Job:
         job=job.uuid,
         trail=job.trail,
         spec={"guest": vm.spec, "create": True},
+        timeout_s=cfg.manager.create_timeout if vm.wishes.disks or vm.named else None,
     )
     job = jobs.add_step(tx, job, f"{CommandKind.START_VM} on {host}", host, command.id)
     return tx.swap(job, host=host, deadline_at=command.deadline_at, check_at=None, waiting_for="")

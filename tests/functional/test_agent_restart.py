@@ -124,8 +124,8 @@ def test_killed_between_started_and_the_making_of_a_guest(rig: Rig, wanted: bool
     assert rig.state_of("i-1") == ("RUNNING" if wanted else "absent")
 
 
-@pytest.mark.parametrize(("op", "left"), [("create", "absent"), ("start", "RUNNING")])
-def test_killed_in_a_start_that_is_not_wanted_any_more_it_is_undone_or_reported(
+@pytest.mark.parametrize(("op", "left"), [("create", "SHUTOFF"), ("start", "RUNNING")])
+def test_killed_in_a_start_that_is_not_wanted_any_more_it_is_reported_as_found(
     rig: Rig, op: str, left: str
 ) -> None:
     rig.up()
