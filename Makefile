@@ -57,7 +57,7 @@ format: $(READY) ## let ruff correct what it can
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format .
 
-samples: $(READY) ## write etc/muster/muster.conf.sample and doc/states.md again
+samples: $(READY) ## write etc/muster/muster.conf.sample, doc/states.md and doc/model.md again
 	@$(BIN)/python -m devstack.docs
 
 constraints: deps ## write constraints.txt again, with the newest versions that setup.cfg allows

@@ -56,6 +56,8 @@ def _help(kind: Kind, name: str, plain: inspect.Type, *, new: bool) -> str:
     parts = [nouns.FIELDS[kind][name]]
     if isinstance(plain, inspect.IntType | inspect.FloatType):
         parts.append(fields.may_be(plain))
+    if name == "rules":
+        parts.append("as direction=ingress,protocol=tcp,ports=22-80,cidr=10.0.0.0/8")
     if isinstance(plain, inspect.VarTupleType):
         parts.append("may be repeated")
     known = fields.defaults(NOUNS[kind])

@@ -39,7 +39,7 @@ FIELDS: Mapping[Kind, Mapping[str, str]] = {
         "memory_mib": "how much memory they may have together",
         "volumes": "how many disks in pools they may have",
         "storage_gib": "the size of all those disks together",
-        "addresses": "how many IPv4 addresses they may have",
+        "addresses": "how many addresses they may have, IPv4 and IPv6",
     },
     Kind.ZONE: {
         "kind": "basic: one flat shared network; advanced: VMs choose among several",
@@ -129,8 +129,7 @@ FIELDS: Mapping[Kind, Mapping[str, str]] = {
     },
     Kind.SECURITY_GROUP: {
         "project": _PROJECT,
-        "rules": "what is let through, as direction=ingress,protocol=tcp,ports=22-80,"
-        "cidr=10.0.0.0/8",
+        "rules": "what is let through",
     },
     Kind.AFFINITY_GROUP: {"kind": "together or apart", "project": _PROJECT},
     Kind.SSH_KEY: {"public_key": "the line that OpenSSH wrote", "project": _PROJECT},

@@ -16,7 +16,7 @@ from typing import Any
 from oslo_config import cfg, generator
 
 from common import states
-from devstack import delete_path
+from devstack import delete_path, model_page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "etc" / "muster" / "muster.conf.sample"
@@ -33,6 +33,7 @@ is not in the table is a mistake of ours and raises INVALID_TRANSITION with the 
 a late or repeated event that meets a final state changes nothing.
 """
 
+MODEL = ROOT / "doc" / "model.md"
 ENUMS = (
     states.VmState,
     states.TaskState,
@@ -104,7 +105,12 @@ def states_page() -> str:
 
 def generated() -> dict[pathlib.Path, str]:
     """Every generated file and what it must hold."""
-    return {SAMPLE: sample(), STATES: states_page(), DELETE_PATH: delete_path.svg()}
+    return {
+        SAMPLE: sample(),
+        STATES: states_page(),
+        MODEL: model_page.page(),
+        DELETE_PATH: delete_path.svg(),
+    }
 
 
 def main() -> int:
