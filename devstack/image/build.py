@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from devstack.image import cpio
-from devstack.image.init import INIT
+from devstack.image.init import CARDS_AWK, INIT
 
 KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
-# button and evdev tell the guest of the ACPI power button; the rest are its disks and cards.
-MODULES = ("button", "evdev", "virtio_pci", "virtio_blk", "virtio_net")
+# button and evdev tell the guest of the ACPI power button; then its disks, its cards and its seed.
+MODULES = (
+    *("button", "evdev", "virtio_pci", "virtio_blk", "virtio_net"),
+    *("virtio_scsi", "sr_mod", "isofs"),
+)
 
 
 class ImageError(Exception):
@@ -79,7 +82,12 @@ def build(
 
 def _content_key(*packages: str) -> str:
     """Changes whenever the image would come out otherwise."""
-    ours = [INIT.encode(), Path(cpio.__file__).read_bytes(), Path(__file__).read_bytes()]
+    ours = [
+        INIT.encode(),
+        CARDS_AWK.encode(),
+        Path(cpio.__file__).read_bytes(),
+        Path(__file__).read_bytes(),
+    ]
     body = b"\0".join([*(name.encode() for name in packages), *ours])
     return hashlib.blake2b(body, digest_size=16).hexdigest()
 
@@ -87,11 +95,15 @@ def _content_key(*packages: str) -> str:
 def _contents(busybox: Path, modules: list[Path]) -> list[cpio.Entry]:
     names = [module.name for module in modules]
     return [
-        *(cpio.folder(name) for name in ("bin", "dev", "proc", "sys", "tmp", "modules")),
+        *(
+            cpio.folder(name)
+            for name in ("bin", "dev", "proc", "sys", "tmp", "modules", "seed", "www")
+        ),
         # The kernel opens it for /init before anything is mounted.
         cpio.device("dev/console", 5, 1),
         cpio.file("bin/busybox", busybox.read_bytes(), 0o755),
         cpio.file("init", INIT.encode(), 0o755),
+        cpio.file("cards.awk", CARDS_AWK.encode()),
         cpio.file("modules/order", "".join(f"{n}\n" for n in names).encode()),
         *(cpio.file(f"modules/{module.name}", module.read_bytes()) for module in modules),
     ]

@@ -1,7 +1,17 @@
-"""The script that the guest runs as its only process."""
+"""The script that the guest runs as its only process, and how it reads its cloud-init seed."""
 
-INIT = """\
-#!/bin/busybox sh
+# Of a network-config in JSON, a value a line: MAC, what it is given (address or gateway), value.
+CARDS_AWK = """\
+BEGIN { FS = "\\"" }
+/"macaddress"/ { mac = $4; servers = 0 }
+/"nameservers"/ { servers = 1 }
+/"addresses": \\[/ { list = !servers; next }
+/\\]/ { list = 0 }
+list { print mac, "address", $2 }
+/"via"/ { print mac, "gateway", $4 }
+"""
+
+INIT = r"""#!/bin/busybox sh
 # The only process of the guest: says that it is up, then waits for the power button.
 B=/bin/busybox
 $B mount -t proc proc /proc
@@ -30,6 +40,46 @@ for event in /sys/class/input/event*; do
         $B poweroff -f
     ) &
 done
+
+for disk in /sys/block/vd*; do
+    [ -e "$disk" ] && echo "MUSTER GUEST DISK ${disk##*/} $(($($B cat "$disk/size") / 2048)) MiB" \
+        > /dev/ttyS0
+done
+
+# A guest with a seed has a SCSI drive, which is found some moments after its driver is loaded.
+if [ -n "$($B ls /sys/class/scsi_host)" ]; then
+    for _ in $($B seq 50); do
+        [ -e /dev/sr0 ] && break
+        $B sleep 0.1
+    done
+    $B mount -t iso9660 -o ro /dev/sr0 /seed
+fi
+if [ -f /seed/meta-data ]; then
+    name=$($B sed -n 's/.*"local-hostname": "\([^"]*\)".*/\1/p' /seed/meta-data)
+    $B hostname "${name%%.*}"
+    $B ip link set lo up
+    $B awk -f /cards.awk /seed/network-config | while read -r mac what value; do
+        for card in /sys/class/net/*; do
+            [ "$($B cat "$card/address")" = "$mac" ] || continue
+            dev=${card##*/}
+            $B ip link set "$dev" up
+            case $what in
+            address) $B ip addr add "$value" dev "$dev" ;;
+            gateway) $B ip route add default via "$value" dev "$dev" ;;
+            esac
+        done
+    done
+    echo "MUSTER GUEST NAME $($B hostname)" > /dev/ttyS0
+    $B ip -o -4 addr show scope global |
+        $B awk '{ print "MUSTER GUEST ADDRESS", $2, $4 }' > /dev/ttyS0
+    echo "MUSTER GUEST KEYS $($B cat /seed/user-data /seed/vendor-data 2>/dev/null |
+        $B grep -c '"ssh-')" > /dev/ttyS0
+    # Something to reach, or not, through a security group.
+    $B hostname > /www/index.html
+    for port in 80 81; do
+        $B httpd -p "$port" -h /www
+    done
+fi
 
 echo "MUSTER GUEST UP $token" > /dev/ttyS0
 while :; do $B sleep 3600; done

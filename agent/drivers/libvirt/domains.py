@@ -5,6 +5,7 @@ These run within a call of the connection, which makes libvirt's errors ours.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import libvirt
@@ -15,6 +16,8 @@ from common.errors import NotOurs, StaleCommand
 from common.messages import GuestReport
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
+
+LOG = logging.getLogger(__name__)
 
 # Everything that belongs to a domain goes with it; the mock driver knows the first two.
 _UNDEFINE = (
@@ -91,13 +94,33 @@ def run(domain: Any, mark: Mark) -> None:
         domain.destroy()  # crashed and kept, or switched off and not yet put away
     saved = domain.hasManagedSaveImage()
     try:
-        domain.create()
+        _power_on(domain)
     except libvirt.libvirtError:
         if not domain.isActive():
             raise
     if saved:
         # The saved memory came with the metadata of the day it was saved.
         write_mark(domain, mark)
+
+
+def _power_on(domain: Any) -> None:
+    try:
+        domain.create()
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_CONFIG_UNSUPPORTED:
+            raise
+        definition = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+        plain = xml.without_cpu_tuning(definition)
+        if plain is None:
+            raise
+        # In a container, or where another daemon has the cgroups.
+        LOG.warning(
+            "guest %s has neither CPU weight nor cap: libvirtd has no use of cgroups here (%s)",
+            domain.name(),
+            exc.get_error_message(),
+        )
+        domain.connect().defineXML(plain)
+        domain.create()
 
 
 def pull(domain: Any) -> None:

@@ -203,11 +203,13 @@ def belongings(xml: str) -> Belongings:
     )
 
 
-def without_cpu_tuning(xml: str) -> str:
-    """The same definition for a host that can not weigh its guests."""
+def without_cpu_tuning(xml: str) -> str | None:
+    """The same definition for a host that can not weigh its guests; None when it asks for none."""
     domain = _parse(xml)
-    for tune in domain.findall("cputune"):
-        domain.remove(tune)
+    tune = domain.find("cputune")
+    if tune is None:
+        return None
+    domain.remove(tune)
     return ET.tostring(domain, encoding="unicode")
 
 
