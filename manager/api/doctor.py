@@ -160,7 +160,7 @@ def _vms(tx: Tx) -> list[Finding]:
             remedy = "muster tombstone list; or muster vm delete --force --reason"
             found.append(_finding("DELETION_OWED", ERROR, what, text, remedy))
         elif vm.vm_state is VmState.ERROR:
-            remedy = "muster vm start, or muster vm delete"
+            remedy = "muster vm start, or muster vm delete" if vm.reserved else "muster vm delete"
             found.append(_finding("VM_ERROR", WARNING, what, vm.error or "in ERROR", remedy))
         if vm.missing:
             text = f"{vm.host} does not show it any more"

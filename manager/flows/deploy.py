@@ -148,8 +148,8 @@ def start(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
     """The second half of a create that stopped after the first; raises NoValidHost."""
     if not vm.reserved:
         raise WrongState(
-            f"{vm.name} was given up and holds nothing any more ({vm.error})",
-            "delete it and create it again",
+            f"the creation of {vm.name} has failed, and it holds nothing any more",
+            "delete it and create it again; muster vm show says why it failed",
         )
     verbs.admit(verbs.VERBS["start"], vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, "start", instance=vm.uuid, host=None)
@@ -396,9 +396,9 @@ def command_ended(
     if decision.next is rule.Next.NEXT_HOST:
         voided = command.error_code == "VOIDED"
         bury = decision.hold or voided
-        _go_on(tx, cfg, job, vm, command.host, decision.reason, bury=bury)
+        _go_on(tx, cfg, job, vm, command.host, _told(command), bury=bury)
     elif decision.next is rule.Next.SAME_HOST_AGAIN:
-        job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command, decision.reason))
+        job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command))
         vm = tx.swap(vm, generation=vm.generation + 1)
         _cast(tx, cfg, job, vm, command.host)
     elif decision.next is rule.Next.CANCELLED:
@@ -419,7 +419,7 @@ def command_ended(
 
 
 def _go_on(
-    tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str, reason: str, *, bury: bool
+    tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str, told: str, *, bury: bool
 ) -> None:
     """Leave a host; the job is taken up again at the next tick, or when the host is proven clean.
 
@@ -427,14 +427,15 @@ def _go_on(
     every command that it did not run; what a terminate answers, it has seen.
     """
     if bury:
-        reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0))
+        reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=told, pair=(0, 0))
         vm = tx.get(Instance, vm.uuid)
-    job = jobs.end_steps(tx, job, JobEvent.FAIL, reason)
+    job = jobs.end_steps(tx, job, JobEvent.FAIL, told)
     placing.release(tx, vm)
     tx.swap(vm, host=None, last_host=host)
     patience = tx.now + dt.timedelta(seconds=cfg.manager.command_timeout)
-    tx.swap(job, check_at=tx.now, deadline_at=patience, waiting_for=f"another host, since {reason}")
-    tx.event("instance.refused", vm.uuid, f"host {host}", f"{vm.name}: {reason}")
+    text = f"another host than {host}, which gave {told}"
+    tx.swap(job, check_at=tx.now, deadline_at=patience, waiting_for=text)
+    tx.event("instance.refused", vm.uuid, f"host {host}", f"{vm.name} is not taken: {told}")
 
 
 def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
@@ -445,7 +446,7 @@ def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -
         jobs.end(tx, job, JobEvent.FAIL, code=code, error=error, unconfirmed=True)
         return
     if _is_fenced(tx, host):
-        _go_on(tx, cfg, job, vm, host, f"{error}, and it is fenced", bury=True)
+        _go_on(tx, cfg, job, vm, host, f"{code}: {error}, and it is fenced", bury=True)
         return
     _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)
 
@@ -494,6 +495,7 @@ def _fail(
         power_state=PowerState.NOSTATE,
         job=None,
         reserved=False,
+        address=None,
         error=f"{code}: {error}",
     )
     reap.release(tx, vm.uuid)
@@ -516,8 +518,8 @@ def _stale(job: Job, command: CommandRow) -> int:
     )
 
 
-def _told(command: CommandRow, reason: str) -> str:
-    return f"{command.error_code}: {reason}"
+def _told(command: CommandRow) -> str:
+    return f"{command.error_code}: {command.error}"
 
 
 def _is_fenced(tx: Tx, name: str) -> bool:
