@@ -33,7 +33,6 @@ from common.states import (
 from manager.flows import addresses, commands, jobs, limits, placing, power, reap
 from manager.flows import model as nouns
 from manager.flows.jobs import Wish
-from manager.rules import addresses as address_rule
 from manager.rules import retry as rule
 from manager.rules import verbs
 from manager.store.commands import CommandRow
@@ -104,10 +103,10 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
     _hold(tx, order)
     networks = [card.network for card in order.cards if card.network is not None]
     hostname = order.guest.hostname
-    if hostname is None and networks:
-        hostname = address_rule.hostname_from(order.guest.name, uuid)
     if hostname is not None:
         addresses.give_hostname(tx, uuid, hostname, networks)
+    elif networks:
+        hostname = addresses.make_hostname(tx, uuid, order.guest.name, networks)
     nics, cards = _cards(tx, cfg, uuid, order.cards)
     guest = msgspec.structs.replace(order.guest, hostname=hostname, nics=cards)
     for use in sorted(order.uses):
@@ -431,7 +430,9 @@ def _go_on(
         vm = tx.get(Instance, vm.uuid)
     job = jobs.end_steps(tx, job, JobEvent.FAIL, told)
     placing.release(tx, vm)
-    tx.swap(vm, host=None, last_host=host)
+    # What is known of its power is a pair of that host: no other host's could be newer.
+    off = PowerState.NOSTATE
+    tx.swap(vm, host=None, last_host=host, power_state=off, power_session=0, power_seq=0)
     patience = tx.now + dt.timedelta(seconds=cfg.manager.command_timeout)
     text = f"another host than {host}, which gave {told}"
     tx.swap(job, check_at=tx.now, deadline_at=patience, waiting_for=text)
