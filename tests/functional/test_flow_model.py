@@ -583,6 +583,22 @@ def test_two_networks_do_not_come_to_overlap_at_once(fleet: Fleet, managers: lis
         assert sorted(type(r).__name__ for r in results) == ["BadRequest"] * 3 + ["dict"]
 
 
+def test_a_zone_does_not_become_basic_while_a_network_that_it_can_not_have_is_made(
+    fleet: Fleet, managers: list[Fleet]
+) -> None:
+    one, two = managers[:2]
+    for n in range(ROUNDS):
+        spec = {**NETWORK, "zone": f"z{n}", "kind": "isolated"}
+        make(fleet, "zone", f"z{n}")
+        results = at_once(
+            [
+                partial(put, one, "zone", f"z{n}", kind="basic"),
+                partial(make, two, "network", f"n{n}", **spec),
+            ]
+        )
+        assert sorted(type(r).__name__ for r in results) == ["BadRequest", "dict"]
+
+
 def test_one_of_several_makes_a_name(fleet: Fleet, managers: list[Fleet]) -> None:
     for n in range(ROUNDS):
         results = at_once([partial(make, m, "zone", f"z{n}") for m in managers])
