@@ -13,7 +13,7 @@ from common.errors import MusterError
 from manager.flows import (
     canary,
     delete,
-    deploy,
+    first_start,
     liveness,
     publish,
     reap,
@@ -36,7 +36,7 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
         sa.or_(sa.exists().where(publish.IS_DUE), sa.exists().where(publish.VOID_IS_DUE)),
     ),
     (delete.pursue_due, delete.IS_DUE),
-    (deploy.pursue_due, deploy.IS_DUE),
+    (first_start.pursue_due, first_start.IS_DUE),
     (delete.settle_owed, delete.IS_OWED),
     (reap.retry_due, reap.IS_DUE),
     (watchdog.deadlines, watchdog.IS_LATE),

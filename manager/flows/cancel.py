@@ -10,7 +10,7 @@ from common.conf import Settings
 from common.errors import NotFound, WrongState
 from common.messages import TrailEntry
 from common.states import CommandEvent, CommandState, JobEvent, JobState
-from manager.flows import commands, deploy, jobs, outcome, power
+from manager.flows import commands, first_start, jobs, outcome, power
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.instances import Instance
@@ -54,7 +54,7 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
             commands.owe_void(tx, row)
             tx.commands_due = True
     if not rows:
-        deploy.withdraw(tx, job)
+        first_start.withdraw(tx, job)
     return tx.get(Job, job.uuid)
 
 

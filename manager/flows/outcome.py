@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.conf import Settings
 from common.messages import Result
-from manager.flows import deploy, power
+from manager.flows import first_start, power
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
@@ -14,7 +14,7 @@ def command_ended(tx: Tx, cfg: Settings, command: CommandRow, result: Result | N
     """What its agent answered, or what is concluded without an answer."""
     if command.job is None:
         return
-    story = deploy if deploy.is_ours(command) else power
+    story = first_start if first_start.is_ours(command) else power
     story.command_ended(tx, cfg, tx.get(Job, command.job), command, result)
 
 
@@ -23,7 +23,7 @@ def lost(tx: Tx, cfg: Settings, command: CommandRow, *, code: str, error: str) -
     if command.job is None:
         return
     job = tx.get(Job, command.job)
-    if deploy.is_ours(command):
-        deploy.lost(tx, cfg, job, command.host, code=code, error=error)
+    if first_start.is_ours(command):
+        first_start.lost(tx, cfg, job, command.host, code=code, error=error)
     else:
         power.expired(tx, cfg, job, code=code, error=error)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.drivers.libvirt.disks import Disks
 from agent.drivers.libvirt.templates import Templates
-from common.errors import HypervisorError
-from common.messages import DiskSpec
+from agent.drivers.libvirt.xml import Disk
+from common.errors import CallTimeout, HypervisorError
+from common.messages import DiskSpec, ImageSource
+from common.model import TemplateFormat
 from common.runtime import Runtime
 
 pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img (qemu-utils)")
@@ -107,3 +113,127 @@ def test_a_folder_that_can_not_be_made_is_told_with_its_option(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(HypervisorError, match="instances_path"):
         make(at(tmp_path / "file"), ONE, DiskSpec(size_gib=1))
+
+
+def template(tmp_path: Path, kind: str, size: str = "2G") -> ImageSource:
+    path = tmp_path / f"template.{kind}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, str(path), size], check=True)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ImageSource(url=f"file://{path}", sha256=checksum, format=TemplateFormat(kind))
+
+
+def pool_of(tmp_path: Path) -> Path:
+    pool = tmp_path / "pool"
+    pool.mkdir(exist_ok=True)
+    return pool
+
+
+def from_template(disks: Disks, *specs: DiskSpec) -> list[Path]:
+    disks.fetch(specs, (), lambda: None)
+    return make(disks, ONE, *specs)
+
+
+def info(path: Path) -> dict[str, Any]:
+    said = subprocess.run(
+        ["qemu-img", "info", "--output=json", str(path)], check=True, capture_output=True
+    ).stdout
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "raw"])
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_root_disk_begins_as_its_template_and_is_as_large_as_asked_for(
+    tmp_path: Path, kind: str, copy: bool
+) -> None:
+    pool = pool_of(tmp_path)
+    source = template(tmp_path, kind, "20M")
+    [root] = from_template(
+        at(tmp_path / "instances"),
+        DiskSpec(source=source, size_gib=3, copy=copy, folder=str(pool)),
+    )
+    seen = info(root)
+    assert (seen["format"], seen["virtual-size"]) == ("qcow2", 3 << 30)
+    assert root.parent == pool / INSTANCE
+    assert root.stat().st_mode & 0o777 == 0o600
+    kept = str(pool / "templates" / f"{source.sha256}.{kind}")
+    assert seen.get("backing-filename") == (None if copy else kept)
+    if not copy:
+        assert seen["backing-filename-format"] == kind
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_without_a_size_it_is_as_large_as_the_template(tmp_path: Path, copy: bool) -> None:
+    [root] = from_template(at(tmp_path), DiskSpec(source=template(tmp_path, "qcow2"), copy=copy))
+    assert info(root)["virtual-size"] == 2 << 30
+
+
+def test_a_disk_is_never_smaller_than_its_template(tmp_path: Path) -> None:
+    source = template(tmp_path, "qcow2")
+    with pytest.raises(HypervisorError, match=r"\(1 GiB\).*\(2 GiB\)"):
+        from_template(at(tmp_path), DiskSpec(source=source, size_gib=1))
+
+
+def test_a_copy_that_does_not_fit_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        free = 4096
+
+    spec = DiskSpec(source=template(tmp_path, "qcow2"), copy=True)
+    disks = at(tmp_path / "instances")
+    disks.fetch([spec], (), lambda: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Full)
+    with pytest.raises(HypervisorError, match=r"takes [0-9]+ bytes, and .* has 4096 left"):
+        make(disks, ONE, spec)
+
+
+def test_a_copy_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    spec = DiskSpec(source=template(tmp_path, "qcow2"), copy=True)
+    disks = at(tmp_path / "instances")
+    disks.fetch([spec], (), lambda: None)
+    told: list[str] = []
+
+    def doing(phase: str) -> None:
+        told.append(phase)
+        if len(told) > 1:
+            raise CallTimeout("no time was left")
+
+    with pytest.raises(CallTimeout):
+        disks.make(INSTANCE, ONE, [spec], disks.plan(INSTANCE, ONE, [spec]), doing)
+    assert told == ["root disk", "root disk"]
+
+
+def test_disks_go_from_every_pool_and_templates_stay(tmp_path: Path) -> None:
+    pool, disks = pool_of(tmp_path), at(tmp_path / "instances")
+    source = template(tmp_path, "qcow2")
+    made = from_template(
+        disks,
+        DiskSpec(source=source, folder=str(pool)),
+        DiskSpec(size_gib=1),
+        DiskSpec(size_gib=1, folder=str(pool)),
+    )
+    assert [path.parent.parent for path in made] == [pool, tmp_path / "instances", pool]
+    disks.write_seed(INSTANCE, ONE, b"keys")
+    seed = Path(disks.seed(INSTANCE, ONE))
+    assert seed.stat().st_mode & 0o777 == 0o600
+    (pool / INSTANCE / f"{ONE}.disk7.qcow2.part").touch()
+    disks.remove(INSTANCE, ONE, [str(pool)])
+    assert not any(path.exists() for path in (*made, seed))
+    assert [path.name for path in pool.iterdir()] == ["templates"]
+    assert len(list((pool / "templates").iterdir())) == 1
+
+
+def test_an_iso_is_attached_from_the_cache(tmp_path: Path) -> None:
+    source = ImageSource(url="file:///cd", sha256="0" * 64, format=TemplateFormat.ISO)
+    [disc] = at(tmp_path).plan(INSTANCE, ONE, [DiskSpec(source=source)])
+    assert disc == Disk(str(tmp_path / "templates" / f"{'0' * 64}.iso"), "raw", "cdrom")
+
+
+def test_a_pool_that_is_not_mounted_is_neither_filled_nor_forgotten(tmp_path: Path) -> None:
+    disks, away = at(tmp_path / "instances"), str(tmp_path / "away")
+    with pytest.raises(HypervisorError, match=f"{away} is not on this host"):
+        make(disks, ONE, DiskSpec(size_gib=1, folder=away))
+    with pytest.raises(HypervisorError, match="mount it"):
+        disks.remove(INSTANCE, ONE, [away])
+    assert not Path(away).exists()

@@ -222,6 +222,76 @@ def test_disks_cards_and_the_serial_log_are_where_they_were_planned() -> None:
     assert log.get("path") == "/instances/i-1/serial.log"
 
 
+def test_a_guest_is_installed_from_its_disc_while_its_root_disk_is_empty() -> None:
+    disks = [xml.Disk("/d/cd", "raw", "cdrom"), xml.Disk("/d/0", "qcow2"), xml.Disk("/d/1", "raw")]
+    for virt_type, drive in (("qemu", ("hda", "ide")), ("kvm", ("sda", "sata"))):
+        domain = ET.fromstring(defined(spec(), disks=disks, virt_type=virt_type))  # noqa: S314
+        assert domain.find("os/boot") is None
+        disc, root, data = domain.findall("devices/disk")
+        assert _attributes(disc, "target") == {"dev": drive[0], "bus": drive[1]}
+        assert (disc.get("device"), disc.find("readonly") is not None) == ("cdrom", True)
+        assert _attributes(root, "boot") == {"order": "1"}
+        assert _attributes(disc, "boot") == {"order": "2"}
+        assert data.find("boot") is None
+
+
+def test_a_seed_is_a_disc_that_kernels_of_clouds_can_read() -> None:
+    disks = [xml.Disk("/d/seed", "raw", "seed"), xml.Disk("/d/cd", "raw", "cdrom")]
+    domain = ET.fromstring(defined(spec(), disks=disks, virt_type="kvm"))  # noqa: S314
+    found = {
+        str(d.find("source").get("file")): _attributes(d, "target")  # type: ignore[union-attr]
+        for d in domain.iterfind("devices/disk")
+    }
+    assert found["/d/cd"] == {"dev": "sda", "bus": "sata"}
+    assert found["/d/seed"] == {"dev": "sdb", "bus": "scsi"}
+    assert domain.find("devices/controller[@model='virtio-scsi']") is not None
+
+
+def test_a_port_of_open_vswitch_has_its_tag_and_a_filter_its_address() -> None:
+    nics = [
+        xml.Nic("52:54:00:00:00:01", "ovs", "br-int", vlan=100),
+        xml.Nic("52:54:00:00:00:02", "bridge", "br0", filter="f-1", address="10.0.0.5"),
+    ]
+    domain = ET.fromstring(defined(spec(), nics=nics))  # noqa: S314
+    port, card = domain.findall("devices/interface")
+    assert (port.get("type"), _attributes(port, "source")) == ("bridge", {"bridge": "br-int"})
+    assert _attributes(port, "virtualport") == {"type": "openvswitch"}
+    assert _attributes(port, "vlan/tag") == {"id": "100"}
+    assert _attributes(card, "filterref") == {"filter": "f-1"}
+    assert _attributes(card, "filterref/parameter") == {"name": "IP", "value": "10.0.0.5"}
+
+
+def test_a_definition_names_all_that_was_made_for_its_guest() -> None:
+    disks = (DiskSpec(folder="/b"), DiskSpec(folder="/a"), DiskSpec(), DiskSpec(folder="/a"))
+    body = defined(
+        spec(disks=disks), nics=[xml.Nic("52:54:00:00:00:02", "bridge", "br0", filter="f-1")]
+    )
+    assert xml.belongings(body) == xml.Belongings(frozenset({"/a", "/b"}), frozenset({"f-1"}))
+    assert xml.report(body, PowerState.SHUTOFF).mark == MARK
+    assert xml.belongings(defined(spec())) == xml.Belongings()
+
+
+def test_weight_and_cap_are_there_and_can_be_left_out() -> None:
+    body = defined(spec(), cpu=xml.Cpu(512, 25_000))
+    tune = ET.fromstring(body).find("cputune")  # noqa: S314
+    assert tune is not None
+    assert {child.tag: child.text for child in tune} == {
+        "shares": "512",
+        "period": "100000",
+        "quota": "25000",
+    }
+    plain = xml.without_cpu_tuning(body)
+    assert plain is not None
+    assert xml.report(plain, PowerState.SHUTOFF) == xml.report(body, PowerState.SHUTOFF)
+    assert xml.without_cpu_tuning(plain) is None
+
+
+def _attributes(element: ET.Element, path: str) -> dict[str, str]:
+    found = element.find(path)
+    assert found is not None, path
+    return dict(found.attrib)
+
+
 @pytest.mark.parametrize("virt_type", ["qemu", "kvm", "test"])
 def test_the_mock_driver_is_told_of_no_architecture(virt_type: str) -> None:
     domain = ET.fromstring(defined(spec(), virt_type=virt_type))  # noqa: S314
