@@ -573,6 +573,25 @@ def test_there_is_never_a_pod_without_its_zone(fleet: Fleet, managers: list[Flee
         assert isinstance(made, BadRequest) is not bool(pods)
 
 
+def test_there_is_never_a_vm_without_its_network(
+    world: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    one, two = managers[:2]
+    for n in range(ROUNDS):
+        name = f"m{n}"
+        make(world, "network", name, **{**NETWORK, "cidr": f"10.{n + 9}.0.0/24"})
+        created, gone = at_once(
+            [
+                partial(one.create, f"web-{n}", memory_mib=16, networks=[{"network": name}]),
+                partial(drop, two, "network", name),
+            ]
+        )
+        vms = world.rows(Instance, name=f"web-{n}")
+        assert len(world.rows(Object, kind=Kind.NETWORK, name=name)) == len(vms)
+        assert isinstance(gone, InUse) is bool(vms), (created, gone)
+        assert isinstance(created, BadRequest) is not bool(vms), (created, gone)
+
+
 def test_two_networks_do_not_come_to_overlap_at_once(fleet: Fleet, managers: list[Fleet]) -> None:
     make(fleet, "zone", "z1")
     for n in range(ROUNDS):
