@@ -72,13 +72,41 @@ def give_nic(
 def give_hostname(tx: Tx, instance: str, hostname: str, networks: Sequence[str]) -> None:
     """One VM of each of these networks is called so. Raises NameTaken."""
     for network in networks:
+        if not tx.insert_if_new(Hostname(network=network, hostname=hostname, instance=instance)):
+            raise name_taken(hostname, network)
+
+
+def make_hostname(tx: Tx, instance: str, name: str, networks: Sequence[str]) -> str:
+    """A hostname from a VM's name; with a part of its uuid where another VM is called so."""
+    hostname = rule.hostname_from(name, instance)
+    given: list[Hostname] = []
+    for network in networks:
         row = Hostname(network=network, hostname=hostname, instance=instance)
         if not tx.insert_if_new(row):
-            raise NameTaken(
-                f"hostname: {hostname} is taken in network {network}",
-                "choose another with --hostname",
-                field="hostname",
-            )
+            break
+        given.append(row)
+    else:
+        return hostname
+    for row in given:
+        tx.delete(row)
+    hostname = rule.hostname_from(name, instance, taken=True)
+    give_hostname(tx, instance, hostname, networks)
+    return hostname
+
+
+def name_taken(hostname: str, network: str) -> NameTaken:
+    """The error that says so."""
+    return NameTaken(
+        f"{hostname} is taken in network {network}",
+        "choose another with --hostname",
+        field="hostname",
+    )
+
+
+def why_taken(tx: Tx, network: str, ip: str) -> NoAddress | None:
+    """The error that names who has an address, if anybody has."""
+    owner = tx.find(Address, network, ip)
+    return _taken(network, ip, owner.instance) if owner is not None else None
 
 
 def hold_again(tx: Tx, instance: str, mac: str | None, nics: Sequence[Nic], host: str) -> None:
@@ -120,15 +148,15 @@ def release(tx: Tx, instance: str, vm: Instance | None) -> None:
 
 def _any_free(tx: Tx, instance: str, mac: str, name: str, network: model.Network) -> str:
     first, last = network.pool()
-    gateway = int(ipaddress.IPv4Address(network.gateway)) if network.gateway else None
+    reserved = rule.reserved(network)
     for _ in range(TRIES):
         number = first + tx.store.runtime.random_below(last - first + 1)
-        if number != gateway:
+        if number not in reserved:
             ip = str(ipaddress.IPv4Address(number))
             if tx.insert_if_new(_row(tx, instance, mac, name, ip)):
                 return ip
     taken = [int(row[0]) for row in tx.rows(TAKEN, network=name)]
-    free = rule.free(first, last, taken, () if gateway is None else (gateway,))
+    free = rule.free(first, last, taken, reserved)
     if free is None:
         size = last - first + 1
         raise NoAddress(
@@ -144,8 +172,12 @@ def _any_free(tx: Tx, instance: str, mac: str, name: str, network: model.Network
 def _take(tx: Tx, instance: str, mac: str, network: str, ip: str) -> None:
     if not tx.insert_if_new(_row(tx, instance, mac, network, ip)):
         owner = tx.find(Address, network, ip)
-        who = f" by {owner.instance}" if owner is not None else ""
-        raise NoAddress(f"address {ip} of network {network} is taken{who}", "ask for another")
+        raise _taken(network, ip, owner.instance if owner is not None else "another VM")
+
+
+def _taken(network: str, ip: str, owner: str) -> NoAddress:
+    said = f"address {ip} of network {network} is taken by {owner}"
+    return NoAddress(said, "ask for another", field="networks")
 
 
 def _row(tx: Tx, instance: str, mac: str, network: str, ip: str) -> Address:
