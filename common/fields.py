@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -160,7 +161,9 @@ def _wrong(field: str, kind: inspect.Type, value: Any, hint: Any) -> Iterator[Pr
         return
     try:
         msgspec.convert(value, type=hint)
-    except msgspec.ValidationError:
+        if isinstance(value, str):
+            value.encode()  # no half of a character, which nobody could keep
+    except (msgspec.ValidationError, UnicodeEncodeError):
         yield field, f"{shown(value)} is not possible", f"give {may_be(kind)}"
 
 
@@ -171,6 +174,8 @@ def _bare(hint: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A wrong value, as far as it fits into a line."""
-    as_it_is = isinstance(value, str | float)
-    text = repr(value) if as_it_is else msgspec.json.encode(value).decode()
+    try:
+        text = repr(value) if isinstance(value, str | float) else json.dumps(value, default=repr)
+    except (RecursionError, TypeError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

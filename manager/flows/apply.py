@@ -145,12 +145,18 @@ def _read(objects: Mapping[str, Any]) -> tuple[list[Draft], list[Problem]]:
 
 
 def _bad_name(draft: Draft) -> list[Problem]:
+    if _is_name(draft.name):
+        return list(rules.bad_name(draft.kind, draft.name))
+    words = "letters, digits, '.', '_' and '-', at most 63, the first and last no sign"
+    return [("name", f"{shown(draft.name)} is no name", words)]
+
+
+def _is_name(value: Any) -> bool:
     try:
-        name: str = msgspec.convert(draft.name, type=ObjectName)
+        msgspec.convert(value, type=ObjectName)
     except msgspec.ValidationError:
-        words = "letters, digits, '.', '_' and '-', at most 63, the first and last no sign"
-        return [("name", f"{shown(draft.name)} is no name", words)]
-    return list(rules.bad_name(draft.kind, name))
+        return False
+    return True
 
 
 def _take(tx: Tx, drafts: Sequence[Draft]) -> None:
@@ -217,7 +223,7 @@ def _held(tx: Tx, drafts: Sequence[Draft]) -> set[Key]:
         for field, kind in NOUNS[draft.kind].refs.items():
             value: Any = draft.given.get(field)
             names = value if isinstance(value, list | tuple) else (value,)
-            named |= {(kind, name) for name in names if isinstance(name, str)}
+            named |= {(kind, name) for name in names if _is_name(name)}
     others = named - {draft.key for draft in drafts}
     zones = {key for key in others if key[0] is Kind.ZONE and key[1] in alone}
     there = {key for key in zones if tx.known(Object, *key) is not None}
@@ -230,7 +236,7 @@ def _zone_of(draft: Draft) -> str | None:
         return None
     stored = draft.row.spec["zone"] if draft.row is not None else None
     zone = draft.given.get("zone", stored)
-    return zone if isinstance(zone, str) else None
+    return zone if _is_name(zone) else None
 
 
 def _clashes(tx: Tx, drafts: Sequence[Draft]) -> list[Problem]:
