@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from common.errors import InUse, NameTaken
 from common.fields import checked, defaults, plain, refused, shown
-from common.model import NOUNS, Kind, Noun, ObjectName, Problem
+from common.model import NOUNS, Kind, ObjectName, Place, Problem
 from manager.flows import model
 from manager.flows.model import Key
 from manager.rules import model as rules
@@ -24,6 +24,7 @@ from manager.store.statements import Query, ask, ask_any
 O, E = Object.__table__.c, Event.__table__.c  # noqa: E741 - the tables' columns
 NAMED = Query(Object, O.kind == ask("kind"), O.name.in_(ask_any("names")))
 OF_KINDS = Query(Object, O.kind.in_(ask_any("kinds")))
+HOSTS = Query(Host, Host.__table__.c.name.in_(ask_any("names")))
 LAST = Query(Event, E.object == ask("object"), E.kind == ask("kind"), order=[E.at.desc()], limit=1)
 
 GIVEN = sa.select(Address.__table__.c.ip).where(Address.__table__.c.network == ask("network"))
@@ -110,7 +111,8 @@ def delete(tx: Tx, kind: Kind, name: str, who: Who) -> None:
         )
     tx.delete(row)
     _tell(tx, "model.delete", (kind, name), who, "deleted")
-    _place(tx, kind, name, None)
+    if kind is Kind.HOST:
+        _place(tx, {name: None})
 
 
 def _read(objects: Mapping[str, Any]) -> tuple[list[Draft], list[Problem]]:
@@ -186,6 +188,7 @@ def _settle(
     if not dry_run:
         for draft, each in zip(drafts, made, strict=True):
             _write(tx, draft, each, who)
+        _place(tx, {d.name: d.noun for d in drafts if d.kind is Kind.HOST})
     return made
 
 
@@ -313,9 +316,6 @@ def _write(tx: Tx, draft: Draft, made: Made, who: Who) -> None:
     elif made.action == "change":
         tx.swap(draft.row, spec=spec, changed_at=tx.now)
         _tell(tx, "model.set", draft.key, who, "; ".join(_said(draft.kind, made)))
-    else:
-        return
-    _place(tx, draft.kind, draft.name, draft.noun)
 
 
 def _said(kind: Kind, made: Made) -> list[str]:
@@ -329,18 +329,13 @@ def _said(kind: Kind, made: Made) -> list[str]:
     ]
 
 
-def _place(tx: Tx, kind: Kind, name: str, noun: Noun | None) -> None:
-    """Keep a host's row, if it is known already, equal to the noun of its name."""
-    if kind is not Kind.HOST:
-        return
-    host = tx.lock(Host, name)
-    if host is not None:
-        place: Any = noun
-        tx.put(
-            host,
-            cluster=place.cluster if place is not None else None,
-            tags=place.tags if place is not None else (),
-        )
+def _place(tx: Tx, places: Mapping[str, Place | None]) -> None:
+    """Keep the rows of the hosts that are known already equal to the nouns of their names."""
+    for host in tx.steady(HOSTS, alone=True, names=sorted(places)) if places else ():
+        place = places[host.name]
+        cluster, tags = (None, ()) if place is None else (place.cluster, place.tags)
+        if (host.cluster, host.tags) != (cluster, tags):
+            tx.put(host, cluster=cluster, tags=tags)
 
 
 def _tell(tx: Tx, event: str, key: Key, who: Who, text: str) -> None:
