@@ -97,6 +97,13 @@ def test_an_empty_listing_is_empty_in_every_format(fleet: Fleet, command: str) -
     assert done.err == ("nothing found\n" if command == "doctor" else "")
 
 
+def test_a_long_listing_of_hosts_says_where_they_stand(fleet: Fleet) -> None:
+    fleet.answers["host_list"] = {"hosts": [{"name": "h1", "cluster": "c1", "tags": ["ssd"]}]}
+    (row,) = fleet.typed("host list --long -f json").json
+    assert list(row) == [*LISTINGS["host list"][1].split(), "cluster", "tags", "reason"]
+    assert (row["cluster"], row["tags"]) == ("c1", ["ssd"])
+
+
 def test_tables_have_titles_and_leave_blank_what_is_not_known(fleet: Fleet) -> None:
     fleet.answers["vm_list"] = {"vms": [VM]}
     _, headings, _, row, _ = fleet.muster("vm", "list").out.splitlines()
