@@ -7,6 +7,7 @@ from typing import Any
 from manager.flows import first_start
 from manager.rules import retry
 from manager.rules.retry import Decision, Ending, Next
+from manager.store.instances import Instance
 
 
 def apply(swap: Any) -> None:
@@ -19,7 +20,7 @@ def apply(swap: Any) -> None:
         return Decision(8, Next.NEXT_HOST, found.reason, found.code)
 
     def lost(tx: Any, cfg: Any, job: Any, host: str, *, code: str, error: str) -> None:
-        vm = tx.get(first_start.Instance, job.instance)
+        vm = tx.get(Instance, job.instance)
         first_start._go_on(tx, cfg, job, vm, host, f"{code}: {error}", bury=False)
 
     swap(retry, "after", after)
