@@ -332,6 +332,22 @@ def test_8_4_strangers_and_what_really_runs_count(zone: Fleet, agents: list[Scri
     }
 
 
+def test_8_4_a_claim_counts_the_strangers_that_run_and_what_we_run_only_once(
+    zone: Fleet, agents: list[ScriptedAgent]
+) -> None:
+    """The hypervisor has not yet told what it uses."""
+    h1 = agents[0]
+    deploy(zone, "web-1", host="h1")
+    carried_out(zone, agents)
+    h1.guest(memory_mib=2048, power_state=PowerState.SHUTOFF)
+    h1.guest(memory_mib=1400)
+    h1.beat(full=True)
+    deploy(zone, "web-2", host="h1")
+    assert h1.row.memory_mib_claimed == 256 + 1400 + 256
+    with pytest.raises(NoValidHost, match="h1: has 136 MiB free of 256 wanted"):
+        deploy(zone, "web-3", host="h1")
+
+
 def test_8_4_what_was_promised_counts_before_it_runs(
     zone: Fleet, agents: list[ScriptedAgent]
 ) -> None:
