@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from common.states import CommandState
 
 # No other host would make anything else of it.
-FINAL = frozenset({"TEMPLATE_INVALID", "BAD_MESSAGE"})
+FINAL = frozenset({"TEMPLATE_INVALID", "BAD_MESSAGE", "BAD_REQUEST"})
 # The call may still be under way: what a look shows is only how things stand meanwhile.
 DOUBTFUL = frozenset({"CALL_TIMEOUT", "OUTCOME_UNKNOWN"})
 STALE_TRIES = 2

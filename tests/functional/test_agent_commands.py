@@ -41,6 +41,26 @@ def test_a_guest_is_created_reported_and_terminated(rig: Rig) -> None:
     assert rig.guests() == []
 
 
+def test_a_start_tells_what_it_took_its_time_for(rig: Rig) -> None:
+    rig.up()
+    assert [p.name for p in rig.manager.result(rig.create("i-1")).phases] == ["define", "start"]
+    stop = rig.manager.send("stop_vm", "i-1", 2, spec={"force": True})
+    assert rig.manager.result(stop).phases == ()
+    again = rig.manager.result(rig.manager.send("start_vm", "i-1", 3))
+    assert [p.name for p in again.phases] == ["start"]
+    assert all(p.seconds >= 0 for p in again.phases)
+
+
+def test_a_spec_that_no_host_can_make_is_refused_by_its_field(rig: Rig) -> None:
+    rig.up()
+    guest = {"name": "web", "vcpus": 1, "memory_mib": 64, "nics": [{"mac": "52:54:00"}]}
+    spec = {"guest": guest, "create": True}
+    refused = rig.manager.result(rig.manager.send("start_vm", "i-1", 1, spec=spec))
+    assert refused.error_code == "BAD_REQUEST"
+    assert "nics[0].mac" in (refused.error or "")
+    assert rig.guests() == []
+
+
 def test_stop_start_and_reboot(rig: Rig) -> None:
     rig.up()
     first = rig.running("i-1").domain_id

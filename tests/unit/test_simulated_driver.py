@@ -8,6 +8,7 @@ import queue
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,19 +20,22 @@ from agent.drivers.simulated.store import Faults, Guest, Store
 from common.conf import Settings
 from common.conf.simulated import Simulated
 from common.errors import (
+    BadRequest,
     GuestMissing,
     HypervisorError,
     HypervisorUnavailable,
     MusterError,
     NotOurs,
 )
-from common.messages import GuestSpec, NicSpec
+from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec
+from common.model import TemplateFormat
 from common.ownership import Mark
 from common.runtime import Runtime, Stopped
 
 A = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
 B = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
 SPEC = GuestSpec(name="web", vcpus=2, memory_mib=512, nics=(NicSpec(mac="0a:4d:75:00:00:01"),))
+IMAGE = ImageSource(url="file:///t.qcow2", sha256="0" * 64, format=TemplateFormat.QCOW2)
 CHANGES = ["remark", "start", "stop", "reboot", "destroy"]
 
 
@@ -78,6 +82,40 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
         "reboot": lambda: driver.reboot(guest, force=True, timeout_s=1),
         "destroy": lambda: driver.destroy(guest),
     }[verb]()
+
+
+def test_a_guest_keeps_what_it_was_made_from_and_the_console_shows_it(
+    driver: SimulatedDriver, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    root = DiskSpec(size_gib=5, source=IMAGE, folder="/pool")
+    spec = msgspec.structs.replace(SPEC, disks=(root,), hostname="web-1", cpu_mhz=2000)
+    driver.create(spec, mark(), told.append)
+    assert told == ["define"]
+    kept = store.read(A)
+    assert kept is not None
+    assert kept.spec == spec
+    console.main(["--state-dir", str(store.folder.parent), "--host", "h", "list", "-f", "json"])
+    [shown] = json.loads(capsys.readouterr().out)
+    assert shown["spec"]["disks"][0]["source"]["url"] == IMAGE.url
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"nics": (NicSpec(mac="0a:4d:75"),)},
+        {"nics": (NicSpec(mac="0a:4d:75:00:00:01", address="10.0.0.300/24"),)},
+        {"disks": (DiskSpec(path="not/absolute"),)},
+        {"kernel_source": IMAGE},
+        {"hostname": "web_1"},
+    ],
+)
+def test_what_no_real_host_could_make_is_refused_here_too(
+    driver: SimulatedDriver, bad: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequest):
+        driver.create(msgspec.structs.replace(SPEC, **bad), mark(), quietly)
+    assert driver.list_guests().guests == ()
 
 
 def test_the_whole_life_of_a_guest(driver: SimulatedDriver, store: Store) -> None:
