@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from common.errors import HypervisorError, TemplateInvalid
 from common.ownership import Mark
 from common.states import PowerState
 from simulation.fleet import AgentProcess, Process, SimFleet
@@ -90,6 +91,9 @@ class Faults:
             self.bad_commits,
             self.hypervisor_away,
             self.hypervisor_fails,
+            self.hypervisor_full,
+            self.hypervisor_full,
+            self.hypervisor_full,
             self.hypervisor_slow,
             self.hypervisor_slow,
             self.partial_listing,
@@ -135,7 +139,7 @@ class Faults:
         for agent in fleet.agents.values():
             hv = agent.hypervisor
             hv.down = hv.partial = False
-            hv.ambush = None
+            hv.ambush = hv.refusal = None
             hv.failure_rate = hv.after_error_rate = hv.hang_rate = hv.slow_s = 0.0
 
     # processes
@@ -312,6 +316,17 @@ class Faults:
             hv.failure_rate = hv.after_error_rate = hv.hang_rate = 0.0
 
         self._later(10.0, 100.0, mend, f"calls of {hv.host} are well")
+
+    def hypervisor_full(self) -> None:
+        """It refuses every new guest, and says so."""
+        hv = self._agent().hypervisor
+        bad_image = self._fleet.world.chance(0.1)
+        refusal = TemplateInvalid if bad_image else HypervisorError
+        hv.refusal = refusal("create is refused", "")
+        self._fleet.tell(f"{hv.host} refuses new guests")
+        self._later(
+            30.0, 150.0, lambda: setattr(hv, "refusal", None), f"{hv.host} takes new guests"
+        )
 
     def hypervisor_slow(self) -> None:
         """Everything takes time, and the agent may well die meanwhile."""

@@ -190,6 +190,7 @@ class SimFleet:
                 service_down_time=DOWN_S,
                 resend_after=self.resend_after_s,
                 command_timeout=60.0,
+                create_timeout=60.0,
                 delete_timeout=300.0,
                 tick_interval=self.tick_s,
                 auto_enable_hosts=True,

@@ -11,6 +11,7 @@ from common.errors import (
     GuestMissing,
     HypervisorError,
     HypervisorUnavailable,
+    MusterError,
     NotOurs,
     StaleCommand,
 )
@@ -35,8 +36,14 @@ class SimGuest(msgspec.Struct, kw_only=True):
     mark: Mark | None = None
     domain_id: int | None = None
     macs: tuple[str, ...] = ()
+    ips: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All that nobody else may have while it is there."""
+        return self.macs + self.ips
 
     def report(self) -> GuestReport:
         return GuestReport(
@@ -81,6 +88,9 @@ class Hypervisor:
         self.hung_until_s = 0.0
         self.slow_s = 0.0
         self.ambush: Callable[[], None] | None = None
+        # What it answers every create with.
+        self.refusal: MusterError | None = None
+        self.memory_mib = MEMORY_MIB
         self._domain_ids = 0
         self.watchers: dict[int, Callable[[str | None], None]] = {}
 
@@ -177,7 +187,7 @@ class SimDriver:
         running = [g for g in self._hv.guests.values() if g.power_state in _ON]
         return Capacity(
             vcpus_total=64,
-            memory_mib_total=MEMORY_MIB,
+            memory_mib_total=self._hv.memory_mib,
             vcpus_used=sum(g.vcpus for g in running),
             memory_mib_used=sum(g.memory_mib for g in running),
         )
@@ -185,6 +195,8 @@ class SimDriver:
     def create(self, spec: GuestSpec, mark: Mark, doing: Doing) -> GuestReport:
         doing("define")
         self._before("create")
+        if self._hv.refusal is not None:
+            raise self._hv.refusal
         if mark.bearer in self._hv.guests:
             raise HypervisorError(f"guest {mark.bearer} exists already", "")
         guest = SimGuest(
@@ -193,6 +205,9 @@ class SimDriver:
             vcpus=spec.vcpus,
             memory_mib=spec.memory_mib,
             macs=tuple(n.mac for n in spec.nics),
+            ips=tuple(
+                ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
+            ),
             mark=mark,
         )
         self._hv.guests[guest.uuid] = guest

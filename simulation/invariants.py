@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 
 from common.messages import CommandKind
 from common.ownership import is_ours
-from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
+from common.states import (
+    CommandState,
+    HostState,
+    JobState,
+    PowerState,
+    TaskState,
+    TombstoneState,
+    VmState,
+)
 from manager.flows import commands, jobs
 from manager.store import timeline
 from manager.store.addresses import Mac
@@ -21,6 +30,7 @@ from manager.store.tombstones import Tombstone
 from simulation import watch
 from simulation.faults import Faults
 from simulation.fleet import FLEET, SimFleet
+from simulation.holdings import Holdings
 from simulation.hypervisor import Act, SimGuest
 from simulation.operators import Operators
 
@@ -34,7 +44,12 @@ THERE_S = 120.0
 # An agent that a restored database refuses has told its floors after so long.
 FLOORS_S = 30.0
 CANARY = "noop"
-_JUDGE = {"not_run": "not_run_told"}
+_JUDGE = {
+    "not_run": "not_run_told",
+    "given_ip": "given",
+    "held_otherwise": "held",
+    "put": "held",
+}
 
 
 class Broken(AssertionError):
@@ -56,6 +71,7 @@ class Invariants:
         self._not_run: set[tuple[str, int, str]] = set()
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
+        self._holdings = Holdings(fleet.database.raw)
         # Hosts whose agents knew a later state of a restored database; when that was accepted.
         self._ahead_of_us: set[str] = set()
         self._accepted_at: dict[str, dt.datetime] = {}
@@ -77,7 +93,7 @@ class Invariants:
                     self._acted(host, act)
         if self._told:
             told, self._told = self._told, []
-            for name, *values in told:
+            for name, *values in dict.fromkeys(told):
                 getattr(self, f"_{_JUDGE.get(name, name)}")(*values)
 
     # what hypervisors were made to do
@@ -124,7 +140,7 @@ class Invariants:
 
     def _hear(self, name: str, *values: str) -> None:
         """A watch on the database fires; some of them can only be judged at once."""
-        if name == "released":
+        if name in ("released", "released_ip"):
             self._may_be_released(*values)
         else:
             self._tell(name, *values)
@@ -133,24 +149,43 @@ class Invariants:
         self._told.append((name, *values))
         self._fleet.world.news = True
 
-    def _may_be_released(self, mac: str, instance: str) -> None:
-        if instance in self._faults.moved:
+    def _may_be_released(self, address: str, instance: str) -> None:
+        if instance in self._faults.moved | self._faults.lost.displaced:
             return
         for host, guest in self._guests_of(instance):
-            if mac in guest.macs:
-                self._tell("early", mac, instance, host)
+            if address in guest.addresses:
+                self._tell("early", address, instance, host)
 
-    def _early(self, mac: str, instance: str, host: str) -> None:
-        if self._fleet.read(lambda tx: tx.find(Mac, mac)) is None:
-            raise Broken(f"{mac} was given back while its guest is on {host}", instance)
+    def _early(self, address: str, instance: str, host: str) -> None:
+        if self._holdings.nobody_has(address):
+            raise Broken(f"{address} was given back while its guest is on {host}", instance)
 
-    def _given(self, mac: str, instance: str) -> None:
+    def _given(self, address: str, instance: str) -> None:
         for host, agent in self._fleet.agents.items():
             for guest in agent.hypervisor.guests.values():
-                if mac not in guest.macs or guest.mark is None or guest.stranger:
+                if address not in guest.addresses or guest.mark is None or guest.stranger:
                     continue
-                if guest.mark.instance != instance:
-                    raise Broken(f"{mac}, in use on {host}, was given to {instance}", instance)
+                owner = guest.mark.instance
+                # What a restored database or a delete behind its back has let go of is nobody's.
+                if owner in self._faults.moved | self._faults.lost.instances:
+                    continue
+                if owner != instance:
+                    raise Broken(f"{address}, in use on {host}, was given to {instance}", instance)
+
+    def _held(self) -> None:
+        """What a VM holds was changed, or which VMs there are."""
+        lost = self._faults.lost
+        self._must_not(self._holdings.broken(self._faults.moved | lost.displaced | lost.revived))
+
+    def _tried(self, command: str) -> None:
+        self._must_not(self._holdings.tried_again(command))
+
+    def _defect(self, instance: str, error: str) -> None:
+        raise Broken(f"an agent could not carry a command out: {error}", instance)
+
+    def _must_not(self, found: Iterable[tuple[str, str | None]]) -> None:
+        for what, about in found:
+            raise Broken(what, about)
 
     def _older_power(self, instance: str) -> None:
         raise Broken(f"an older power state of {instance} overwrote a newer one", instance)
@@ -341,11 +376,12 @@ class Invariants:
             for mac in tx.all(Mac)
             if mac.instance in live or mac.instance not in unowned
         }
-        wanted = {vm.mac: vm.uuid for vm in live.values() if vm.reserved}
+        wanted = {nic.mac: vm.uuid for vm in live.values() if vm.reserved for nic in vm.nics}
         if macs != wanted:
             extra = {k: v for k, v in macs.items() if wanted.get(k) != v}
             gone = {k: v for k, v in wanted.items() if macs.get(k) != v}
             found.append((f"MACs do not balance: {extra} too many, {gone} lost", None))
+        found += self._holdings.unbalanced(unowned)
         found += self._guests(live)
         found += self._sightings(tx)
         found += self._stale_for_nothing(tx)
@@ -360,6 +396,9 @@ class Invariants:
                 continue
             if self._of_before(row):
                 continue
+            job = tx.find(Job, row.job) if row.job else None
+            if job is not None and job.state is JobState.CANCELLED:
+                continue  # the void that it was taken back with has overtaken it
             newer = tx.first(CommandRow, c.instance == row.instance, c.generation > row.generation)
             if newer is None:
                 found.append((f"{row.kind} {row.id} was stale for nothing", row.instance))
@@ -414,6 +453,10 @@ class Invariants:
             )
             if (vm.host, vm.uuid) in shown or elsewhere:
                 continue
+            if vm.host is None and vm.vm_state is VmState.SHUTOFF:
+                continue  # created with --no-start
+            if vm.missing and vm.host in self._faults.forgetful:
+                continue  # undone by an agent that had forgotten how its start ended
             if vm.vm_state is not VmState.ERROR:
                 found.append((f"{vm.name} is {vm.vm_state} and {vm.host} has no guest", vm.uuid))
         return found

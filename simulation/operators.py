@@ -8,6 +8,7 @@ from common.bus.base import ANY_MANAGER
 from common.errors import BrokerUnavailable, MusterError, NoManager
 from manager.store.rollbacks import Rollback
 from simulation.fleet import SimFleet
+from simulation.nouns import VM_MIB, Nouns
 
 CALL_S = 10.0
 TRIES = 40
@@ -20,6 +21,8 @@ VERBS = (
     ("start", 2),
     ("reboot", 3),
     ("brief", 1),
+    ("several", 2),
+    ("cancel", 1),
     ("change_of_mind", 4),
     ("force", 2),
     ("set_down", 2),
@@ -38,10 +41,16 @@ class Operators:
         self.forgotten: set[str] = set()  # jobs that a restored database does not know
         self._requests: dict[str, tuple[str, dict[str, Any]]] = {}
         self._names = [f"vm{n}" for n in range(1, 7)]
+        self.nouns = Nouns(fleet.world, list(fleet.agents))
+        for agent in fleet.agents.values():
+            agent.hypervisor.memory_mib = self.nouns.memory_mib or agent.hypervisor.memory_mib
 
     def act(self, count: int, first_s: float, last_s: float) -> None:
         """`count` wishes between two times."""
         world = self._fleet.world
+        if self.nouns.there:
+            asked = {"objects": self.nouns.objects(), "operator": "op", "request": world.new_id()}
+            self._fleet.operator.spawn("apply", self.ask, "model_apply", asked)
         words = [word for word, weight in VERBS for _ in range(weight)]
         for n in range(count):
             name = world.random.choice(self._names)
@@ -72,11 +81,23 @@ class Operators:
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
             self._wish("delete", name)
             return
+        if verb == "several":
+            # At once, each as if it were alone: the last of something is wanted twice.
+            for n in range(3):
+                self._fleet.operator.spawn("one of several", self._wish, "create", f"{name}-{n}")
+            return
+        if verb == "cancel":
+            self._wish("create", name)
+            self._fleet.operator.sleep(world.random.uniform(0.0, 20.0))
+            if self.accepted:
+                last = list(self.accepted)[-1]
+                self.ask("job_cancel", {"job": last, "operator": "op", "reason": "at random"})
+            return
         job = world.new_id()
         common = {"job": job, "operator": "op", "reason": "at random"}
         if verb == "create":
-            kwargs = {**common, "name": name, "vcpus": 1, "memory_mib": 128}
-            self.ask("vm_create", kwargs)
+            size = {"name": name, "vcpus": 1, "memory_mib": VM_MIB}
+            self.ask("vm_create", {**common, **size, **self.nouns.of_create()})
         elif verb in ("delete", "force"):
             self.ask("vm_delete", {**common, "vm": name, "force": verb == "force"})
         else:
@@ -132,7 +153,9 @@ class Operators:
                 self._fleet.operator.sleep(3.0)
                 continue
             except MusterError as exc:
-                if exc.code in ("DATABASE_UNAVAILABLE", "INTERNAL_ERROR", "CONFLICT"):
+                if exc.code in ("INTERNAL_ERROR", "BAD_REQUEST"):
+                    raise AssertionError(f"{about}: {exc}") from exc
+                if exc.code in ("DATABASE_UNAVAILABLE", "CONFLICT"):
                     self._fleet.operator.sleep(3.0)
                     continue
                 self.refused.append(exc.code)

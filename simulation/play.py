@@ -15,7 +15,7 @@ import time
 
 from common.ownership import Mark
 from common.states import JobState, TaskState
-from manager.store.addresses import Mac
+from manager.store.addresses import Address, Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter
@@ -23,7 +23,9 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.tombstones import Tombstone
+from manager.store.volumes import Volume
 from simulation import scenario
+from simulation.holdings import Holdings
 from simulation.scenario import BadScenario, Scenario
 from simulation.script import Script
 from simulation.stage import NOOP, Stage
@@ -93,10 +95,21 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
     for stone in sorted(tx.all(Tombstone), key=lambda s: (s.name, s.host, s.created_at)):
         holds = f", holds {' and '.join(stone.holds)}" if stone.holds else ""
         lines.append(f"tombstone of {stone.instance} at {stone.host}: {stone.state}{holds}")
-    live = {vm.uuid for vm in tx.all(Instance) if vm.live}
+    holding = {vm.uuid for vm in tx.all(Instance) if vm.live and vm.reserved}
     lines += [
-        f"quarantine: the MAC of {mac.instance}" for mac in tx.all(Mac) if mac.instance not in live
+        f"quarantine: the MAC of {mac.instance}"
+        for mac in tx.all(Mac)
+        if mac.instance not in holding
     ]
+    for ip in tx.all(Address):
+        word = "address" if ip.instance in holding else "quarantine"
+        lines.append(f"{word}: {ip.ip} in {ip.network} of {ip.instance}")
+    for volume in tx.all(Volume):
+        word = "volume" if volume.instance in holding else "quarantine"
+        where = f" in pool {volume.pool}" if volume.pool else ""
+        lines.append(f"{word}: {volume.size_gib} GiB of {volume.instance}{where}")
+    held = Holdings(stage.database.raw).unbalanced(set())
+    lines += [f"out of balance: {what}" for what, _ in held]
     lines += [
         f"owed to {void.host}: void of {void.instance} up to {void.generation}"
         for void in tx.all(Void)

@@ -37,8 +37,27 @@ _HOW = {
     "hangs after its effect": "hangs-after",
 }
 
+# What a create may be asked for, in words that differ from the request's own.
+_ASKED: dict[str, Callable[[str], dict[str, Any]]] = {
+    "network": lambda text: {"networks": [{"network": text}]},
+    "address": lambda text: {
+        "networks": [{"network": text.split("/")[0], "address": text.split("/")[1]}]
+    },
+    "disk": lambda text: {"disks": [{"size_gib": int(text)}]},
+    "group": lambda text: {"affinity_groups": [text]},
+}
+
 Act = Callable[..., None]
 _SENTENCES: list[tuple[re.Pattern[str], str]] = []
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    found = [word.partition("=") for word in text.split()]
+    return [(word, value) for word, _, value in found]
+
+
+def _value(text: str) -> Any:
+    return int(text) if text.isdigit() else text
 
 
 def says(pattern: str) -> Callable[[Act], Act]:
@@ -95,10 +114,32 @@ class Script:
 
     # operators
 
-    @says(r"(\w+): vm create VM(?: on HOST)?")
-    def create(self, who: str, vm: str, host: str | None) -> None:
+    @says(r"(\w+): vm create VM(?: on HOST)?(?: with (.+?))?( --no-start)?")
+    def create(self, who: str, vm: str, host: str | None, what: str, not_yet: str) -> None:
         asked: dict[str, Any] = {"name": vm, "vcpus": 1, "memory_mib": 128}
-        self._wish(who, "vm_create", {**asked, "host": host} if host else asked)
+        if host:
+            asked["host"] = host
+        if not_yet:
+            asked["start"] = False
+        for word, value in _pairs(what or ""):
+            asked.update(_ASKED[word](value) if word in _ASKED else {word: _value(value)})
+        self._wish(who, "vm_create", asked)
+
+    @says(r"(\w+): (project|pool|network|affinity-group) create NAME((?: [\w.]+=\S+)*)")
+    def make(self, who: str, noun: str, name: str, fields: str) -> None:
+        asked = {"kind": noun.replace("-", "_"), "name": name}
+        given = {word: _value(value) for word, value in _pairs(fields)}
+        self._ask(who, "model_create", {**asked, "fields": given, "operator": who})
+
+    @says(r"(\w+): apply a zone NAME with ((?: ?h\d+)+)")
+    def zone(self, who: str, zone: str, hosts: str) -> None:
+        objects = {
+            "zones": [{"name": zone}],
+            "pods": [{"name": "p1", "zone": zone}],
+            "clusters": [{"name": "c1", "pod": "p1"}],
+            "hosts": [{"name": host, "cluster": "c1"} for host in hosts.split()],
+        }
+        self._ask(who, "model_apply", {"objects": objects, "operator": who})
 
     @says(r"(\w+): vm (delete|start|stop|reboot) VM( --force)?")
     def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
@@ -302,7 +343,15 @@ class Script:
         hv.guests[moved.uuid] = moved
         hv.note("hand", "put here", moved)
 
+    @says(r"memory of HOST is (\d+) MiB")
+    def memory(self, host: str, mib: str) -> None:
+        self._hv(host).memory_mib = int(mib)
+
     # traps
+
+    @says(r"the next KEY at HOST is refused: (\w+)")
+    def trap_refused(self, what: str, host: str, code: str) -> None:
+        self._stage.traps.append(Trap(what, host, "refused", code=code))
 
     @says(r"the next KEY (?:to|of|at) HOST (is lost|fails|fails after its effect)")
     def trap(self, what: str, host: str, how: str) -> None:

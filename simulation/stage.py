@@ -18,7 +18,7 @@ from agent.service import Agent
 from common import messages as m
 from common.bus.base import Address
 from common.conf import Settings
-from common.errors import HypervisorError
+from common.errors import HypervisorError, MusterError, TemplateInvalid
 from common.messages import AGENT_TOPIC
 from common.runtime import Stopped
 from manager.api.endpoint import Wished
@@ -33,6 +33,9 @@ from simulation.world import Fiber, World
 T = TypeVar("T")
 NOOP = "noop"  # canaries come and go in every scenario: left out of its log
 UNKNOWN = "(an id)"
+_BY_CODE: dict[str, type[MusterError]] = {
+    error.code: error for error in (HypervisorError, TemplateInvalid)
+}
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -82,13 +85,14 @@ class Trap:
     """What happens to the next `what` at `where` (a host; "" anywhere).
 
     `how`: lost, twice, late, fails, fails-after, hangs, hangs-after, freezes, before, after (its
-    process dies on that side of it). `seconds` is for late and hangs.
+    process dies on that side of it), refused (with `code`). `seconds` is for late and hangs.
     """
 
     what: str
     where: str
     how: str
     seconds: float = 0.0
+    code: str = ""
 
 
 class Stage(SimFleet):
@@ -384,6 +388,9 @@ class StageDriver(SimDriver):
             self._runtime.sleep(hangs.seconds)
         if stage.sprung(op, host, "fails"):
             raise HypervisorError(f"{op} fails", "")
+        refused = stage.sprung(op, host, "refused")
+        if refused is not None:
+            raise _BY_CODE[refused.code](f"{op} is refused", "")
         super()._before(op, changing)
 
     def _after(self, op: str) -> None:

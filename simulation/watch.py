@@ -32,6 +32,21 @@ _WATCHES = {
     ),
     "released": ("DELETE ON macs", "1", "OLD.mac, OLD.instance"),
     "given": ("INSERT ON macs", "1", "NEW.mac, NEW.instance"),
+    "released_ip": ("DELETE ON addresses", "1", "OLD.ip, OLD.instance"),
+    "given_ip": ("INSERT ON addresses", "1", "NEW.ip, NEW.instance"),
+    "held": ("INSERT ON instances", "1", ""),
+    "held_otherwise": (
+        "UPDATE OF host, reserved, vm_state, nics, vcpus, memory_mib ON instances",
+        "NEW.host IS NOT OLD.host OR NEW.reserved != OLD.reserved OR NEW.vm_state != OLD.vm_state",
+        "",
+    ),
+    "put": ("UPDATE OF pool ON volumes", "NEW.pool IS NOT OLD.pool", ""),
+    "defect": (
+        "UPDATE OF error_code ON commands",
+        "NEW.error_code IN ('INTERNAL_ERROR', 'BAD_MESSAGE')",
+        "NEW.instance, NEW.error",
+    ),
+    "tried": ("INSERT ON commands", "NEW.kind = 'start_vm'", "NEW.id"),
     "closed": (
         "UPDATE OF state ON tombstones",
         "NEW.state = 'CLOSED' AND OLD.state = 'OPEN'",
@@ -68,7 +83,7 @@ def install(database: sqlite3.Connection, told: Callable[..., None]) -> None:
     for name, (change, when, values) in _WATCHES.items():
         database.execute(
             f"CREATE TEMP TRIGGER watch_{name} AFTER {change} WHEN {when}"
-            f" BEGIN SELECT told('{name}', {values}); END"
+            f" BEGIN SELECT told({', '.join(filter(None, (repr(name), values)))}); END"
         )
 
 

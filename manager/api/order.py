@@ -10,26 +10,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from common import model
-from common.errors import BadRequest
+from common.errors import BadRequest, MusterError, NotFound
 from common.messages import DiskSpec, GuestSpec, ImageSource
 from common.model import Kind, Rule, TemplateFormat, ZoneKind
 from manager.api.requests import NetworkWish, VmCreate
-from manager.flows import hosts
+from manager.flows import addresses, hosts
 from manager.flows import model as nouns
 from manager.flows.deploy import Card, Order
 from manager.rules import addresses as address_rule
 from manager.rules import offering as size_rule
+from manager.store.addresses import Hostname
 from manager.store.engine import Tx
 from manager.store.instances import DiskWish, Wishes
 
 # Drivers that can filter what reaches a guest.
 FILTERING = ("libvirt", "simulated", "simulation")
+# Templates that root disks are made from.
+COPIED = (TemplateFormat.QCOW2, TemplateFormat.RAW)
 
 
 def checked(tx: Tx, request: VmCreate) -> Order:
-    """The order; BadRequest with every problem, NotFound for a host that there is not."""
-    if request.host is not None:
-        hosts.named(tx, request.host)
+    """The order; BadRequest with every problem. When it is the only one: NotFound for a host that
+    there is not, NameTaken or NoAddress for what another VM has."""
     return _Checker(tx, request).order()
 
 
@@ -49,6 +51,8 @@ class _Checker:
     def __init__(self, tx: Tx, request: VmCreate) -> None:
         self._tx, self._r = tx, request
         self._problems: list[model.Problem] = []
+        # Those that have an error of their own, when there is no other problem.
+        self._refusals: list[tuple[str, MusterError]] = []
         self._uses: set[tuple[Kind, str]] = set()
         self.project = request.project or nouns.DEFAULT_PROJECT
         project = self._find(Kind.PROJECT, "project", self.project)
@@ -63,6 +67,7 @@ class _Checker:
         size, problems = size_rule.size(offering, r.vcpus, r.memory_mib, r.root_gib, template)
         self._problems += problems
         disks, wishes = self._disks(offering, template, size.root_gib if size else None)
+        self._host()
         cards, group = self._cards()
         guest = self._guest(offering, template, size, disks)
         tags = offering.host_tags if offering is not None else ()
@@ -81,8 +86,9 @@ class _Checker:
             order=r.order,
             disks=wishes,
         )
-        if self._problems or guest is None:
-            raise bad_request(self._problems)
+        self._refuse()
+        if guest is None:
+            raise AssertionError("a VM without a size has a problem that says so")
         return Order(
             guest=guest,
             project=self.project,
@@ -92,6 +98,14 @@ class _Checker:
             default_group=group,
             start=r.start,
         )
+
+    def _refuse(self) -> None:
+        """Raise what is wrong, if anything is."""
+        if not self._problems and len(self._refusals) == 1:
+            raise self._refusals[0][1]
+        told = [(field, exc.message, exc.remedy) for field, exc in self._refusals]
+        if self._problems or told:
+            raise bad_request([*self._problems, *told])
 
     # where
 
@@ -112,11 +126,25 @@ class _Checker:
             self._wrong("zone", f"zone {name} is for project {zone.project} alone", "another zone")
         return name, zone
 
+    @property
+    def _in_doubt(self) -> bool:
+        """Nobody can say which zone it is: that was told, and whatever should be in it can wait."""
+        return self.zone is None and any(field == "zone" for field, _, _ in self._problems)
+
+    def _host(self) -> None:
+        try:
+            if self._r.host is not None:
+                hosts.named(self._tx, self._r.host)
+        except NotFound as exc:
+            self._refusals.append(("host", exc))
+
     def _inside(self, kind: Kind, field: str) -> str | None:
         """A pod, cluster or pool that an operator named, in the zone."""
         name: str | None = getattr(self._r, field)
         found = self._find(kind, field, name)
-        if found is not None and _zone_of(self._tx, found) != self.zone_name:
+        if found is None or self._in_doubt:
+            return name
+        if _zone_of(self._tx, found) != self.zone_name:
             self._wrong(field, f"{name} is not in zone {self.zone_name}", f"muster {kind} list")
         return name
 
@@ -150,7 +178,7 @@ class _Checker:
             self._wrong("template", f"{name} is disabled", f"muster template set {name} --enabled")
         if template.system:
             self._wrong("template", f"{name} is a system template", "muster template list")
-        if template.zones and self.zone_name not in template.zones:
+        if template.zones and not self._in_doubt and self.zone_name not in template.zones:
             zones = ", ".join(template.zones)
             self._wrong("template", f"{name} is not in zone {self.zone_name}", f"it is in {zones}")
         if not template.public and template.project != self.project:
@@ -181,10 +209,7 @@ class _Checker:
             specs.append(spec)
 
         if root_gib is not None:
-            image = template is not None and template.format in (
-                TemplateFormat.QCOW2,
-                TemplateFormat.RAW,
-            )
+            image = template is not None and template.format in COPIED
             source = _source(template) if image and template is not None else None
             add(
                 DiskSpec(size_gib=root_gib, source=source, copy=self._r.full_copy and image),
@@ -193,11 +218,13 @@ class _Checker:
             )
         if offering is not None and offering.local_storage:
             self._local_allowed("offering", self._r.offering)
-        if self._r.full_copy and template is None:
-            self._wrong("full_copy", "there is nothing to copy", "give --template too")
+        if self._r.full_copy and (template is None or template.format not in COPIED):
+            self._wrong("full_copy", "there is nothing to copy", "with a template of a disk alone")
         for n, disk in enumerate(self._r.disks):
             if (disk.size_gib is None) == (disk.path is None):
-                self._wrong("disks", f"disk {n + 1} has no size or path", "one of the two")
+                self._wrong("disks", f"disk {n + 1} has a size or a path", "one of the two")
+            elif disk.path is not None and not disk.path.startswith("/"):
+                self._wrong("disks", f"{disk.path!r} is not absolute", "as in /srv/images/one.raw")
             elif disk.path is not None:
                 specs.append(DiskSpec(path=disk.path))
             else:
@@ -259,6 +286,7 @@ class _Checker:
             if (key := self._own(Kind.SSH_KEY, "ssh_keys", name)) is not None
         )
         user_data = self._user_data()
+        self._boot(template)
         booted = template if template is not None and _is_kernel(template) else None
         if size is None:
             return None
@@ -279,6 +307,14 @@ class _Checker:
             ssh_keys=keys,
             user_data=user_data,
         )
+
+    def _boot(self, template: model.Template | None) -> None:
+        r = self._r
+        if r.initrd is not None and r.kernel is None:
+            self._wrong("initrd", "it needs a kernel", "add --kernel")
+        boots = r.kernel is not None or (template is not None and _is_kernel(template))
+        if r.cmdline is not None and not boots:
+            self._wrong("cmdline", "it needs a kernel", "add --kernel, or a template of one")
 
     def _user_data(self) -> str | None:
         text, name = self._r.user_data, self._r.user_data_name
@@ -305,21 +341,23 @@ class _Checker:
         rules, group = self._rules([network for _, network in wanted])
         cards = []
         for asked, network in wanted:
-            self._addresses(asked, network)
+            address, address6 = self._addresses(asked, network)
+            filtered = self._filters and network.security_groups
             cards.append(
                 Card(
                     network=asked.network,
-                    address=asked.address,
-                    address6=asked.address6,
-                    rules=rules if network.security_groups else None,
+                    address=address,
+                    address6=address6,
+                    rules=rules if filtered else None,
                 )
             )
+        self._hostname([asked.network for asked, _ in wanted])
         return tuple(cards), group
 
     def _networks(self) -> Iterator[tuple[NetworkWish, model.Network]]:
         asked = list(self._r.networks)
         if self.zone is None:
-            if asked and self.zone_name is None:
+            if asked and not self._in_doubt:
                 self._wrong("networks", "a VM in no zone has none", "make a zone: muster apply")
             return
         if self.zone.kind is ZoneKind.BASIC and asked:
@@ -335,8 +373,9 @@ class _Checker:
                 remedy = f"one or more of: {', '.join(mine)}" if mine else "muster network create"
                 self._wrong("networks", said, remedy)
         defaults = [wish.network for wish in asked if wish.default]
-        if len(defaults) > 1:
-            self._wrong("networks", f"{len(defaults)} are the default one", "name one as default")
+        if len(defaults) > 1 or (len(asked) > 1 and not defaults):
+            said = f"{len(defaults)} are" if defaults else f"none of {len(asked)} is"
+            self._wrong("networks", f"{said} the default one", "name one as default")
         if len({wish.network for wish in asked}) < len(asked):
             self._wrong("networks", "one is named twice", "each network once")
         for wish in sorted(asked, key=lambda wish: not wish.default):
@@ -358,24 +397,43 @@ class _Checker:
             and network.project in (None, self.project)
         )
 
-    def _addresses(self, asked: NetworkWish, network: model.Network) -> None:
-        if asked.address is not None:
-            why = address_rule.why_not(network, asked.address)
+    def _addresses(
+        self, asked: NetworkWish, network: model.Network
+    ) -> tuple[str | None, str | None]:
+        """The addresses that were asked for, as they are written everywhere."""
+        found: list[str | None] = []
+        for text, why_not, subnet in (
+            (asked.address, address_rule.why_not, network.cidr),
+            (asked.address6, address_rule.why_not6, network.cidr6),
+        ):
+            why = why_not(network, text) if text is not None else ""
+            if text is None or why:
+                found.append(None)
+            else:
+                ip = str(ipaddress.ip_address(text))
+                found.append(ip)
+                taken = addresses.why_taken(self._tx, asked.network, ip)
+                self._refusals += [("networks", taken)] if taken is not None else []
             if why:
-                self._wrong("networks", why, f"a free one of {network.cidr}, or none")
-        if asked.address6 is not None:
-            why = _why_not6(network, asked.address6)
-            if why:
-                self._wrong("networks", why, f"one of {network.cidr6}, or none")
+                self._wrong("networks", why, f"a free one of {subnet}, or none")
+        return found[0], found[1]
+
+    def _hostname(self, networks: list[str]) -> None:
+        hostname = (self._r.hostname or "").lower()
+        for network in networks if hostname else ():
+            if self._tx.find(Hostname, network, hostname) is not None:
+                self._refusals.append(("hostname", addresses.name_taken(hostname, network)))
+
+    @property
+    def _filters(self) -> bool:
+        zone = self.zone
+        return zone is not None and (zone.kind is ZoneKind.BASIC or zone.security_groups)
 
     def _rules(self, networks: list[model.Network]) -> tuple[tuple[Rule, ...], str | None]:
         """What the groups let through together, and the default group where that is used."""
         names = list(self._r.security_groups)
-        zone = self.zone
-        if zone is None:
-            return (), None
-        filtered = any(network.security_groups for network in networks)
-        if names and zone.kind is ZoneKind.ADVANCED and not zone.security_groups:
+        filtered = self._filters and any(network.security_groups for network in networks)
+        if names and not self._filters:
             said = f"zone {self.zone_name} has none"
             self._wrong("security_groups", said, "muster zone set --security-groups")
         elif names and not filtered:
@@ -385,6 +443,7 @@ class _Checker:
             default = f"{self.project}-default"
             self._uses.add((Kind.SECURITY_GROUP, default))
             found = nouns.find(self._tx, Kind.SECURITY_GROUP, default)
+            self._check_own("security_groups", default, found)
             return (found.rules if found is not None else ()), default
         rules: list[Rule] = []
         for name in names:
@@ -409,9 +468,12 @@ class _Checker:
     def _own(self, kind: Kind, field: str, name: str) -> Any:
         """As `_find`, of what belongs to the project or to nobody."""
         found = self._find(kind, field, name)
+        self._check_own(field, name, found)
+        return found
+
+    def _check_own(self, field: str, name: str, found: Any) -> None:
         if found is not None and found.project not in (None, self.project):
             self._wrong(field, f"{name} belongs to project {found.project}", "one of its own")
-        return found
 
     def _wrong(self, field: str, said: str, remedy: str) -> None:
         self._problems.append((field, said, remedy))
@@ -442,15 +504,3 @@ def _zone_of(tx: Tx, noun: Any) -> str | None:
     if isinstance(noun, model.Cluster):
         noun = nouns.find(tx, Kind.POD, noun.pod)
     return getattr(noun, "zone", None)
-
-
-def _why_not6(network: model.Network, text: str) -> str:
-    if network.cidr6 is None:
-        return f"{text}: the network has no IPv6"
-    try:
-        address = ipaddress.IPv6Address(text)
-    except ValueError:
-        return f"{text!r} is no IPv6 address"
-    if address not in ipaddress.IPv6Network(network.cidr6):
-        return f"{text} is not in {network.cidr6}"
-    return f"{text} is the gateway" if text == network.gateway6 else ""

@@ -12,12 +12,12 @@ from common.model import MemoryMib, Ratio, SizeGib, Vcpus
 from manager.flows.jobs import Wish
 from manager.rules.placement import Order
 
-_UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+_UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
 NameOrId = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
-VmName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
-Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+$", max_length=4096)]
+VmName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")]
+Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z", max_length=4096)]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -226,19 +226,3 @@ def _check_create(request: VmCreate) -> None:
             "choose a name that is no UUID",
             field="name",
         )
-    for field in ("vcpus", "memory_mib"):
-        if request.offering is None and getattr(request, field) is None:
-            raise BadRequest(f"{field}: missing", _REMEDIES[field], field=field)
-    for disk in request.disks:
-        if (disk.size_gib is None) == (disk.path is None):
-            raise BadRequest(
-                "disks: a disk has a size or a path", _REMEDIES["disks"], field="disks"
-            )
-        if disk.path is not None and not disk.path.startswith("/"):
-            raise BadRequest(
-                f"disks: {disk.path!r} is not absolute", _REMEDIES["disks"], field="disks"
-            )
-    if request.initrd is not None and request.kernel is None:
-        raise BadRequest("initrd: it needs a kernel", "add --kernel", field="initrd")
-    if request.cmdline is not None and request.kernel is None:
-        raise BadRequest("cmdline: it needs a kernel", "add --kernel", field="cmdline")

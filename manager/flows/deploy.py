@@ -62,19 +62,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
     NameTaken."""
     uuid = tx.new_id()
     disks = order.wishes.disks
-    limits.reserve(
-        tx,
-        order.project,
-        {
-            "instances": 1,
-            "vcpus": order.guest.vcpus,
-            "memory_mib": order.guest.memory_mib,
-            "volumes": len(disks),
-            "storage_gib": sum(disk.size_gib for disk in disks),
-            "addresses": sum(_addresses(tx, card) for card in order.cards),
-        },
-    )
-    _hold(tx, order)
+    _hold(tx, order, limited=limits.reserve(tx, order.project, _wanted(order)))
     networks = [card.network for card in order.cards if card.network is not None]
     hostname = order.guest.hostname
     if hostname is not None:
@@ -131,7 +119,11 @@ def start(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
 
 
 def foresee(tx: Tx, cfg: Settings, order: Order) -> dict[str, Any]:
-    """What a create would do now, host by host, for --dry-run; nothing is reserved."""
+    """What a create would do now, host by host, for --dry-run; nothing is reserved.
+
+    Raises QuotaExceeded.
+    """
+    limits.foresee(tx, order.project, _wanted(order))
     found = placing.foresee(
         tx,
         cfg,
@@ -155,7 +147,7 @@ def foresee(tx: Tx, cfg: Settings, order: Order) -> dict[str, Any]:
     }
 
 
-def _hold(tx: Tx, order: Order) -> None:
+def _hold(tx: Tx, order: Order, *, limited: bool) -> None:
     """Nothing that the VM names goes away before its record says that it is used."""
     if order.default_group is not None:
         group = model.SecurityGroup(project=order.project)
@@ -164,19 +156,37 @@ def _hold(tx: Tx, order: Order) -> None:
         tx.insert_if_new(
             Object(kind=kind, name=name, spec=spec, created_at=tx.now, changed_at=tx.now)
         )
-    # The project is held already if it has limits; held in two ways by two managers at once, it
-    # would have one of them wait for the other for ever.
-    there = nouns.hold_all(tx, order.uses - {(Kind.PROJECT, order.project)})
-    for kind, name in order.uses:
-        if (kind, name) not in there and kind is not Kind.PROJECT:
-            raise Conflict(f"{kind} {name} was deleted meanwhile")
+    # What is held alone must not be held with others before: two who do so wait for each other.
+    # The project is held already if it has limits, the pools with the host that is chosen.
+    alone = sorted(name for kind, name in order.uses if kind is Kind.AFFINITY_GROUP)
+    placed = order.start and bool(order.wishes.disks)
+    shared: set[nouns.Key] = {
+        (kind, name)
+        for kind, name in order.uses
+        if kind is not Kind.AFFINITY_GROUP
+        and not (limited and kind is Kind.PROJECT)
+        and not (placed and kind is Kind.POOL)
+    }
+    gone = shared - nouns.hold_all(tx, shared).keys()
+    for name in alone:
+        if nouns.lock(tx, Kind.AFFINITY_GROUP, name) is None:
+            gone.add((Kind.AFFINITY_GROUP, name))
+    if gone:
+        kind, name = min(gone)
+        raise Conflict(f"{kind} {name} was deleted meanwhile")
 
 
-def _addresses(tx: Tx, card: Card) -> int:
-    if card.network is None:
-        return 0
-    network = nouns.find(tx, Kind.NETWORK, card.network)
-    return 1 if network is None or network.cidr6 is None else 2
+def _wanted(order: Order) -> dict[str, int]:
+    """What it takes of its project's limits."""
+    disks = order.wishes.disks
+    return {
+        "instances": 1,
+        "vcpus": order.guest.vcpus,
+        "memory_mib": order.guest.memory_mib,
+        "volumes": len(disks),
+        "storage_gib": sum(disk.size_gib for disk in disks),
+        "addresses": sum(card.network is not None for card in order.cards),
+    }
 
 
 def _cards(

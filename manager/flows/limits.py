@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 from common.errors import QuotaExceeded
-from common.model import Kind
+from common.model import Kind, Project
 from common.states import VmState
 from manager.flows import model as nouns
 from manager.rules import limits as rule
@@ -37,7 +37,7 @@ USED = sa.select(
     _sum(sa.func.sum(I.memory_mib)),
     _sum(sa.func.count(V.n), V.instance == I.uuid),
     _sum(sa.func.sum(V.size_gib), V.instance == I.uuid),
-    _sum(sa.func.count(A.ip), A.instance == I.uuid),
+    _sum(sa.func.count(A.number), A.instance == I.uuid),  # IPv6 ones have none
 )
 
 
@@ -47,13 +47,25 @@ def usage(tx: Tx, project: str) -> dict[str, int]:
     return dict(zip(RESOURCES, map(int, row), strict=True))
 
 
-def reserve(tx: Tx, project: str, wanted: Mapping[str, int]) -> None:
+def reserve(tx: Tx, project: str, wanted: Mapping[str, int]) -> bool:
     """Hold a project until the commit, so that `wanted` fits beside all that others were granted.
 
-    Raises QuotaExceeded, which names every limit that would be broken.
+    Raises QuotaExceeded, which names every limit that would be broken. A project without limits is
+    not held: its VMs need not wait for each other. False then.
     """
-    limits = nouns.lock(tx, Kind.PROJECT, project)
-    if limits is None or all(getattr(limits, each) is None for each in RESOURCES):
+    if not _limited(nouns.find(tx, Kind.PROJECT, project)):
+        return False
+    _refuse(tx, project, nouns.lock(tx, Kind.PROJECT, project), wanted)
+    return True
+
+
+def foresee(tx: Tx, project: str, wanted: Mapping[str, int]) -> None:
+    """As `reserve`, and nothing is held."""
+    _refuse(tx, project, nouns.find(tx, Kind.PROJECT, project), wanted)
+
+
+def _refuse(tx: Tx, project: str, limits: Project | None, wanted: Mapping[str, int]) -> None:
+    if limits is None or not _limited(limits):
         return
     over = rule.over(limits, usage(tx, project), wanted)
     if over:
@@ -61,3 +73,7 @@ def reserve(tx: Tx, project: str, wanted: Mapping[str, int]) -> None:
             f"project {project}: {'; '.join(over)}",
             f"delete what is not needed, or raise it: muster quota set {project}",
         )
+
+
+def _limited(limits: Project | None) -> bool:
+    return limits is not None and any(getattr(limits, each) is not None for each in RESOURCES)

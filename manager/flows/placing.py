@@ -248,9 +248,11 @@ def _hold(
         CLAIMED, host=found.host, instance=vm.uuid
     )
     used = sorted({pool for pool in found.pools if pool is not None})
-    for name in used:
-        nouns.lock(tx, Kind.POOL, name)
-    pools = _pools(tx, {name: topology.pools[name] for name in used}, vm.uuid)
+    locked = {name: nouns.lock(tx, Kind.POOL, name) for name in used}
+    for name, pool in locked.items():
+        if pool is None:
+            return f"its pool {name} is gone"
+    pools = _pools(tx, locked, vm.uuid)
     candidate = dataclasses.replace(
         topology.candidate(tuple(getattr(host, name) for name in COLUMNS), {}),
         vcpus_claimed=int(vcpus) + int(strange_vcpus),

@@ -48,6 +48,28 @@ def why_not(network: Network, text: str) -> str:
     return ""
 
 
+def why_not6(network: Network, text: str) -> str:
+    """As `why_not`, of the IPv6 address that was asked for."""
+    if network.cidr6 is None:
+        return f"{text}: the network has no IPv6"
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return f"{text!r} is no IPv6 address"
+    subnet = ipaddress.IPv6Network(network.cidr6)
+    if address.scope_id is not None:
+        return f"{text} has a scope, which only its own host would know"
+    if address not in subnet:
+        return f"{text} is not in {network.cidr6}"
+    if address == subnet.network_address:
+        return f"{text} is the address of the network itself"  # its routers' (RFC 4291, 2.6.1)
+    if network.gateway6 is not None and address == ipaddress.IPv6Address(network.gateway6):
+        return f"{text} is the gateway"
+    if address in {ipaddress.ip_address(server) for server in network.dns}:
+        return f"{text} is a DNS server of the network"
+    return ""
+
+
 def eui64(cidr6: str, mac: str) -> str:
     """The address that a guest makes itself in a /64 from its MAC (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))

@@ -28,12 +28,16 @@ def refusal(kind: type[ask.Request], kwargs: dict[str, Any]) -> BadRequest:
 @pytest.mark.parametrize(
     ("field", "values", "remedy"),
     [
-        ("name", ["", "-web", "web-", "a b", "x" * 64, "web/1", "wéb", 7, None], "letters, digits"),
-        ("vcpus", [0, 513, -1, 1.5, "2", None, 10**30], "1 to 512"),
-        ("memory_mib", [0, 15, 16 * 1024 * 1024 + 1, "256", None], "16 to 16777216"),
+        (
+            "name",
+            ["", "-web", "web-", "web\n", "a b", "x" * 64, "web/1", "wéb", 7, None],
+            "letters, digits",
+        ),
+        ("vcpus", [0, 513, -1, 1.5, "2", 10**30], "1 to 512"),
+        ("memory_mib", [0, 15, 16 * 1024 * 1024 + 1, "256"], "16 to 16777216"),
         ("kernel", ["vmlinuz", "", "/a\x00b", 7], "absolute path"),
         ("initrd", ["initrd.img", ""], "absolute path"),
-        ("job", ["", "web-1", "1111", 7, None], "a UUID"),
+        ("job", ["", JOB + "\n", "web-1", "1111", 7, None], "a UUID"),
         ("host", ["", 7, "h" * 254], "a name"),
         ("cmdline", ["x" * 1001, 7], "correct this field"),
         ("operator", ["", 7], "correct this field"),
@@ -60,27 +64,14 @@ def test_what_is_said_of_a_wrong_value_is_the_value_and_no_regular_expression() 
     assert len(long) < 120
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"name": JOB}, "name"),
-        ({"name": JOB.replace("1", "A")}, "name"),
-        ({"disks": [{}]}, "disks"),
-        ({"disks": [{"size_gib": 1, "path": "/x"}]}, "disks"),
-        ({"disks": [{"path": "relative.img"}]}, "disks"),
-        ({"initrd": "/boot/initrd"}, "initrd"),
-        ({"cmdline": "quiet"}, "cmdline"),
-    ],
-)
-def test_a_create_whose_fields_do_not_fit_together_names_one(
-    changes: dict[str, Any], field: str
-) -> None:
-    found = refusal(ask.VmCreate, {**CREATE, **changes})
-    assert found.data["field"] == field
+@pytest.mark.parametrize("name", [JOB, JOB.replace("1", "A")])
+def test_a_name_with_the_shape_of_a_uuid_is_refused(name: str) -> None:
+    found = refusal(ask.VmCreate, {**CREATE, "name": name})
+    assert found.data["field"] == "name"
     assert found.remedy
 
 
-@pytest.mark.parametrize("field", ["job", "name", "vcpus", "memory_mib"])
+@pytest.mark.parametrize("field", ["job", "name"])
 def test_a_create_without_a_needed_field_names_it(field: str) -> None:
     found = refusal(ask.VmCreate, {k: v for k, v in CREATE.items() if k != field})
     assert found.data["field"] == field

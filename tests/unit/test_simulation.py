@@ -21,6 +21,7 @@ from simulation.run import run_seed
 SEEDS = 1000
 LIMIT_S = 300.0  # for a machine with better things to do
 MUTANT_SEEDS = 24
+MET_SEEDS = 24
 ROOT = Path(__file__).parents[2]
 TOLD = 5
 
@@ -61,6 +62,13 @@ def test_a_mutant_is_caught_and_gone_afterwards() -> None:
         caught = next((s for s in range(MUTANT_SEEDS) if run_seed(s).broken), None)
     assert caught is not None
     assert run_seed(caught).broken is None
+
+
+def test_seeds_meet_limits_and_the_ends_of_networks_and_hosts_that_refuse() -> None:
+    told = [line for seed in range(MET_SEEDS) for line in run_seed(seed, told=True).story]
+    refused = {line.split()[-1] for line in told if "op: vm_create" in line}
+    assert {"QUOTA_EXCEEDED", "NO_ADDRESS", "NO_VALID_HOST"} <= refused
+    assert any(": create of " in line and not line.endswith("generation 1") for line in told)
 
 
 def test_every_mutant_says_what_is_wrong_with_it() -> None:

@@ -103,6 +103,8 @@ def _made(conn: Any, name: str) -> Any:
     """A network that joins guests of this host and nothing else, there after a reboot as well."""
     root = ET.Element("network")
     ET.SubElement(root, "name").text = name
+    # No loop can be on one host, so that a guest need not wait until that is found out.
+    ET.SubElement(root, "bridge", stp="off", delay="0")
     try:
         network = conn.networkDefineXML(ET.tostring(root, encoding="unicode"))
     except libvirt.libvirtError:

@@ -1,0 +1,140 @@
+"""What VMs hold of their projects, networks, pools and hosts, counted by the simulator itself.
+
+All of it is read from the tables as they were committed, by queries of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+Problem = tuple[str, str | None]  # what is wrong, and the instance or host that it is about
+
+HOLDS = "i.reserved AND i.vm_state != 'DELETED'"
+NICS = f"""
+    SELECT i.uuid, i.name, json_extract(n.value, '$.network'), json_extract(n.value, '$.{{}}')
+    FROM instances i, json_each(i.nics) n
+    WHERE {HOLDS} AND json_extract(n.value, '$.{{}}') IS NOT NULL
+"""  # noqa: S608 - all of it is ours
+USED = f"""
+    SELECT i.project, count(*), sum(i.vcpus), sum(i.memory_mib),
+        sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid)),
+        sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v WHERE v.instance = i.uuid)),
+        sum((SELECT count(*) FROM addresses a WHERE a.instance = i.uuid))
+    FROM instances i WHERE {HOLDS} GROUP BY i.project
+"""  # noqa: S608
+RESOURCES = ("instances", "vcpus", "memory_mib", "volumes", "storage_gib", "addresses")
+POOLED = "SELECT pool, sum(size_gib) FROM volumes WHERE pool IS NOT NULL GROUP BY pool"
+ON_HOSTS = """
+    SELECT h.name, h.vcpus_claimed, h.memory_mib_claimed, h.vcpus_total, h.memory_mib_total,
+        coalesce(sum(i.vcpus), 0), coalesce(sum(i.memory_mib), 0), group_concat(i.uuid)
+    FROM hosts h LEFT JOIN instances i ON i.host = h.name AND i.vm_state != 'DELETED'
+    GROUP BY h.name
+"""
+OPEN_STONES = "SELECT instance FROM tombstones WHERE state = 'OPEN'"
+
+
+class Holdings:
+    """The account of one fleet."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def broken(self, moved: AbstractSet[str]) -> Iterator[Problem]:
+        """What may not be after any commit; `moved` are VMs that are not where we put them."""
+        yield from self._limits()
+        yield from self._owners()
+        yield from self._pools()
+        yield from self._crowded(moved)
+
+    def unbalanced(self, moved: AbstractSet[str]) -> Iterator[Problem]:
+        """What has to be true once everything has come to an end."""
+        yield from self._leaks()
+        for name, vcpus, memory, _vt, _mt, has_vcpus, has_memory, _ in self._rows(ON_HOSTS):
+            if (vcpus, memory) != (has_vcpus, has_memory):
+                text = (
+                    f"{name} claims {vcpus} vCPUs, {memory} MiB; its VMs: {has_vcpus}, {has_memory}"
+                )
+                yield text, None
+
+    def nobody_has(self, address: str) -> bool:
+        """True for a MAC or IP address that is neither in use nor in quarantine."""
+        query = "SELECT 1 FROM macs WHERE mac = ? UNION ALL SELECT 1 FROM addresses WHERE ip = ?"
+        return not self._rows(query, address, address)
+
+    def tried_again(self, command: str) -> Iterator[Problem]:
+        """A start that makes a guest, where or while it may not be."""
+        query = """
+            SELECT n.instance, n.host, o.host, o.state, coalesce(o.error_code, ''), h.fenced
+            FROM commands n JOIN commands o ON o.instance = n.instance AND o.id != n.id
+                AND o.generation < n.generation AND o.kind = 'start_vm'
+                AND json_extract(o.spec, '$.create') AND o.job = n.job
+                LEFT JOIN hosts h ON h.name = o.host
+            WHERE n.id = ? AND n.kind = 'start_vm' AND json_extract(n.spec, '$.create')
+        """
+        for instance, host, before, state, code, fenced in self._rows(query, command):
+            if host == before and code != "STALE_COMMAND":
+                yield f"{instance} is tried again on {host}, which refused it: {code}", instance
+            elif state not in ("FAILED", "NOT_RUN") and not fenced:
+                text = f"{instance} is tried on {host} while its start on {before} is {state}"
+                yield text, instance
+
+    def _limits(self) -> Iterator[Problem]:
+        projects = "SELECT name, spec FROM model WHERE kind = 'project'"
+        limits = {name: json.loads(spec) for name, spec in self._rows(projects)}
+        for project, *used in self._rows(USED) if limits else ():
+            for resource, has in zip(RESOURCES, used, strict=True):
+                limit = limits.get(project, {}).get(resource)
+                if limit is not None and has > limit:
+                    yield f"project {project} has {has} {resource} of {limit}", None
+
+    def _owners(self) -> Iterator[Problem]:
+        """Every address that a VM was promised is its own, and nobody else's."""
+        owners = "SELECT network, ip, instance FROM addresses"
+        rows = {(network, ip): vm for network, ip, vm in self._rows(owners)}
+        for field in ("address", "address6"):
+            for vm, name, network, ip in self._rows(NICS.format(field, field)):
+                owner = rows.get((network, ip))
+                if owner != vm:
+                    yield f"{ip} in {network} of {name} belongs to {owner or 'nobody'}", vm
+
+    def _pools(self) -> Iterator[Problem]:
+        pools = "SELECT name, spec FROM model WHERE kind = 'pool'"
+        specs = {name: json.loads(spec) for name, spec in self._rows(pools)}
+        for pool, taken in self._rows(POOLED) if specs else ():
+            spec = specs.get(pool, {"capacity_gib": 0, "overprovisioning": 1.0})
+            if taken > spec["capacity_gib"] * spec["overprovisioning"]:
+                yield f"pool {pool} holds {taken} GiB of {spec['capacity_gib']}", None
+
+    def _crowded(self, moved: AbstractSet[str]) -> Iterator[Problem]:
+        for name, _v, _m, vcpus, memory, has_vcpus, has_memory, vms in self._rows(ON_HOSTS):
+            if not memory or not moved.isdisjoint((vms or "").split(",")):
+                continue
+            if has_memory > memory or has_vcpus > vcpus * OVERCOMMIT:
+                yield f"{name} holds {has_memory} MiB of {memory}, {has_vcpus} vCPUs", None
+
+    def _leaks(self) -> Iterator[Problem]:
+        stones = {instance for (instance,) in self._rows(OPEN_STONES)}
+        live = {
+            uuid: len(json.loads(wishes)["disks"])
+            for uuid, wishes in self._rows(
+                f"SELECT i.uuid, i.wishes FROM instances i WHERE {HOLDS}"  # noqa: S608
+            )
+        }
+        for table in ("addresses", "hostnames", "volumes"):
+            query = f"SELECT instance, count(*) FROM {table} GROUP BY instance"  # noqa: S608
+            held = dict(self._rows(query))
+            for instance in held.keys() - live.keys() - stones:
+                yield f"{held[instance]} {table} of {instance} were never given back", instance
+            for instance, wanted in live.items() if table == "volumes" else ():
+                if held.get(instance, 0) != wanted:
+                    yield f"{instance} has {held.get(instance, 0)} of {wanted} volumes", instance
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._database.execute(query, values).fetchall()
+
+
+OVERCOMMIT = 16  # of vCPUs, where no cluster says otherwise
