@@ -73,13 +73,18 @@ class Commands:
             self._journal.canary(command)
             self._answers.wake()
             return
-        arrival = _Arrival(command)
-        self._arrived.append(arrival)
+        (error,) = self.take_all([command])
+        if error is not None:
+            raise error
+
+    def take_all(self, commands: Iterable[m.Command]) -> list[BaseException | None]:
+        """Several that came in one cast, none of them a canary; the error of each, if any."""
+        arrivals = [_Arrival(command) for command in commands]
+        self._arrived.extend(arrivals)
         with self._lock:
-            if not arrival.done:
-                self._take_all()
-        if arrival.error is not None:
-            raise arrival.error
+            if not all(arrival.done for arrival in arrivals):
+                self._take_arrived()
+        return [arrival.error for arrival in arrivals]
 
     def void(self, instance: str, generation: int) -> None:
         """Nothing up to `generation` may start any more; says what had become of it."""
@@ -135,7 +140,7 @@ class Commands:
 
     # inside
 
-    def _take_all(self) -> None:
+    def _take_arrived(self) -> None:
         """All that have arrived, in one transaction of the journal, by whoever came first."""
         arrivals = []
         while self._arrived:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import uuid
@@ -23,6 +24,7 @@ LOG = logging.getLogger(__name__)
 BODY_SHOWN = 500
 HELD = 200
 KINDS = frozenset(kind.value for kind in m.CommandKind)
+REFUSED = (BadMessage, UnknownKind, WrongFleet, WrongHost)
 
 
 class _Void(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,10 @@ class _HelloWanted(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Confirm(msgspec.Struct, frozen=True, kw_only=True):
     ids: Annotated[tuple[m.Id, ...], msgspec.Meta(max_length=10_000)]
+
+
+class _Commands(msgspec.Struct, frozen=True, kw_only=True):
+    commands: Annotated[tuple[Any, ...], msgspec.Meta(max_length=10_000)]
 
 
 class Door:
@@ -85,7 +91,7 @@ class Door:
         try:
             m.within_limit(method, kwargs)
             self._cast(method, kwargs)
-        except (BadMessage, UnknownKind, WrongFleet, WrongHost) as exc:
+        except REFUSED as exc:
             self._refuse(exc, method, kwargs)
         except MusterError as exc:
             LOG.error("%s is lost, to be cast again: %s", method, exc)
@@ -120,26 +126,18 @@ class Door:
             )
         elif "command" in kwargs:
             self._command(method, kwargs["command"])
+        elif method == "commands":
+            self._several(m.convert(kwargs, _Commands).commands)
         else:
             raise UnknownKind(f"no cast is called {method!r}", "upgrade the older side")
 
     def _command(self, method: str, raw: Any) -> None:
-        kind = raw.get("kind") if isinstance(raw, dict) else None
-        known = not isinstance(kind, str) or kind in KINDS
-        # A kind of tomorrow is read as one of today, to learn whom to tell that we can't.
-        command = m.convert(raw if known else {**raw, "kind": m.CommandKind.START_VM}, m.Command)
-        if kind != method:
-            raise BadMessage(f"a {kind} came as {method}", "")
-        if (command.instance == "") != (command.kind is m.CommandKind.NOOP):
-            raise BadMessage(f"a {kind} of instance {command.instance!r}", "")
-        if command.fleet != self._identity.fleet:
-            raise WrongFleet(f"fleet {command.fleet}, this is {self._identity.fleet}", "")
-        if command.host != self._identity.host:
-            raise WrongHost(f"host {command.host}, this is {self._identity.host}", "")
+        command, known = self._checked(method, raw)
 
         def unknown() -> None:
-            result = not_run(command, UnknownKind.code, f"this agent does not know {kind}")
-            self._journal.answer(msgspec.structs.replace(result, kind=str(kind)))
+            text = f"this agent does not know {method}"
+            result = not_run(command, UnknownKind.code, text)
+            self._journal.answer(msgspec.structs.replace(result, kind=method))
             self._answers.wake()
 
         def take() -> None:
@@ -152,6 +150,45 @@ class Door:
                 self._refuse(exc, method, {"command": raw})
 
         self._in_session(command.session, take if known else unknown)
+
+    def _several(self, raws: tuple[Any, ...]) -> None:
+        """Commands that came in one cast; one that is refused leaves the others as they are."""
+        good: dict[int, list[m.Command]] = {}
+        for raw in raws:
+            kind = str(raw.get("kind")) if isinstance(raw, dict) else ""
+            try:
+                command, known = self._checked(kind, raw)
+                if known and command.kind is not m.CommandKind.NOOP:
+                    good.setdefault(command.session, []).append(command)
+                else:
+                    self._command(kind, raw)
+            except REFUSED as exc:
+                self._refuse(exc, kind, {"command": raw})
+        for session, commands in good.items():
+            self._in_session(session, functools.partial(self._take_all, commands))
+
+    def _take_all(self, commands: list[m.Command]) -> None:
+        for command, error in zip(commands, self._commands.take_all(commands), strict=True):
+            if isinstance(error, IdReused):
+                self._refuse(error, command.kind.value, {"command": m.builtins(command)})
+            elif error is not None:
+                raise error
+
+    def _checked(self, method: str, raw: Any) -> tuple[m.Command, bool]:
+        """The command, of our fleet and host; False for one of a kind that we do not know."""
+        kind = raw.get("kind") if isinstance(raw, dict) else None
+        known = not isinstance(kind, str) or kind in KINDS
+        # A kind of tomorrow is read as one of today, to learn whom to tell that we can't.
+        command = m.convert(raw if known else {**raw, "kind": m.CommandKind.START_VM}, m.Command)
+        if kind != method:
+            raise BadMessage(f"a {kind} came as {method}", "")
+        if (command.instance == "") != (command.kind is m.CommandKind.NOOP):
+            raise BadMessage(f"a {kind} of instance {command.instance!r}", "")
+        if command.fleet != self._identity.fleet:
+            raise WrongFleet(f"fleet {command.fleet}, this is {self._identity.fleet}", "")
+        if command.host != self._identity.host:
+            raise WrongHost(f"host {command.host}, this is {self._identity.host}", "")
+        return command, known
 
     def _follows(self, canary: m.Command) -> bool:
         """A canary carries the mark of the managers' store; False when that went back."""

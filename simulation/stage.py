@@ -170,6 +170,9 @@ class Stage(SimFleet):
         if method == "void":
             what = f"void of {kwargs['instance']} up to {kwargs['generation']}"
             self.tell(f"  {sender} -> {to.server}: {what}")
+        elif method == "commands":
+            for command in kwargs["commands"]:
+                self.tell_cast(sender, to, command["kind"], {"command": command})
         elif method == NOOP:
             self.canaries.add(kwargs["command"]["id"])
         elif "command" in kwargs:

@@ -10,10 +10,15 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import logging
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
 
 from common.bus.base import Bus, agent_at
 from common.conf import Settings
 from common.errors import BrokerUnavailable
+from common.messages import RPC_LIMIT_BYTES
 from manager.flows import commands
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Cast, Store, Tx
@@ -22,6 +27,9 @@ from manager.store.statements import Query, ask
 
 LOG = logging.getLogger(__name__)
 BATCH = 50
+# A cast costs the broker and both sides much more than a command more in it.
+TOGETHER = 50
+TOGETHER_BYTES = RPC_LIMIT_BYTES // 4
 C, V = CommandRow.__table__.c, Void.__table__.c
 IS_DUE, VOID_IS_DUE = C.publish_at <= ask("now"), V.next_at <= ask("now")
 DUE = Query(CommandRow, IS_DUE, order=[C.publish_at], limit=BATCH)
@@ -57,21 +65,69 @@ class Publisher:
         dropped: its cause is stored and repeats it.
         """
         while self._waiting:
-            cast = self._waiting.popleft()
-            if not self._cast(cast):
-                unsent = [cast, *self._waiting]
-                self._waiting.clear()
-                self._store.run(_give_back, unsent)
-                return False
+            letters = _letters(self._waiting)
+            self._waiting.clear()
+            for n, letter in enumerate(letters):
+                if not self._send(letter):
+                    unsent = [cast for left in letters[n:] for cast in left.casts]
+                    unsent += self._waiting
+                    self._waiting.clear()
+                    self._store.run(_give_back, unsent)
+                    return False
         return True
 
-    def _cast(self, cast: Cast) -> bool:
+    def _send(self, letter: _Letter) -> bool:
+        method, kwargs = letter.content()
         try:
-            self._bus.cast(agent_at(cast.host), cast.method, cast.kwargs)
+            self._bus.cast(agent_at(letter.host), method, kwargs)
         except BrokerUnavailable as exc:
-            LOG.warning("%s to %s is not sent yet: %s", cast.method, cast.host, exc)
+            LOG.warning("%s to %s is not sent yet: %s", method, letter.host, exc)
             return False
         return True
+
+
+class _Letter:
+    """One cast on the wire: commands or confirmations to one host, or anything else alone."""
+
+    def __init__(self, cast: Cast) -> None:
+        self.host = cast.host
+        self.casts = [cast]
+        self._bytes = _size(cast)
+
+    def takes(self, cast: Cast) -> bool:
+        """True when the cast goes with those in it; they may be read in any order."""
+        size = self._bytes + _size(cast)
+        if len(self.casts) == TOGETHER or size > TOGETHER_BYTES:
+            return False
+        self.casts.append(cast)
+        self._bytes = size
+        return True
+
+    def content(self) -> tuple[str, dict[str, Any]]:
+        """The method and its arguments."""
+        first = self.casts[0]
+        if len(self.casts) == 1:
+            return first.method, first.kwargs
+        if "command" in first.kwargs:
+            return "commands", {"commands": [cast.kwargs["command"] for cast in self.casts]}
+        return first.method, {"ids": [id_ for cast in self.casts for id_ in cast.kwargs["ids"]]}
+
+
+def _letters(casts: Iterable[Cast]) -> list[_Letter]:
+    letters: list[_Letter] = []
+    last: dict[tuple[str, str], _Letter] = {}
+    for cast in casts:
+        about = next((what for what in ("command", "ids") if what in cast.kwargs), "")
+        known = last.get((cast.host, about)) if about else None
+        if known is None or not known.takes(cast):
+            last[cast.host, about] = _Letter(cast)
+            letters.append(last[cast.host, about])
+    return letters
+
+
+def _size(cast: Cast) -> int:
+    """Of the arguments on the wire, in bytes."""
+    return len(msgspec.json.encode(cast.kwargs))
 
 
 def claim_due(tx: Tx, cfg: Settings) -> int:

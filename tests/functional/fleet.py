@@ -114,7 +114,10 @@ class Wire:
         self.before()
         # As the other side gets it.
         sent = msgspec.json.decode(msgspec.json.encode(kwargs))
-        self.casts.append(Cast(to.server or "", method, sent))
+        parts = [(method, sent)]
+        if method == "commands":
+            parts = [(each["kind"], {"command": each}) for each in sent["commands"]]
+        self.casts += [Cast(to.server or "", name, part) for name, part in parts]
 
     def take(self, method: str | None = None, host: str | None = None) -> list[Cast]:
         """What was cast since the last look, of one kind or to one host."""

@@ -346,6 +346,31 @@ def test_an_id_that_comes_again_with_another_command_is_refused_and_not_run(
     assert rig.manager.result(rig.manager.send("start_vm", "i-1", 4)).outcome == "succeeded"
 
 
+def test_of_several_commands_in_one_cast_each_is_judged_by_itself(rig: Rig) -> None:
+    rig.up()
+    guest = {"name": "web", "vcpus": 1, "memory_mib": 64}
+    good = [
+        rig.manager.command("start_vm", f"i-{n}", 1, spec={"guest": guest, "create": True})
+        for n in (1, 2)
+    ]
+    foreign = {**rig.manager.command("stop_vm", "i-3", 1), "fleet": "green"}
+    unknown = {**rig.manager.command("stop_vm", "i-4", 1), "kind": "teleport_vm"}
+    old = {**rig.manager.command("stop_vm", "i-5", 1), "session": 77}
+    reused = {**rig.manager.command("stop_vm", "i-6", 1), "id": good[0]["id"]}
+    canary = rig.manager.command("noop", "", 1)
+    every = [good[0], foreign, "no command", unknown, old, reused, canary, good[1]]
+    rig.manager.cast("commands", commands=every)
+    for command in good:
+        assert rig.manager.result(command["id"]).outcome == "succeeded"
+    assert rig.manager.result(unknown["id"]).error_code == "UNKNOWN_KIND"
+    assert rig.manager.result(canary["id"]).outcome == "succeeded"
+    eventually(lambda: len(rig.manager.refusals()) == 3, "three refusals")
+    codes = sorted(refusal.code for refusal in rig.manager.refusals().values())
+    assert codes == ["BAD_MESSAGE", "ID_REUSED", "WRONG_FLEET"]
+    assert rig.manager.results(old["id"]) == []
+    assert {guest.mark.instance for guest in rig.guests() if guest.mark} == {"i-1", "i-2"}
+
+
 def test_ten_megabytes_are_refused_and_nothing_of_them_is_kept(rig: Rig) -> None:
     agent = rig.up()
     rig.create("i-1", trail=[["ann", "x" * 10_000_000, "2026-01-01T00:00:00Z"]])

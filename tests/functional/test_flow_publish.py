@@ -206,10 +206,58 @@ def test_a_cast_that_the_broker_did_not_take_is_made_again(fleet: Fleet, h1: Scr
     assert fleet.publish() == []
 
 
-def test_what_waits_behind_a_cast_that_the_broker_did_not_take_is_not_sent_either(
+def test_commands_and_confirmations_for_one_host_leave_in_a_cast_of_each(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
+    h2 = ScriptedAgent(fleet, "h2").up()
+    for name, host in (("one", h1), ("two", h2), ("three", h1)):
+        fleet.deploy(host, name)
+    said: list[tuple[str, str, dict[str, Any]]] = []
+
+    class Bus:
+        def cast(self, to: Any, method: str, kwargs: dict[str, Any]) -> None:
+            said.append((to.server, method, kwargs))
+
+    publisher = publish.Publisher(fleet.store, fleet.cfg, Bus())  # type: ignore[arg-type]
+    fleet.store.after_commit = publisher.take
+    jobs = [fleet.ask("vm_stop", vm=name) for name in ("one", "two", "three")]
+    ids = [command(fleet, job).id for job in jobs]
+    for n in (1, 2):
+        h1.say(refusals=(m.Refusal(id=f"r-{n}", code="X", message="?", body=""),))
+    assert publisher.say()
+    assert [(host, method) for host, method, _ in said] == [
+        ("h1", "commands"),
+        ("h2", "stop_vm"),
+        ("h1", "confirm"),
+    ]
+    assert [each["id"] for each in said[0][2]["commands"]] == [ids[0], ids[2]]
+    assert said[2][2] == {"ids": ["r-1", "r-2"]}
+
+
+def test_a_cast_is_not_made_larger_than_an_agent_takes(
+    fleet: Fleet, h1: ScriptedAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Bus:
+        def cast(self, _to: Any, method: str, kwargs: dict[str, Any]) -> None:
+            sizes.append(len(kwargs.get("commands", (1,))))
+
+    monkeypatch.setattr(publish, "TOGETHER_BYTES", 3000)
+    publisher = publish.Publisher(fleet.store, fleet.cfg, Bus())  # type: ignore[arg-type]
+    fleet.store.after_commit = publisher.take
+    for n in range(6):
+        fleet.create(f"web-{n}", host="h1", memory_mib=16)
+    assert publisher.say()
+    assert sum(sizes) == 6
+    assert 1 < len(sizes) < 6
+
+
+def test_what_waits_behind_a_cast_that_the_broker_did_not_take_is_not_sent_either(
+    fleet: Fleet, h1: ScriptedAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Commands are given back; confirms are dropped, the agent repeats what they are for."""
+    monkeypatch.setattr(publish, "TOGETHER", 1)
     for name in ("one", "two", "three"):
         fleet.deploy(h1, name)
     casts: list[str] = []

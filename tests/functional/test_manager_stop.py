@@ -30,8 +30,8 @@ class Bus(MemoryBus):
 
     def cast(self, to: Address, method: str, kwargs: Mapping[str, Any]) -> None:
         self.told()
-        if "command" in kwargs:
-            self.casts.append(kwargs["command"]["id"])
+        commands = [kwargs["command"]] if "command" in kwargs else kwargs.get("commands", ())
+        self.casts += [command["id"] for command in commands]
 
 
 def test_its_batch_leaves_and_the_rest_is_due_for_any_other_manager(
