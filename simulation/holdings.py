@@ -23,7 +23,7 @@ USED = f"""
     SELECT i.project, count(*), sum(i.vcpus), sum(i.memory_mib),
         sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid)),
         sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v WHERE v.instance = i.uuid)),
-        sum((SELECT count(*) FROM addresses a WHERE a.instance = i.uuid))
+        sum((SELECT count(a.number) FROM addresses a WHERE a.instance = i.uuid))
     FROM instances i WHERE {HOLDS} GROUP BY i.project
 """  # noqa: S608
 RESOURCES = ("instances", "vcpus", "memory_mib", "volumes", "storage_gib", "addresses")
