@@ -312,6 +312,14 @@ def test_8_1_named_groups_filter_where_the_network_does(zone: Fleet) -> None:
     assert not zone.rows(Object, kind=Kind.SECURITY_GROUP, name="default-default")
 
 
+def test_8_1_a_zone_without_groups_filters_nothing(zone: Fleet) -> None:
+    make(zone, networks=[{"name": "n1", "security_groups": True}])
+    asking(zone)
+    (cast,) = zone.wire.take("start_vm")
+    assert cast.command.spec["guest"]["nics"][0].get("rules") is None
+    assert not zone.rows(Object, kind=Kind.SECURITY_GROUP, name="default-default")
+
+
 def test_8_1_what_a_vm_is_made_of_comes_from_all_that_was_named(zone: Fleet) -> None:
     deploy(
         zone,

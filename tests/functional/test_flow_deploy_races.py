@@ -101,6 +101,23 @@ def test_the_last_space_of_a_pool_is_given_once(zone: Fleet, managers: list[Flee
     assert [v.pool for v in zone.rows(Volume)] == ["wide", "wide"]
 
 
+def test_the_last_space_of_a_pool_is_given_to_one_of_its_hosts(
+    zone: Fleet, managers: list[Fleet]
+) -> None:
+    pool = {"name": "wide", "scope": "zone", "zone": "z1", "path": "/wide", "capacity_gib": 9}
+    make(zone, pools=[pool])
+    for round_ in range(ROUNDS):
+        make(zone, pools=[{"name": "wide", "capacity_gib": 9 + 5 * round_}])
+        results = at_once(
+            [
+                partial(deploy, m, f"web-{round_}-{n}", **N1, host=f"h{n}")
+                for n, m in enumerate(managers[:3], 1)
+            ]
+        )
+        assert sum(isinstance(r, dict) for r in results) == 1, results
+    assert len(zone.rows(Volume)) == ROUNDS
+
+
 def test_the_last_of_a_limit_is_given_once(zone: Fleet, managers: list[Fleet]) -> None:
     for round_ in range(ROUNDS):
         make(zone, projects=[{"name": "shop", "instances": round_ + 1}])
