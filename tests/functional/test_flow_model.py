@@ -592,6 +592,23 @@ def test_there_is_never_a_vm_without_its_network(
         assert isinstance(created, BadRequest) is not bool(vms), (created, gone)
 
 
+def test_a_vm_gets_no_address_that_its_network_does_not_have_any_more(
+    world: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    one, two = managers[:2]
+    for n in range(ROUNDS):
+        name, old, new = f"m{n}", f"10.{n + 9}.0", f"10.{n + 109}.0"
+        make(world, "network", name, **{**NETWORK, "cidr": f"{old}.0/24"})
+        wanted = {"network": name, "address": f"{old}.77"}
+        created, moved = at_once(
+            [
+                partial(one.create, f"web-{n}", memory_mib=16, networks=[wanted]),
+                partial(put, two, "network", name, cidr=f"{new}.0/24"),
+            ]
+        )
+        assert sorted(type(r).__name__ for r in (created, moved)) == ["BadRequest", "dict"]
+
+
 def test_two_networks_do_not_come_to_overlap_at_once(fleet: Fleet, managers: list[Fleet]) -> None:
     make(fleet, "zone", "z1")
     for n in range(ROUNDS):
