@@ -178,9 +178,12 @@ def command_ended(
             cancelling=job.cancelling,
         )
     )
+    # Nobody has looked there: an agent without its journal says of every command that it did not
+    # run; what a terminate answers, it has seen.
+    unseen = command.state is CommandState.NOT_RUN and command.published_at is not None
+    bury = decision.hold or unseen
+    left_on = command.host if bury else None
     if decision.next is rule.Next.NEXT_HOST:
-        voided = command.error_code == "VOIDED"
-        bury = decision.hold or voided
         _go_on(tx, cfg, job, vm, command.host, _told(command), bury=bury)
     elif decision.next is rule.Next.SAME_HOST_AGAIN:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command))
@@ -189,7 +192,7 @@ def command_ended(
     elif decision.next is rule.Next.CANCELLED:
         begun = f"{command.host} had begun to carry it out"
         said = f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
-        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said)
+        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said, left_on=left_on)
     else:
         never = command.state is CommandState.NOT_RUN and command.error_code in NEVER_RUN
         _fail(
@@ -199,7 +202,7 @@ def command_ended(
             JobEvent.EXPIRE if never else JobEvent.FAIL,
             code=decision.code,
             error=command.error or decision.reason,
-            left_on=command.host if decision.hold else None,
+            left_on=left_on,
         )
 
 
@@ -208,8 +211,7 @@ def _go_on(
 ) -> None:
     """Leave a host; the job is taken up again at the next tick, or when the host is proven clean.
 
-    `bury`: nobody has looked whether it has no guest of ours. An agent without its journal says of
-    every command that it did not run; what a terminate answers, it has seen.
+    `bury`: nobody has looked whether it has no guest of ours.
     """
     if bury:
         reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=told, pair=(0, 0))
