@@ -313,6 +313,23 @@ def given(world: Fleet) -> Fleet:
     return world
 
 
+def test_a_network_stays_while_an_address_of_it_is_in_quarantine(given: Fleet) -> None:
+    (used,) = given.rows(Use)
+    given.store.run(lambda tx: tx.delete(used))
+    for change in (
+        partial(drop, given, "network", "new"),
+        partial(put, given, "network", "new", source="ovs1"),
+    ):
+        with pytest.raises((InUse, BadRequest), match="VM web-1"):
+            change()
+    gone = given.vm()
+    given.store.run(lambda tx: tx.delete(gone))
+    with pytest.raises(InUse, match="instance "):
+        drop(given, "network", "new")
+    given.store.run(lambda tx: tx.delete_where(Address))
+    drop(given, "network", "new")
+
+
 @pytest.mark.parametrize(
     ("change", "refused"),
     [
