@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agent.drivers.base import Doing
-from agent.drivers.libvirt import qemu_img
+from agent.drivers.libvirt import folders, qemu_img
 from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
 from common.errors import HypervisorError
@@ -171,8 +171,7 @@ class Disks:
 
     def _make_folder(self, folder: Path, remedy: str) -> None:
         try:
-            # The hypervisor's own user has to reach the files, and nobody needs to list them.
-            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folders.make(folder)
         except OSError as exc:
             raise HypervisorError(f"no folder {folder}: {exc.strerror}", remedy) from exc
 

@@ -131,7 +131,7 @@ def _used(conn: Any, bearer: str) -> set[str]:
     """The filters that the definitions of all guests but this one name."""
     found: set[str] = set()
     for domain in conn.listAllDomains():
-        if domain.UUIDString() == bearer:
+        if domain.UUIDString() == bearer.lower():
             continue
         try:
             tree = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirt's own
