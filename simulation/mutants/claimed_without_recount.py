@@ -12,7 +12,7 @@ SECONDS = 5.0  # no two steps of the simulator fall between a look and a claim: 
 
 
 def apply(swap: Any) -> None:
-    decide, release = placing._decide, placing.RELEASE
+    decide, release = placing._at_some, placing.RELEASE
 
     def unseen(tx: Any, *args: Any) -> Any:
         looked: tuple[dt.datetime, Any, Any] | None = vars(manager_of(tx)).get("looked")
@@ -28,5 +28,5 @@ def apply(swap: Any) -> None:
         tx.conn.execute(release, {"at": found.host, **more})
         return ""
 
-    swap(placing, "_decide", unseen)
+    swap(placing, "_at_some", unseen)
     swap(placing, "_hold", hold)
