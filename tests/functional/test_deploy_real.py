@@ -19,6 +19,7 @@ from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 from tests.faults.stage import staged
+from tests.functional.libvirt_rig import filtering
 from tests.functional.neighbour import beside
 from tests.wait import wait_until
 
@@ -72,6 +73,7 @@ def zone(pool: Path, template: Path, checksum: str, network: str) -> dict[str, A
     }
 
 
+@filtering
 def test_a_vm_has_the_name_address_and_disks_it_was_promised_and_they_are_gone_after_it(
     rabbit: RabbitMQ, postgres: Postgres, libvirt_qemu: Libvirtd, image: Image, tmp_path: Path
 ) -> None:

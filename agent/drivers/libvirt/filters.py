@@ -20,8 +20,9 @@ from common.model import Direction, Protocol, Rule
 BASE = ("no-mac-spoofing", "no-ip-spoofing", "no-arp-spoofing", "no-other-l2-traffic")
 # Rules on ports are iptables rules, which see a bridge's traffic only where this holds a 1.
 BRIDGE_TRAFFIC = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-# What the neighbours of an IPv6 network tell each other; conntrack does not follow it.
-_NEIGHBOURS = (133, 134, 135, 136)
+# What the neighbours of an IPv6 network tell each other, which conntrack does not follow: who is
+# there (135, 136), and guests ask for routers (133), which answer (134).
+_NEIGHBOURS = {"in": (134, 135, 136), "out": (133, 135, 136)}
 
 _IN_LIBVIRT = {
     (4, Protocol.TCP): "tcp",
@@ -170,9 +171,11 @@ def _speak_ipv6(root: ET.Element, nic: NicSpec) -> None:
         _rule(root, "accept", "out", -620, "ipv6", srcipaddr=address, srcipmask=mask)
     _rule(root, "drop", "out", -610, "mac", protocolid="ipv6")
     _rule(root, "accept", "in", -600, "mac", protocolid="ipv6")
-    for kind in _NEIGHBOURS:
-        made = _rule(root, "accept", "inout", 100, "icmpv6", type=str(kind))
-        made.set("statematch", "false")
+    # libvirt makes nothing of a rule for both directions that names a type.
+    for direction, kinds in _NEIGHBOURS.items():
+        for kind in kinds:
+            made = _rule(root, "accept", direction, 100, "icmpv6", type=str(kind))
+            made.set("statematch", "false")
 
 
 def _let_through(root: ET.Element, rule: Rule) -> None:
