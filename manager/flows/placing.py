@@ -30,7 +30,7 @@ from manager.store.sightings import Sighting
 from manager.store.statements import among, ask, ask_any
 from manager.store.volumes import Volume
 
-BUSY = 8  # hosts that others are deciding about, before one waits for the best
+BUSY = 3  # hosts that others are deciding about, before one waits for the best
 RECOUNTS = 20  # hosts that may turn out to be full, one after the other, for one decision
 SMALL = 200  # hosts of a fleet of which every one is looked at
 BEST = 50  # hosts of a larger one that are looked at, for each way of counting what is free
