@@ -115,7 +115,7 @@ def test_a_vm_has_the_name_address_and_disks_it_was_promised_and_they_are_gone_a
             assert f"MUSTER GUEST {line}" in console()
         bridge = libvirt_qemu.virsh("net-info", network).split("Bridge:")[1].split()[0]
         with beside(libvirt_qemu, bridge, "10.9.0.9/24") as near:
-            assert near.reads("10.9.0.5", 80) == "web-1"
+            wait_until(lambda: near.reads("10.9.0.5", 80) == "web-1", 30, "its web page")
             assert near.reads("10.9.0.5", 81) is None
         assert len(list(pool.glob("*/*.disk*"))) == 2
 

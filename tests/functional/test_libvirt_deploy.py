@@ -275,17 +275,14 @@ def test_a_port_that_is_allowed_answers_and_one_that_is_not_does_not(
     ]
     nic = plugged(network, address6="2001:db8::5/64", rules=tuple(web))
     guest = rig.create(nics=(nic,), hostname="web-1", **boots(image))
-    open_one = rig.create(
-        "open",
-        nics=(plugged(network, mac="52:54:00:12:34:57", address="10.9.0.6/24"),),
-        hostname="web-2",
-        **boots(image),
-    )
+    bridge = libvirt_qemu.virsh("net-info", network).split("Bridge:")[1].split()[0]
+    card = {"mac": "52:54:00:12:34:57", "address": "10.9.0.6/24"}
+    on_bridge = plugged(bridge, backend=Backend.BRIDGE, ensure=False, **card)
+    open_one = rig.create("open", nics=(on_bridge,), hostname="web-2", **boots(image))
     up(rig, guest)
     up(rig, open_one)
-    bridge = libvirt_qemu.virsh("net-info", network).split("Bridge:")[1].split()[0]
     with beside(libvirt_qemu, bridge, "10.9.0.9/24") as near:
-        assert near.reads("10.9.0.5", 80) == "web-1"
+        wait_until(lambda: near.reads("10.9.0.5", 80) == "web-1", 30, "what is allowed answers")
         assert near.reads("10.9.0.5", 81) is None
         assert not near.pings("10.9.0.5"), "no rule lets echo requests in"
         near.run("ip", "addr", "add", "2001:db8::9/64", "dev", "eth0", "nodad")
