@@ -168,7 +168,8 @@ def _fill_pools(tx: Tx, hosts: int) -> None:
 
 
 def _make_pool(tx: Tx, name: str, scope: PoolScope, at: str) -> None:
-    _make(tx, Kind.POOL, name, {"scope": scope, scope.value: at, "path": "/d", "capacity_gib": 1000})
+    fields = {"scope": scope, scope.value: at, "path": "/d", "capacity_gib": 1000}
+    _make(tx, Kind.POOL, name, fields)
 
 
 def _make(tx: Tx, kind: Kind, name: str, fields: dict[str, Any]) -> None:
