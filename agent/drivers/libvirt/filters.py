@@ -139,7 +139,9 @@ def _used(conn: Any, bearer: str) -> set[str]:
             continue
         try:
             tree = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirt's own
-        except libvirt.libvirtError:
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
             continue  # it went between the list and the look
         found |= {ref.get("filter", "") for ref in tree.iterfind("devices/interface/filterref")}
     return found
