@@ -59,6 +59,7 @@ COLUMNS = (
 )
 FLEET = sa.select(*[H[name] for name in COLUMNS]).order_by(H.name)
 A_SMALL_ONE = FLEET.limit(SMALL + 1)
+THESE_HOSTS = FLEET.where(H.name.in_(ask_any("names")))
 # As text: a Row of each would take longer than the decision.
 STORES = sa.select(O.kind, O.name, sa.type_coerce(O.spec, sa.Text)).where(
     among(O.kind, (Kind.ZONE, Kind.POD, Kind.CLUSTER, Kind.POOL))
@@ -353,10 +354,16 @@ def _at_some(
     if len(rows) <= SMALL:
         counts = _counts(tx, order, project)
         return _look(tx, topology, demand, order, rows, counts, instance)
-    if order in (rule.Order.SPREAD, rule.Order.PACK):
+    best: Sequence[Any] = ()
+    only = {demand.host} if demand.host is not None else demand.beside
+    if only:
+        best = tx.rows(THESE_HOSTS, (Host,), names=sorted(only))
+    elif order in (rule.Order.SPREAD, rule.Order.PACK):
         best = _best(tx, topology, demand, order)
-        look = _look(tx, topology, demand, order, best, {}, instance)
-        if best and look.place(demand).host is not None:
+    if best:
+        counts = _counts(tx, order, project) if only else {}
+        look = _look(tx, topology, demand, order, best, counts, instance)
+        if look.place(demand).host is not None:
             return look
     return _at_all(tx, cfg, topology, wishes, demand, project, instance)
 
@@ -416,7 +423,8 @@ def _best(tx: Tx, topology: Topology, demand: rule.Demand, order: rule.Order) ->
     """
     ways: dict[tuple[float, float, float, float], list[str]] = {}
     for name, site in topology.sites.items():
-        if site.zone == demand.zone and not site.closed:
+        named = demand.pod in (None, site.pod) and demand.cluster in (None, name)
+        if site.zone == demand.zone and named and not site.closed:
             ways.setdefault(_ratios(site.cluster, demand), []).append(name)
     if demand.zone is None:
         ways = {_ratios(_NOWHERE.cluster, demand): []}

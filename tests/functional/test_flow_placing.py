@@ -19,7 +19,7 @@ from manager.store.instances import DiskWish, Wishes
 from manager.store.model import Object
 from manager.store.volumes import Volume
 from tests.functional.fleet import START, Fleet
-from tests.functional.zone import deploy, make
+from tests.functional.zone import BRIDGE, deploy, make
 
 HOSTS = 40
 FLEETS = 6
@@ -103,7 +103,9 @@ def wishes(draw: random.Random) -> dict[str, Any]:
     )
     asked = Wishes(
         zone=draw.choice([None, "z1", "z1", "z2"]),
+        pod=draw.choice([None, None, None, "p1"]),
         cluster=draw.choice([None, None, None, "c2"]),
+        host=draw.choice([None] * 9 + ["h03", "h07"]),
         hypervisors=draw.choice([(), ("libvirt",), ("libvirt", "xapi")]),
         host_tags=draw.choice([(), (), ("ssd",), ("s_d", "gpu")]),
         memory_overcommit=draw.choice([None, None, 1.25]),
@@ -137,6 +139,22 @@ def test_8_4_the_best_of_a_large_fleet_is_the_best_of_all(fleet: Fleet, seed: in
         assert (quick.host, quick.pools) == (whole.host, whole.pools), asked
         placed += whole.host is not None
     assert 0 < placed < ASKED, "both can be seen"
+
+
+def test_8_4_a_group_that_is_together_is_found_in_a_large_fleet(fleet: Fleet) -> None:
+    draw = random.Random(4)  # noqa: S311 - as above
+    world(fleet, draw)
+    make(fleet, affinity_groups=[{"name": "together", "kind": "affinity"}])
+    for host in fleet.rows(Host):
+        changes = {"state": HostState.UP, "enabled": True, "maintenance": False}
+        changes |= {"clash": False, "fenced": False, "cluster": "c1", "memory_mib_used": 0}
+        fleet.put(host, memory_mib_total=int(host.name[1:]) * 64 + 2048, vcpus_total=64, **changes)
+    make(fleet, networks=[{"name": "n", "zone": "z1", **BRIDGE, "cidr": "10.9.0.0/24"}])
+    asked: dict[str, Any] = {"offering": None, "template": None, "vcpus": 1, "memory_mib": 64}
+    asked |= {"networks": [{"network": "n"}], "affinity_groups": ["together"]}
+    assert deploy(fleet, "web-1", host="h05", **asked)["host"] == "h05"
+    assert deploy(fleet, "web-2", **asked)["host"] == "h05"
+    assert deploy(fleet, "web-3", **{**asked, "affinity_groups": []})["host"] == "h39"
 
 
 def statements(store: Store, fleet: Fleet, asked: dict[str, Any]) -> int:
