@@ -178,10 +178,10 @@ def command_ended(
             cancelling=job.cancelling,
         )
     )
+    # Nobody has looked after a void: an agent without its journal says "not run" of everything.
+    left_on = command.host if decision.hold or command.error_code == "VOIDED" else None
     if decision.next is rule.Next.NEXT_HOST:
-        voided = command.error_code == "VOIDED"
-        bury = decision.hold or voided
-        _go_on(tx, cfg, job, vm, command.host, _told(command), bury=bury)
+        _go_on(tx, cfg, job, vm, command.host, _told(command), bury=left_on is not None)
     elif decision.next is rule.Next.SAME_HOST_AGAIN:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command))
         vm = tx.swap(vm, generation=vm.generation + 1)
@@ -189,7 +189,7 @@ def command_ended(
     elif decision.next is rule.Next.CANCELLED:
         begun = f"{command.host} had begun to carry it out"
         said = f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
-        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said)
+        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said, left_on=left_on)
     else:
         never = command.state is CommandState.NOT_RUN and command.error_code in NEVER_RUN
         _fail(
@@ -199,7 +199,7 @@ def command_ended(
             JobEvent.EXPIRE if never else JobEvent.FAIL,
             code=decision.code,
             error=command.error or decision.reason,
-            left_on=command.host if decision.hold else None,
+            left_on=left_on,
         )
 
 
@@ -208,8 +208,7 @@ def _go_on(
 ) -> None:
     """Leave a host; the job is taken up again at the next tick, or when the host is proven clean.
 
-    `bury`: nobody has looked whether it has no guest of ours. An agent without its journal says of
-    every command that it did not run; what a terminate answers, it has seen.
+    `bury`: it may have a guest of ours; what it answers a terminate, it has seen.
     """
     if bury:
         reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=told, pair=(0, 0))
