@@ -14,6 +14,10 @@ from client.base import Command, Rows, add_reason
 from client.model import said
 from client.rpc import operator
 from common.errors import BadRequest
+from common.messages import RPC_LIMIT_BYTES
+
+MOST = 500_000  # values; more do not fit into a message
+ROOM_BYTES = 4096  # what a message holds besides
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml publishes no types
@@ -21,7 +25,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml publishes no types
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _value in node.value:
+        scalars = [key for key, _value in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in scalars:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
@@ -49,12 +54,29 @@ def read(path: str) -> dict[str, Any]:
         raise BadRequest(
             f"{path}: holds no nouns", "lists of objects under zones:, networks: and the others"
         )
+    if _weight(found, {}) > MOST:
+        raise BadRequest(f"{path}: holds too much once its aliases are written out", "split it")
+    # Dates and the like become text, as all that is no number, no word and no list of them.
+    plain: dict[str, Any] = msgspec.to_builtins(found, str_keys=True)
     try:
-        # Dates and the like become text, as all that is no number, no word and no list of them.
-        plain: dict[str, Any] = msgspec.to_builtins(found, str_keys=True)
-    except RecursionError as exc:
-        raise BadRequest(f"{path}: an alias is a part of itself", "write it out") from exc
+        size = len(msgspec.json.encode(plain))
+    except UnicodeEncodeError as exc:
+        raise BadRequest(f"{path}: {exc.object!r:.60} is no text", "write it again") from exc
+    if size > RPC_LIMIT_BYTES - ROOM_BYTES:
+        said = f"{path}: {size} bytes are more than a manager takes at once"
+        raise BadRequest(said, f"split it into files of at most {RPC_LIMIT_BYTES - ROOM_BYTES}")
     return plain
+
+
+def _weight(value: Any, known: dict[int, int]) -> int:
+    """How many values there are, those that aliases repeat as often as they do."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST + 1  # as long as this is not done: of what is a part of itself
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_weight(part, known) for part in parts)
+    return known[id(value)]
 
 
 class Apply(Command):

@@ -6,6 +6,7 @@ PostgreSQL, managers and agents as processes of their own, on loopback, below on
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -30,11 +31,14 @@ from common.runtime import Runtime
 from devstack.consoles import FLEET, Console, LibvirtConsole, SimulatedConsole
 from devstack.parts.base import Part, PartError, Process, wait_for
 from devstack.parts.libvirtd import Libvirtd
+from devstack.parts.openvswitch import OpenVSwitch
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
 from manager.service import Manager
 
 BIN = Path(sys.executable).parent
+# Where guests of the last host meet on VLANs.
+BRIDGE = "ovs0"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -78,6 +82,12 @@ class Fleet(Protocol):
     def boot_options(self) -> list[str]: ...
 
     def serial_log(self, host: str, instance: str) -> str: ...
+
+    def zone_file(self) -> Path | None:
+        """What `muster apply` makes a zone of; None for a fleet whose guests do not boot."""
+
+    def pool_files(self) -> list[str]:
+        """The disks that guests have in the pool of that zone."""
 
     def close(self) -> None: ...
 
@@ -159,6 +169,12 @@ class Embedded:
     def serial_log(self, host: str, instance: str) -> str:
         raise NotImplementedError(f"simulated guests have no console ({host}, {instance})")
 
+    def zone_file(self) -> Path | None:
+        return None
+
+    def pool_files(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         for agent in self._agents.values():
             agent.stop(2.0)
@@ -220,6 +236,7 @@ class Real:
         self.managers: dict[str, Service] = {}
         self.agents: dict[str, Service] = {}
         self._image: tuple[Path, Path] | None = None
+        self._pool = folder / "pool"
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._rabbit_url = rabbit_url or self._part("RabbitMQ", RabbitMQ).url
@@ -255,6 +272,9 @@ class Real:
         with ThreadPoolExecutor(len(self.hosts)) as starting:
             list(starting.map(Libvirtd.start, self.daemons.values()))
         self._uris |= {host: daemon.qemu_uri for host, daemon in self.daemons.items()}
+        switch = OpenVSwitch(self.daemons[self.hosts[-1]]).start()
+        self._parts.append(switch)
+        switch.add_bridge(BRIDGE)
 
     def _write_config(self, name: str, host: str) -> Path:
         t = self._times
@@ -338,6 +358,17 @@ class Real:
         path = self.folder / "instances" / host / instance / "serial.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def zone_file(self) -> Path | None:
+        if self._image is None:
+            return None
+        self._pool.mkdir(exist_ok=True)
+        path = self.folder / "zone.yaml"
+        path.write_text(json.dumps(zone_of(self.hosts[-1], self._pool, *self._image), indent=2))
+        return path
+
+    def pool_files(self) -> list[str]:
+        return sorted(path.name for path in self._pool.glob("*/*.qcow2"))
+
     def close(self) -> None:
         for service in (*self.agents.values(), *self.managers.values()):
             service.signal(signal.SIGTERM)
@@ -353,6 +384,45 @@ class Real:
             lines = log.read_text(errors="replace").splitlines()[-15:]
             parts.append(f"--- {log.name}\n" + "\n".join(lines))
         return "\n".join(parts)
+
+
+def zone_of(host: str, pool: Path, kernel: Path, initrd: Path) -> dict[str, Any]:
+    """A zone of one host, with a template to boot and a VLAN: what a file for `apply` holds."""
+    template = {
+        "name": "tiny",
+        "format": "kernel",
+        "url": kernel.as_uri(),
+        "sha256": _sha256(kernel),
+        "initrd_url": initrd.as_uri(),
+        "initrd_sha256": _sha256(initrd),
+        "cmdline": "console=ttyS0 quiet",
+    }
+    network = {
+        "name": "backend",
+        "zone": "north",
+        "kind": "vlan",
+        "backend": "ovs",
+        "source": BRIDGE,
+        "vlan": 100,
+        "cidr": "10.60.0.0/24",
+        "gateway": "10.60.0.1",
+    }
+    return {
+        "zones": [{"name": "north", "domain": "north.example.org"}],
+        "pods": [{"name": "rack-1", "zone": "north"}],
+        "clusters": [{"name": "amd", "pod": "rack-1"}],
+        "hosts": [{"name": host, "cluster": "amd"}],
+        "pools": [
+            {"name": "ssd", "scope": "host", "host": host, "path": str(pool), "capacity_gib": 10}
+        ],
+        "offerings": [{"name": "small", "vcpus": 1, "memory_mib": 96, "root_gib": 1}],
+        "templates": [template],
+        "networks": [network],
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def image_folder() -> Path:

@@ -65,9 +65,14 @@ class Nouns:
     def of_create(self) -> dict[str, Any]:
         """What one create asks for beside its name and size."""
         world = self._world
+        # An operator may name the host: no other is tried then.
+        asked: dict[str, Any] = {}
+        if world.chance(0.2):
+            asked["host"] = world.random.choice(self._hosts)
         if not self.there:
-            return {}
-        asked: dict[str, Any] = {"project": "tight"} if world.chance(0.8) else {}
+            return asked
+        if world.chance(0.8):
+            asked["project"] = "tight"
         networks = world.random.choice((("net1",), ("net1",), ("net2",), NETWORKS))
         asked["networks"] = [{"network": each, "default": each == networks[0]} for each in networks]
         if world.chance(0.2):

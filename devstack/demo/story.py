@@ -50,6 +50,7 @@ class Story:
         self._agent_dies("web-1", stranger_host)
         self._returns("web-1", stranger_host)
         self._delete_rest()
+        self._from_template()
         self._end(stranger_host, stranger)
 
     # the chapters
@@ -158,6 +159,36 @@ class Story:
             self._change("vm", "delete", name, "--reason", "the demo is over")
             gone = guest.hypervisor_uuid not in self._fleet.console(host).guests()
             self._ledger.check(3, gone, f"the hypervisor of {host} has no {name} any more")
+
+    def _from_template(self) -> None:
+        zone = self._fleet.zone_file()
+        if zone is None:
+            return
+        self._title("A zone from a file; a VM from its template, with an address on a VLAN")
+        self._show("", "apply", str(zone), *_columns("kind", "name", "action"))
+        address = "10.60.0.5"
+        options = ["--template", "tiny", "--offering", "small"]
+        options += ["--network", f"backend,address={address}", "--reason", "the shop needs it"]
+        self._change("vm", "create", "db-1", *options)
+        self._show("What its job did, and how long each part took", "job", "show", self._jobs[-1])
+        vm = self._vm("db-1")
+        took = self._until(partial(self._says_up, vm["host"], vm["uuid"]), 60)
+        console = self._fleet.serial_log(vm["host"], vm["uuid"])
+        self._tell("   What it says on its console:")
+        for line in console.splitlines():
+            self._tell(f"   | {line}")
+        for what in ("NAME db-1", f"ADDRESS eth0 {address}/24", "DISK vda 1024 MiB"):
+            self._ledger.check(
+                2,
+                f"GUEST {what}\n" in console.replace("\r", ""),
+                f"db-1 says {_after(took)}: {what}",
+            )
+        self._same_as_hypervisor("db-1", running=True)
+        disks = self._fleet.pool_files()
+        self._ledger.check(2, len(disks) == 1, f"it has {len(disks)} disk in its pool")
+        self._change("vm", "delete", "db-1", "--reason", "the demo is over")
+        left = self._fleet.pool_files()
+        self._ledger.check(3, not left, f"{len(left)} disks are left in the pool")
 
     def _end(self, stranger_host: str, stranger: GuestReport) -> None:
         self._title("What is left")

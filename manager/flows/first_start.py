@@ -178,10 +178,13 @@ def command_ended(
             cancelling=job.cancelling,
         )
     )
-    # Nobody has looked after a void: an agent without its journal says "not run" of everything.
-    left_on = command.host if decision.hold or command.error_code == "VOIDED" else None
+    # Nobody has looked there: an agent without its journal says of every command that it did not
+    # run; what a terminate answers, it has seen.
+    unseen = command.state is CommandState.NOT_RUN and command.published_at is not None
+    bury = decision.hold or unseen
+    left_on = command.host if bury else None
     if decision.next is rule.Next.NEXT_HOST:
-        _go_on(tx, cfg, job, vm, command.host, _told(command), bury=left_on is not None)
+        _go_on(tx, cfg, job, vm, command.host, _told(command), bury=bury)
     elif decision.next is rule.Next.SAME_HOST_AGAIN:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command))
         vm = tx.swap(vm, generation=vm.generation + 1)
@@ -208,7 +211,7 @@ def _go_on(
 ) -> None:
     """Leave a host; the job is taken up again at the next tick, or when the host is proven clean.
 
-    `bury`: it may have a guest of ours; what it answers a terminate, it has seen.
+    `bury`: nobody has looked whether it has no guest of ours.
     """
     if bury:
         reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=told, pair=(0, 0))

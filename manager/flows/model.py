@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from common.errors import NotFound
+from common.errors import Conflict, NotFound
 from common.model import NOUNS, Kind, Noun, Project
 from manager.store.addresses import Address
 from manager.store.engine import Tx
@@ -72,7 +72,10 @@ def hold(tx: Tx, kind: Kind, name: str) -> Any:
 
 def lock(tx: Tx, kind: Kind, name: str) -> Any:
     """As `hold`, and nobody else holds it: what is counted against it stays as it is."""
+    seen = tx.known(Object, kind, name)
     row = tx.lock(Object, kind, name)
+    if row is not None:
+        _same(seen, row)
     return noun(row) if row is not None else _implied(kind, name)
 
 
@@ -80,12 +83,17 @@ def hold_all(tx: Tx, wanted: Iterable[Key]) -> dict[Key, Any]:
     """Those that are there, held as by `hold`; one statement however many there are.
 
     Whoever makes something that names a noun holds that noun first; others may hold it as well.
+    Conflict, which runs the handler again, when one was changed since this transaction has read it:
+    what was checked against the old one may not fit the new one.
     """
     keys = set(wanted)
     if not keys:
         return {}
     kinds, names = ({key[n] for key in keys} for n in (0, 1))
+    seen = {key: tx.known(Object, *key) for key in keys}
     rows = tx.steady(THESE, kinds=sorted(kinds), names=sorted(names))
+    for row in rows:
+        _same(seen.get((row.kind, row.name)), row)
     there = {(row.kind, row.name): noun(row) for row in rows}
     for kind, name in keys - there.keys():
         implied = _implied(kind, name)
@@ -94,6 +102,11 @@ def hold_all(tx: Tx, wanted: Iterable[Key]) -> dict[Key, Any]:
         else:
             there[kind, name] = implied
     return {key: there[key] for key in keys if key in there}
+
+
+def _same(seen: Object | None, now: Object) -> None:
+    if seen is not None and seen.version != now.version:
+        raise Conflict(f"{now.kind} {now.name} was changed meanwhile")
 
 
 def vms_using(tx: Tx, kind: Kind, name: str) -> list[str]:

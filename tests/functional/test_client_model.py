@@ -266,6 +266,11 @@ def test_all_that_is_wrong_with_a_file_is_told_a_line_each(fleet: Fleet, tmp_pat
     ]
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -278,8 +283,14 @@ def test_all_that_is_wrong_with_a_file_is_told_a_line_each(fleet: Fleet, tmp_pat
         ("zones: \x01", "zone.yaml"),
         ("", "holds no nouns"),
         ("- zones", "holds no nouns"),
-        ("a: &a [*a]", "an alias is a part of itself"),
+        ("a: &a [*a]", "its aliases"),
+        (BOMB, "its aliases"),
+        ("? [a]\n: b", "line 1, column 3: found unhashable key"),
+        ("[" * 5000, "recursion"),
+        ("user_data:\n- {name: u, data: '" + "x" * 2**20 + "'}", "split it into files"),
+        ('user_data:\n- {name: u, data: "\\ud800"}', "no text"),
     ],
+    ids=lambda value: f"{value!r:.40}",
 )
 def test_bad_yaml_is_told_with_its_place(
     fleet: Fleet, tmp_path: Path, text: str, said: str
@@ -297,6 +308,13 @@ def test_a_file_that_is_not_there_or_no_text_is_told(fleet: Fleet, tmp_path: Pat
     file.write_bytes(b"\xff\xfe\xff")
     done = fleet.muster("apply", str(file))
     assert (done.code, "UTF-8" in done.err) == (2, True)
+
+
+def test_aliases_and_merges_can_be_used(fleet: Fleet, tmp_path: Path) -> None:
+    text = "zones:\n- &z {name: z2, domain: a.org}\n- <<: *z\n  name: z3\n"
+    done = applied(fleet, tmp_path, text, "-f", "json")
+    assert [one["name"] for one in done.json] == ["z2", "z3"]
+    assert fleet.typed("zone show z3 -f json").json["domain"] == "a.org"
 
 
 def test_dates_and_numbers_for_names_are_told(fleet: Fleet, tmp_path: Path) -> None:

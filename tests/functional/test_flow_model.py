@@ -313,6 +313,23 @@ def given(world: Fleet) -> Fleet:
     return world
 
 
+def test_a_network_stays_while_an_address_of_it_is_in_quarantine(given: Fleet) -> None:
+    (used,) = given.rows(Use)
+    given.store.run(lambda tx: tx.delete(used))
+    for change in (
+        partial(drop, given, "network", "new"),
+        partial(put, given, "network", "new", source="ovs1"),
+    ):
+        with pytest.raises((InUse, BadRequest), match="VM web-1"):
+            change()
+    gone = given.vm()
+    given.store.run(lambda tx: tx.delete(gone))
+    with pytest.raises(InUse, match="instance "):
+        drop(given, "network", "new")
+    given.store.run(lambda tx: tx.delete_where(Address))
+    drop(given, "network", "new")
+
+
 @pytest.mark.parametrize(
     ("change", "refused"),
     [
@@ -590,6 +607,23 @@ def test_there_is_never_a_vm_without_its_network(
         assert len(world.rows(Object, kind=Kind.NETWORK, name=name)) == len(vms)
         assert isinstance(gone, InUse) is bool(vms), (created, gone)
         assert isinstance(created, BadRequest) is not bool(vms), (created, gone)
+
+
+def test_a_vm_gets_no_address_that_its_network_does_not_have_any_more(
+    world: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    one, two = managers[:2]
+    for n in range(ROUNDS):
+        name, old, new = f"m{n}", f"10.{n + 9}.0", f"10.{n + 109}.0"
+        make(world, "network", name, **{**NETWORK, "cidr": f"{old}.0/24"})
+        wanted = {"network": name, "address": f"{old}.77"}
+        created, moved = at_once(
+            [
+                partial(one.create, f"web-{n}", memory_mib=16, networks=[wanted]),
+                partial(put, two, "network", name, cidr=f"{new}.0/24"),
+            ]
+        )
+        assert sorted(type(r).__name__ for r in (created, moved)) == ["BadRequest", "dict"]
 
 
 def test_two_networks_do_not_come_to_overlap_at_once(fleet: Fleet, managers: list[Fleet]) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+import sqlalchemy as sa
+
+from common.errors import Conflict
 from common.model import Kind, Pod, Project, Zone
 from manager.flows import model
-from manager.store.engine import Store, Tx
+from manager.store.engine import RETRIES, Store, Tx
 from manager.store.model import Object
 from tests.functional.fleet import START
 
@@ -49,6 +54,25 @@ def test_the_default_project_is_there_and_unlimited_until_it_is_made(store: Stor
     assert store.run(lambda tx: model.find(tx, Kind.PROJECT, "other")) is None
     stored(store, Kind.PROJECT, "default", instances=3)
     assert store.run(lambda tx: model.hold(tx, Kind.PROJECT, "default")).instances == 3
+
+
+@pytest.mark.parametrize("hold", [model.hold, model.lock])
+def test_what_has_changed_since_it_was_read_is_not_held_but_read_again(
+    store: Store, hold: Callable[..., Any]
+) -> None:
+    stored(store, Kind.ZONE, "one")
+
+    def checked(tx: Tx) -> None:
+        model.find(tx, Kind.ZONE, "one")
+        # As another manager does it after that look; on SQLite nobody else could.
+        tx.conn.execute(sa.update(Object.__table__).values(version=1))
+        hold(tx, Kind.ZONE, "one")
+
+    if store.dialect == "sqlite" and hold is model.lock:
+        store.run(checked)
+        return
+    with pytest.raises(Conflict, match="zone one was changed"):
+        store.run(checked, attempt=RETRIES - 1)
 
 
 def test_two_may_hold_a_noun_at_once_and_who_deletes_it_waits_for_both(store: Store) -> None:
