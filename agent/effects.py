@@ -7,7 +7,7 @@ import enum
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -89,6 +89,8 @@ class Effects:
     journal: Journal
     session: Session
     runtime: Runtime
+    # (instance, generation) of creates that have not come back: their guests may yet appear.
+    making: set[tuple[str, int]] = field(default_factory=set)
 
     def carry_out(self, work: Work) -> m.Result:
         """The effect, then a fresh look; whatever goes wrong is in the result."""
@@ -213,8 +215,17 @@ class _Attempt:
             generation=command.generation,
             bearer=self.uuid,
         )
+        making, this = self._parts.making, (command.instance, command.generation)
+
+        def make() -> None:
+            making.add(this)
+            try:
+                self._driver.create(spec, mark, self.phases.begin)
+            finally:
+                making.discard(this)
+
         try:
-            self._effect("create", self._driver.create, spec, mark, self.phases.begin)
+            self._effect("create", make)
             return self._finder.at(self.uuid, command.instance)
         except MusterError:
             self._undo()
@@ -273,9 +284,16 @@ class _Attempt:
         self._driver.reboot(guest, force=force, timeout_s=timeout_s)
 
     def _terminate(self) -> None:
+        instance = self._command.instance
+        # Asked first: one that comes back meanwhile shows in the look.
+        making = any(made == instance for made, _ in self._parts.making)
         try:
-            guests = self._finder.find_all(self._command.instance)
+            guests = self._finder.find_all(instance)
         except GuestMissing:
+            if making:
+                raise CallTimeout(
+                    "a create of it has not come back: its guest may yet appear", "look at the host"
+                ) from None
             return
         except NotOurs as exc:
             # Somebody's copy of our guest is not our guest, which is gone.
@@ -292,7 +310,7 @@ class _Attempt:
                 LOG.warning("the mark of %s is left as it was: %s", guest.hypervisor_uuid, exc)
             self._effect("destroy", self._driver.destroy, guest)
             with contextlib.suppress(GuestMissing, NotOurs):
-                self._finder.at(guest.hypervisor_uuid, self._command.instance)
+                self._finder.at(guest.hypervisor_uuid, instance)
                 raise HypervisorError("the guest is still there after its destruction", "")
 
     def _abandon(self) -> None:

@@ -236,6 +236,7 @@ class Real:
         self.managers: dict[str, Service] = {}
         self.agents: dict[str, Service] = {}
         self._image: tuple[Path, Path] | None = None
+        self._template: Path | None = None
         self._pool = folder / "pool"
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -261,10 +262,11 @@ class Real:
         return part
 
     def _start_hypervisors(self) -> None:
-        from devstack.image.build import build  # downloads packages: only when guests boot
+        # Downloads packages: only when guests boot.
+        from devstack.image import bootable, build
 
         image = build(image_folder(), tell=self._tell)
-        self._image = (image.kernel, image.initrd)
+        self._image, self._template = (image.kernel, image.initrd), bootable(image)
         self._tell(f"starting a private libvirtd each for {', '.join(self.hosts)}")
         self.daemons = {host: Libvirtd() for host in self.hosts}
         self._parts += self.daemons.values()
@@ -359,15 +361,16 @@ class Real:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def zone_file(self) -> Path | None:
-        if self._image is None:
+        if self._template is None:
             return None
         self._pool.mkdir(exist_ok=True)
         path = self.folder / "zone.yaml"
-        path.write_text(json.dumps(zone_of(self.hosts[-1], self._pool, *self._image), indent=2))
+        zone = zone_of(self.hosts[-1], self._pool, self._template)
+        path.write_text(json.dumps(zone, indent=2))
         return path
 
     def pool_files(self) -> list[str]:
-        return sorted(path.name for path in self._pool.glob("*/*.qcow2"))
+        return sorted(path.name for path in self._pool.glob("*/*.disk*"))
 
     def close(self) -> None:
         for service in (*self.agents.values(), *self.managers.values()):
@@ -386,17 +389,9 @@ class Real:
         return "\n".join(parts)
 
 
-def zone_of(host: str, pool: Path, kernel: Path, initrd: Path) -> dict[str, Any]:
+def zone_of(host: str, pool: Path, template: Path) -> dict[str, Any]:
     """A zone of one host, with a template to boot and a VLAN: what a file for `apply` holds."""
-    template = {
-        "name": "tiny",
-        "format": "kernel",
-        "url": kernel.as_uri(),
-        "sha256": _sha256(kernel),
-        "initrd_url": initrd.as_uri(),
-        "initrd_sha256": _sha256(initrd),
-        "cmdline": "console=ttyS0 quiet",
-    }
+    checksum = hashlib.sha256(template.read_bytes()).hexdigest()
     network = {
         "name": "backend",
         "zone": "north",
@@ -416,13 +411,11 @@ def zone_of(host: str, pool: Path, kernel: Path, initrd: Path) -> dict[str, Any]
             {"name": "ssd", "scope": "host", "host": host, "path": str(pool), "capacity_gib": 10}
         ],
         "offerings": [{"name": "small", "vcpus": 1, "memory_mib": 96, "root_gib": 1}],
-        "templates": [template],
+        "templates": [
+            {"name": "tiny", "format": "qcow2", "url": template.as_uri(), "sha256": checksum}
+        ],
         "networks": [network],
     }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def image_folder() -> Path:

@@ -55,6 +55,7 @@ class _Checker:
         self._refusals: list[tuple[str, MusterError]] = []
         self._uses: set[tuple[Kind, str]] = set()
         self.project = request.project or nouns.DEFAULT_PROJECT
+        nouns.look_up(tx, _named(request, self.project))
         project = self._find(Kind.PROJECT, "project", self.project)
         if project is not None and not project.enabled:
             self._wrong("project", f"project {self.project} is disabled", "muster project set")
@@ -110,12 +111,12 @@ class _Checker:
     # where
 
     def _zone(self) -> tuple[str | None, model.Zone | None]:
-        zones: dict[str, model.Zone] = nouns.all_of(self._tx, Kind.ZONE)
         name = self._r.zone
-        if name is None and len(zones) > 1:
-            self._wrong("zone", "there are several", f"one of: {', '.join(zones)}")
-            return None, None
         if name is None:
+            zones: dict[str, model.Zone] = nouns.all_of(self._tx, Kind.ZONE)
+            if len(zones) > 1:
+                self._wrong("zone", "there are several", f"one of: {', '.join(zones)}")
+                return None, None
             name = next(iter(zones), None)
         zone = self._find(Kind.ZONE, "zone", name)
         if zone is None:
@@ -477,6 +478,26 @@ class _Checker:
 
     def _wrong(self, field: str, said: str, remedy: str) -> None:
         self._problems.append((field, said, remedy))
+
+
+def _named(r: VmCreate, project: str) -> Iterator[nouns.Key]:
+    """All that a request names."""
+    one = {
+        Kind.ZONE: r.zone,
+        Kind.POD: r.pod,
+        Kind.CLUSTER: r.cluster,
+        Kind.POOL: r.pool,
+        Kind.OFFERING: r.offering,
+        Kind.TEMPLATE: r.template,
+        Kind.USER_DATA: r.user_data_name,
+    }
+    yield Kind.PROJECT, project
+    yield from ((kind, name) for kind, name in one.items() if name is not None)
+    yield from ((Kind.DISK_OFFERING, disk.offering) for disk in r.data_disks if disk.offering)
+    yield from ((Kind.NETWORK, wish.network) for wish in r.networks)
+    yield from ((Kind.SECURITY_GROUP, name) for name in r.security_groups)
+    yield from ((Kind.AFFINITY_GROUP, name) for name in r.affinity_groups)
+    yield from ((Kind.SSH_KEY, name) for name in r.ssh_keys)
 
 
 def _source(template: model.Template) -> ImageSource:

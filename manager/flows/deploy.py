@@ -71,12 +71,6 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
         hostname = addresses.make_hostname(tx, uuid, order.guest.name, networks)
     nics, cards = _cards(tx, cfg, uuid, order.cards)
     guest = msgspec.structs.replace(order.guest, hostname=hostname, nics=cards)
-    for use in sorted(order.uses):
-        tx.insert(Use(kind=use[0], name=use[1], instance=uuid))
-    for disk in disks:
-        kind = "root" if disk.n == 0 and guest.disks[0].source is not None else "data"
-        tx.insert(Volume(instance=uuid, n=disk.n, kind=kind, size_gib=disk.size_gib))
-    job = jobs.accept(tx, wish, "create", instance=uuid, host=None)
     vm = Instance(
         uuid=uuid,
         name=guest.name,
@@ -93,15 +87,23 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
         nics=nics,
         wishes=order.wishes,
         named=bool(order.uses),
-        job=job.uuid if order.start else None,
+        job=wish.job if order.start else None,
         created_at=tx.now,
     )
+    # Before anything is written: what a claim has to look at would have to be written twice.
+    placed = placing.claim(tx, cfg, vm, {}) if order.start else None
+    for use in sorted(order.uses):
+        tx.insert(Use(kind=use[0], name=use[1], instance=uuid))
+    for disk in disks:
+        kind = "root" if disk.n == 0 and guest.disks[0].source is not None else "data"
+        tx.insert(Volume(instance=uuid, n=disk.n, kind=kind, size_gib=disk.size_gib))
     tx.insert(vm)
+    job = jobs.accept(tx, wish, "create", instance=uuid, host=None)
     job = jobs.add_step(tx, job, "reserve", None)
     job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, _reserved(order, nics, hostname))
     job = jobs.start(tx, job)
-    if order.start:
-        return first_start.place(tx, cfg, job, vm, {})
+    if placed is not None:
+        return first_start.begin(tx, cfg, job, vm, placed)
     return jobs.end(tx, job, JobEvent.SUCCEED)
 
 

@@ -39,17 +39,20 @@ from manager.store.volumes import Volume
 
 TOLD = 200  # hosts that a job remembers the reasons of
 NEVER_RUN = ("VOIDED", "EXPIRED")
-J, V = Job.__table__.c, Volume.__table__.c
+J = Job.__table__.c
 IS_DUE = sa.and_(
     among(J.kind, ("create", "start")), among(J.state, jobs.OPEN), J.check_at <= ask("now")
 )
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
-VOLUMES = Query(Volume, V.instance == ask("instance"))
 
 
 def place(tx: Tx, cfg: Settings, job: Job, vm: Instance, avoid: Mapping[str, str]) -> Job:
     """Claim a host and cast start_vm to it."""
-    placed = placing.claim(tx, cfg, vm, avoid)
+    return begin(tx, cfg, job, vm, placing.claim(tx, cfg, vm, avoid))
+
+
+def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed) -> Job:
+    """Cast start_vm to the host that was claimed."""
     job = jobs.add_step(tx, job, "place", placed.host)
     n = len(job.steps) - 1
     why = dict(placed.reasons)
@@ -69,14 +72,14 @@ def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
     if not vm.wishes.disks:
         return guest
     disks = list(guest.disks)
-    volumes = {volume.n: volume for volume in tx.ask(VOLUMES, instance=vm.uuid)}
     for wish, pool in zip(vm.wishes.disks, placed.pools, strict=True):
         folder = None
         if pool is not None:
             folder = nouns.find(tx, Kind.POOL, pool).path
         disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder)
-        if wish.n in volumes:
-            tx.put(volumes[wish.n], pool=pool, host=placed.host)
+        volume = tx.find(Volume, vm.uuid, wish.n)
+        if volume is not None:
+            tx.put(volume, pool=pool, host=placed.host)
     return msgspec.structs.replace(guest, disks=tuple(disks))
 
 

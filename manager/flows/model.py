@@ -47,6 +47,15 @@ def find(tx: Tx, kind: Kind, name: str) -> Any:
     return noun(row) if row is not None else _implied(kind, name)
 
 
+def look_up(tx: Tx, wanted: Iterable[Key]) -> None:
+    """Read nouns at once, for `find` to know them."""
+    keys = set(wanted)
+    kinds, names = ({key[n] for key in keys} for n in (0, 1))
+    rows = tx.ask(THESE, kinds=sorted(kinds), names=sorted(names)) if keys else []
+    for kind, name in keys - {(row.kind, row.name) for row in rows}:
+        tx.absent(Object, kind, name)
+
+
 def named(tx: Tx, kind: Kind, name: str) -> Any:
     """As `find`, or NotFound."""
     found = find(tx, kind, name)

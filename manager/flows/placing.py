@@ -1,14 +1,16 @@
 """Placing: the fleet as the planner sees it, its decision, and the claim on what it chose.
 
-The decision is made on one look at all hosts. The host that it chose is then held, counted anew and
-asked once more, so that two managers can not overfill it; one that is full after all is left out
-and the decision is made again.
+The decision is made on one look at all hosts; of a large fleet at the best of those that have room.
+The host that it chose is then held, counted anew and asked once more, so that two managers can not
+overfill it; one that is full after all is left out and the decision is made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -16,20 +18,23 @@ import sqlalchemy as sa
 from common import model
 from common.conf import Settings
 from common.errors import NoValidHost
-from common.model import AffinityKind, Kind, PoolScope
-from common.states import GuestKind, PowerState, VmState
+from common.model import NOUNS, AffinityKind, Kind, PoolScope
+from common.states import GuestKind, HostState, PowerState, VmState
 from manager.flows import model as nouns
 from manager.rules import placement as rule
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance, Wishes
-from manager.store.model import Use
+from manager.store.model import Object, Use
 from manager.store.sightings import Sighting
-from manager.store.statements import ask, ask_any
+from manager.store.statements import among, ask, ask_any
 from manager.store.volumes import Volume
 
 RECOUNTS = 20  # hosts that may turn out to be full, one after the other, for one decision
-H, I = Host.__table__.c, Instance.__table__.c  # noqa: E741 - the tables' columns
+SMALL = 200  # hosts of a fleet of which every one is looked at
+BEST = 50  # hosts of a larger one that are looked at, for each way of counting what is free
+WAYS = 8  # ways of counting, each a query; with more of them every host is looked at
+H, I, O = Host.__table__.c, Instance.__table__.c, Object.__table__.c  # noqa: E741 - columns
 S, U, V = Sighting.__table__.c, Use.__table__.c, Volume.__table__.c
 OFF = (PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED)
 
@@ -52,6 +57,11 @@ COLUMNS = (
     "fenced",
 )
 FLEET = sa.select(*[H[name] for name in COLUMNS]).order_by(H.name)
+A_SMALL_ONE = FLEET.limit(SMALL + 1)
+# As text: a Row of each would take longer than the decision.
+STORES = sa.select(O.kind, O.name, sa.type_coerce(O.spec, sa.Text)).where(
+    among(O.kind, (Kind.ZONE, Kind.POD, Kind.CLUSTER, Kind.POOL))
+)
 
 
 def _sum(column: sa.ColumnElement[int], *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
@@ -71,11 +81,12 @@ CLAIMED = sa.select(
     _sum(S.vcpus, *STRANGERS),
     _sum(S.memory_mib, *STRANGERS),
 )
-POOLED = (
+EVERY_POOL = (
     sa.select(V.pool, sa.func.sum(V.size_gib))
-    .where(V.pool.in_(ask_any("pools")), V.instance != ask("instance"))
+    .where(V.pool.is_not(None), V.instance != ask("instance"))
     .group_by(V.pool)
 )
+POOLED = EVERY_POOL.where(V.pool.in_(ask_any("pools")))
 OF_PROJECT = (
     sa.select(I.host, sa.func.count())
     .where(I.project == ask("project"), I.host.is_not(None), I.vm_state != VmState.DELETED)
@@ -111,48 +122,69 @@ class Placed(msgspec.Struct, frozen=True):
     reasons: tuple[tuple[str, str], ...]
 
 
+class Site(msgspec.Struct, frozen=True):
+    """Where the hosts of a cluster stand. `closed`: why they take no VMs."""
+
+    zone: str | None
+    pod: str | None
+    closed: str
+    cluster: model.Cluster
+
+
 class Topology:
     """Zones, pods, clusters and pools, as far as a decision has to know them."""
 
     def __init__(self, tx: Tx, zone: str | None) -> None:
         self._tx, self.zone = tx, zone
-        self._clusters: dict[str, model.Cluster] = {}
-        self._pods: dict[str, model.Pod] = {}
-        self._zones: dict[str, model.Zone] = {}
-        self.pools: dict[str, model.Pool] = {}
+        self.sites: dict[str, Site] = {}
+        # Those that others reach as well, and those of each host.
+        self.shared: dict[str, model.Pool] = {}
+        self._local: dict[str, list[tuple[str, model.Pool]]] = {}
         if zone is not None:
-            self._clusters = nouns.all_of(tx, Kind.CLUSTER)
-            self._pods = nouns.all_of(tx, Kind.POD)
-            self._zones = nouns.all_of(tx, Kind.ZONE)
-            every: dict[str, model.Pool] = nouns.all_of(tx, Kind.POOL)
-            self.pools = {name: pool for name, pool in every.items() if self._zone_of(pool) == zone}
+            self._read()
+
+    def _read(self) -> None:
+        found: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
+        for kind, name, spec in self._tx.rows(STORES, (Object,)):
+            found[kind][name] = msgspec.json.decode(spec, type=NOUNS[kind])
+        for name, cluster in found[Kind.CLUSTER].items():
+            pod = found[Kind.POD].get(cluster.pod)
+            zone = found[Kind.ZONE].get(pod.zone) if pod is not None else None
+            closed = ""
+            for word, there, what in (
+                ("cluster", name, cluster),
+                ("pod", cluster.pod, pod),
+                ("zone", pod and pod.zone, zone),
+            ):
+                if what is not None and not what.enabled:
+                    closed = f"is in {word} {there}, which is disabled"
+            self.sites[name] = Site(pod.zone if pod else None, cluster.pod, closed, cluster)
+        for name, pool in found[Kind.POOL].items():
+            if pool.scope is PoolScope.HOST:
+                self._local.setdefault(pool.host, []).append((name, pool))
+            elif self.zone == (pool.zone or self._zone_at(pool.cluster)):
+                self.shared[name] = pool
+
+    def _zone_at(self, cluster: str | None) -> str | None:
+        site = self.sites.get(cluster) if cluster is not None else None
+        return site.zone if site is not None else None
 
     def candidate(self, row: Sequence[object], of_project: Mapping[str, int]) -> rule.Candidate:
         """A host, with what its cluster makes of it."""
         (name, state, enabled, maintenance, driver, at, tags, *sizes, clash, fenced) = row
-        cluster = self._clusters.get(str(at)) if at is not None else None
-        pod = self._pods.get(cluster.pod) if cluster is not None else None
-        zone = self._zones.get(pod.zone) if pod is not None else None
-        closed = ""
-        for word, there, what in (
-            ("cluster", at, cluster),
-            ("pod", cluster and cluster.pod, pod),
-            ("zone", pod and pod.zone, zone),
-        ):
-            if what is not None and not what.enabled:
-                closed = f"is in {word} {there}, which is disabled"
+        site = self.sites.get(str(at), _ELSEWHERE) if at is not None else _NOWHERE
         vcpus_total, vcpus_used, vcpus_claimed, total, used, claimed = sizes
-        ratios = cluster or _NO_CLUSTER
+        ratios = site.cluster
         return rule.Candidate(
             name=name,  # type: ignore[arg-type]
             state=state,  # type: ignore[arg-type]
             enabled=bool(enabled),
             maintenance=bool(maintenance),
             driver=driver,  # type: ignore[arg-type]
-            zone=pod.zone if pod is not None else None,
-            pod=cluster.pod if cluster is not None else None,
+            zone=site.zone,
+            pod=site.pod,
             cluster=at,  # type: ignore[arg-type]
-            closed=closed,
+            closed=site.closed,
             tags=frozenset(tags),  # type: ignore[call-overload]
             vcpus_total=vcpus_total,  # type: ignore[arg-type]
             vcpus_used=vcpus_used,  # type: ignore[arg-type]
@@ -169,19 +201,25 @@ class Topology:
             fenced=bool(fenced),
         )
 
-    def _zone_of(self, pool: model.Pool) -> str | None:
-        if pool.scope is PoolScope.ZONE:
-            return pool.zone
-        cluster = pool.cluster
-        if pool.scope is PoolScope.HOST and pool.host is not None:
-            place = nouns.find(self._tx, Kind.HOST, pool.host)
-            cluster = place.cluster if isinstance(place, model.Place) else None
-        found = self._clusters.get(cluster) if cluster is not None else None
-        pod = self._pods.get(found.pod) if found is not None else None
-        return pod.zone if pod is not None else None
+    def pools(self, hosts: Iterable[rule.Candidate]) -> dict[str, model.Pool]:
+        """What any of these hosts reaches in the zone."""
+        found = dict(self.shared)
+        if self._local:
+            for host in hosts:
+                if host.zone == self.zone:
+                    found.update(self._local.get(host.name, ()))
+        return found
+
+    def has_pools(self) -> bool:
+        """True when the disks of its VMs are kept in pools, be they of hosts never heard of."""
+        if self.shared or not self._local:
+            return bool(self.shared)
+        places = self._tx.ask(nouns.THESE, kinds=[Kind.HOST], names=list(self._local))
+        return any(self._zone_at(row.spec["cluster"]) == self.zone for row in places)
 
 
-_NO_CLUSTER = model.Cluster(pod="none")
+_NOWHERE = Site(None, None, "", model.Cluster(pod="none"))
+_ELSEWHERE = msgspec.structs.replace(_NOWHERE, zone="elsewhere")
 
 
 def foresee(
@@ -194,18 +232,21 @@ def foresee(
     vcpus: int,
     memory_mib: int,
     avoid: Mapping[str, str],
+    tell_all: bool = True,
 ) -> rule.Placement:
-    """The decision on what is known now, and nothing held."""
+    """The decision on what is known now, and nothing held. `tell_all`: of every host, why not."""
     topology = Topology(tx, wishes.zone)
     demand = _demand(tx, wishes, instance, vcpus, memory_mib, avoid, hold=False)
+    if tell_all:
+        return _of_all(tx, cfg, topology, wishes, demand, project, instance)
     return _decide(tx, cfg, topology, wishes, demand, project, instance)
 
 
 def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Placed:
     """A host and pools for a VM, claimed until the record of the VM says otherwise.
 
-    The caller writes the host into the VM's record in this transaction. Raises NoValidHost, which
-    tells of every host why.
+    The caller writes the host into the VM's record in this transaction; the record need not be
+    there yet. Raises NoValidHost, which tells of every host why, up to SMALL.
     """
     topology = Topology(tx, vm.wishes.zone)
     demand = _demand(tx, vm.wishes, vm.uuid, vm.vcpus, vm.memory_mib, avoid, hold=True)
@@ -225,7 +266,7 @@ def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Plac
     raise NoValidHost(
         f"no host can take {vm.name} ({vm.memory_mib} MiB): {_explain(told)}",
         "free or add a host: muster host list",
-        hosts=told,
+        hosts=dict(list(told.items())[:SMALL]),
     )
 
 
@@ -245,7 +286,7 @@ def _hold(
     if host is None:
         return "is gone"
     ((vcpus, memory_mib, strange_vcpus, strange_mib),) = tx.rows(
-        CLAIMED, host=found.host, instance=vm.uuid
+        CLAIMED, (Instance, Sighting), host=found.host, instance=vm.uuid
     )
     used = sorted({pool for pool in found.pools if pool is not None})
     locked = {name: nouns.lock(tx, Kind.POOL, name) for name in used}
@@ -277,13 +318,136 @@ def _decide(
     project: str,
     instance: str,
 ) -> rule.Placement:
-    order = rule.Order(wishes.order or cfg.manager.placement_order)
-    of_project = {}
-    if order is rule.Order.SPREAD_BY_PROJECT:
-        of_project = {host: int(n) for host, n in tx.rows(OF_PROJECT, project=project)}
-    hosts = [topology.candidate(tuple(row), of_project) for row in tx.rows(FLEET)]
-    pools = _pools(tx, topology.pools, instance) if demand.disks else ()
+    """The choice of a host. Why not of every host is known of a small fleet, or when none fits."""
+    order = _order(cfg, wishes)
+    rows = tx.rows(A_SMALL_ONE, (Host,))
+    if len(rows) <= SMALL:
+        return _place(tx, topology, demand, order, rows, _counts(tx, order, project), instance)
+    if order in (rule.Order.SPREAD, rule.Order.PACK):
+        best = _best(tx, topology, demand, order)
+        if best:
+            found = _place(tx, topology, demand, order, best, {}, instance)
+            if found.host is not None:
+                return found
+    return _of_all(tx, cfg, topology, wishes, demand, project, instance)
+
+
+def _order(cfg: Settings, wishes: Wishes) -> rule.Order:
+    return rule.Order(wishes.order or cfg.manager.placement_order)
+
+
+def _of_all(
+    tx: Tx,
+    cfg: Settings,
+    topology: Topology,
+    wishes: Wishes,
+    demand: rule.Demand,
+    project: str,
+    instance: str,
+) -> rule.Placement:
+    order = _order(cfg, wishes)
+    counts = _counts(tx, order, project)
+    return _place(tx, topology, demand, order, tx.rows(FLEET, (Host,)), counts, instance)
+
+
+def _counts(tx: Tx, order: rule.Order, project: str) -> dict[str, int]:
+    """How many VMs of a project are on each host, if that is asked for."""
+    if order is not rule.Order.SPREAD_BY_PROJECT:
+        return {}
+    rows = tx.rows(OF_PROJECT, (Instance,), project=project)
+    return {host: int(n) for host, n in rows}
+
+
+def _place(
+    tx: Tx,
+    topology: Topology,
+    demand: rule.Demand,
+    order: rule.Order,
+    rows: Sequence[Any],
+    of_project: Mapping[str, int],
+    instance: str,
+) -> rule.Placement:
+    hosts = [topology.candidate(tuple(row), of_project) for row in rows]
+    pools: tuple[rule.Pool, ...] = ()
+    if demand.disks:
+        pools = _pools(tx, topology.pools(hosts), instance)
+        if not pools and topology.has_pools():
+            pools = (_OUT_OF_REACH,)
     return rule.place(hosts, demand, order=order, pools=pools)
+
+
+_OUT_OF_REACH = rule.Pool("", PoolScope.HOST, "", 0.0, enabled=False)
+
+
+def _best(tx: Tx, topology: Topology, demand: rule.Demand, order: rule.Order) -> list[Any]:
+    """Hosts in the order of the planner's choice, of those that seem to have room.
+
+    What can not be asked of the database - groups, pools, who has refused - the planner asks of
+    these; the best that it finds is the best of all. None, or none of them: it has to ask all.
+    """
+    ways: dict[tuple[float, float, float, float], list[str]] = {}
+    for name, site in topology.sites.items():
+        if site.zone == demand.zone and not site.closed:
+            ways.setdefault(_ratios(site.cluster, demand), []).append(name)
+    if demand.zone is None:
+        ways = {_ratios(_NOWHERE.cluster, demand): []}
+    if len(ways) > WAYS:
+        return []
+    query = _ranked(order, demand.zone is not None, bool(demand.hypervisors), len(demand.host_tags))
+    asked: dict[str, Any] = {"vcpus": demand.vcpus, "memory_mib": demand.memory_mib}
+    if demand.hypervisors:
+        asked["drivers"] = sorted(demand.hypervisors)
+    for n, tag in enumerate(sorted(demand.host_tags)):
+        asked[f"tag_{n}"] = f'"{tag}"'
+    found: list[Any] = []
+    for (memory, cpu, memory_share, cpu_share), clusters in ways.items():
+        asked |= {"memory": memory, "cpu": cpu}
+        asked |= {"memory_share": memory_share, "cpu_share": cpu_share}
+        if demand.zone is not None:
+            asked["clusters"] = clusters
+        found += tx.rows(query, (Host,), **asked)
+    return found
+
+
+def _ratios(cluster: model.Cluster, demand: rule.Demand) -> tuple[float, float, float, float]:
+    return (
+        demand.memory_overcommit or cluster.memory_overcommit,
+        demand.cpu_overcommit or cluster.cpu_overcommit,
+        cluster.memory_threshold,
+        cluster.cpu_threshold,
+    )
+
+
+@functools.cache
+def _ranked(order: rule.Order, zoned: bool, driven: bool, tags: int) -> Any:
+    """The rule's own conditions on what is free, and its order."""
+
+    def taken(what: str) -> Any:
+        used, claimed = H[f"{what}_used"], H[f"{what}_claimed"]
+        return sa.case((claimed > used, claimed), else_=used)
+
+    def number(name: str) -> Any:
+        return sa.bindparam(name, type_=sa.Float)
+
+    memory, cpu = H.memory_mib_total * number("memory"), H.vcpus_total * number("cpu")
+    free = memory - taken("memory_mib")
+    query = sa.select(*[H[name] for name in COLUMNS]).where(
+        H.state == HostState.UP,
+        H.enabled,
+        sa.not_(sa.or_(H.maintenance, H.fenced, H.clash)),
+        free >= ask("memory_mib"),
+        taken("memory_mib") < memory * number("memory_share"),
+        cpu - taken("vcpus") >= ask("vcpus"),
+        taken("vcpus") < cpu * number("cpu_share"),
+        H.cluster.in_(ask_any("clusters")) if zoned else H.cluster.is_(None),
+    )
+    if driven:
+        query = query.where(H.driver.in_(ask_any("drivers")))
+    for n in range(tags):
+        written = sa.type_coerce(H.tags, sa.Text)
+        query = query.where(written.contains(sa.bindparam(f"tag_{n}", type_=sa.Text)))
+    ranked = (free, H.name) if order is rule.Order.PACK else (free.desc(), H.name.desc())
+    return query.order_by(*ranked).limit(BEST)
 
 
 def _demand(
@@ -332,7 +496,8 @@ def _neighbours(
     beside: frozenset[str] | None = None
     apart: set[str] = set()
     at: dict[str, set[str]] = {}
-    for name, host in tx.rows(GROUPED, groups=list(groups), instance=instance):
+    rows = tx.rows(GROUPED, (Use, Instance), groups=list(groups), instance=instance)
+    for name, host in rows:
         at.setdefault(name, set()).add(host)
     for name in groups:
         group = nouns.find(tx, Kind.AFFINITY_GROUP, name)
@@ -349,7 +514,11 @@ def _neighbours(
 def _pools(tx: Tx, pools: Mapping[str, model.Pool], instance: str) -> tuple[rule.Pool, ...]:
     if not pools:
         return ()
-    taken = {n: int(gib) for n, gib in tx.rows(POOLED, pools=list(pools), instance=instance)}
+    if len(pools) > SMALL:
+        rows = tx.rows(EVERY_POOL, (Volume,), instance=instance)
+    else:
+        rows = tx.rows(POOLED, (Volume,), pools=list(pools), instance=instance)
+    taken = {name: int(gib) for name, gib in rows}
     return tuple(
         rule.Pool(
             name=name,
@@ -364,4 +533,7 @@ def _pools(tx: Tx, pools: Mapping[str, model.Pool], instance: str) -> tuple[rule
 
 
 def _explain(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {why}" for name, why in reasons.items()) or "no host is known"
+    told = [f"{name}: {why}" for name, why in list(reasons.items())[: rule.TOLD]]
+    if len(reasons) > rule.TOLD:
+        told.append(f"and {len(reasons) - rule.TOLD} more hosts")
+    return "; ".join(told) or "no host is known"

@@ -190,9 +190,11 @@ class Tx:
         query = sa.select(sa.func.count()).select_from(kind.__table__).where(*where)
         return int(self.conn.execute(query).scalar_one())
 
-    def rows(self, query: Any, **values: Any) -> Sequence[Any]:
-        """The rows of a query that is more than one table."""
-        self._flush()
+    def rows(
+        self, query: Any, reads: Sequence[type[Row]] | None = None, /, **values: Any
+    ) -> Sequence[Any]:
+        """The rows of a query that is more than one table; `reads`: which ones, if that is said."""
+        self._flush(reads)
         return self.conn.execute(query, values).all()
 
     def _at(self, kind: type[R], key: tuple[Any, ...], *, held: bool) -> R | None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from devstack.fleet import Scratch
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
-from tests.bench import durable, profiling, report
+from tests.bench import durable, planner, profiling, report
 from tests.bench.report import say
 from tests.bench.ways import Senders, Way, every_way, raw_rpc
 
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
             for way in ways:
                 if way is not casts:
                     way.close()
-            done = durable.measure(
+            done, deployed = durable.measure(
                 broker,
                 postgres,
                 folder / "fleet",
@@ -82,11 +82,15 @@ def main(argv: list[str]) -> int:
                 lambda: casts.round(counted=False),
                 tell,
             )
+        tell(f"the planner, before {planner.HOSTS} hosts")
+        turns = planner.TURNS // 3 if args.quick else planner.TURNS
+        planned = planner.measure(postgres.new_database(), turns=turns)
     say()
     report.show_ways(ways, rounds)
     report.show_durable(done)
+    report.show_deploys(deployed, planned)
     say(f"{time.monotonic() - begun:.0f} s in all")
-    report.show_ratios(ways, done)
+    report.show_ratios(ways, done, deployed, planned)
     return 0
 
 

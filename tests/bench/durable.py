@@ -16,7 +16,9 @@ import msgspec
 
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
+from tests.bench import deploys
 from tests.bench.counters import Cost, mean
+from tests.bench.deploys import Deploys
 from tests.bench.fleet import Fleet
 from tests.bench.floor import Floor
 from tests.bench.operators import WAYS, Load
@@ -43,9 +45,10 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 40
     in_flight: int = 300
     """Commands that have been asked for and have not ended, at the most."""
+    deploys: deploys.Size = deploys.Size()
 
 
-QUICK = Size(vms=80, single=30, idle_s=4.0, load_s=4.0, rounds=1)
+QUICK = Size(vms=80, single=30, idle_s=4.0, load_s=4.0, rounds=1, deploys=deploys.QUICK)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +124,7 @@ def measure(
     size: Size,
     raw_casts: Callable[[], float],
     tell: Tell,
-) -> Durable:
+) -> tuple[Durable, Deploys]:
     """A whole fleet through all of it; SystemExit when a command did not succeed."""
     done = Durable()
     tell(f"starting a manager and {size.hosts} agents, deploying {size.vms} VMs")
@@ -139,12 +142,14 @@ def measure(
                 fleet.add_manager()
                 _idle(fleet, managers, size, done)
             _under_load(fleet, managers, size, done, raw_casts, tell)
+        tell(f"2 managers: {size.deploys.vms} VMs deployed and deleted, {size.deploys.rounds} x")
+        deployed = deploys.measure(fleet, size.deploys, done.idle[2], raw_casts)
     except BaseException as exc:
         exc.add_note(fleet.log_tails())
         raise
     finally:
         fleet.close()
-    return done
+    return done, deployed
 
 
 def _by_turns(fleet: Fleet, floor: Floor, size: Size, done: Durable) -> None:

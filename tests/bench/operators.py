@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -114,6 +114,7 @@ class Operators:
         )
         self._db = counters.observer(database)
         self._running: dict[str, bool] = {}
+        self._deployed: list[str] = []
 
     # tasks
 
@@ -140,6 +141,29 @@ class Operators:
             self._running[str(job["instance"])] = True
 
         return self._ask(Single(), draw, threads, accepted=accepted)
+
+    def apply(self, objects: dict[str, Any]) -> None:
+        """Make what VMs are deployed with."""
+        self._bus.call(ANY_MANAGER, "model_apply", {"objects": objects}, CALL_S)
+
+    def deploy(self, count: int, threads: int) -> Load:
+        """VMs with all that one can have, so many at a time; wait until they run."""
+        names = (f"deployed-{n}" for n in itertools.count())
+        fields = {"zone": "z1", "offering": "tiny", "template": "img"}
+
+        def wish() -> Wish:
+            return _wish("vm_create", name=next(names), networks=[{"network": "n1"}], **fields)
+
+        def accepted(job: dict[str, Any]) -> None:
+            self._deployed.append(str(job["instance"]))
+
+        return self._each(wish, count, threads, accepted)
+
+    def delete(self, count: int, threads: int) -> Load:
+        """So many of the VMs that were deployed, until they are gone."""
+        return self._each(
+            lambda: _wish("vm_delete", vm=self._deployed.pop()), count, threads, lambda _job: None
+        )
 
     def one(self, method: str, quiet_s: float = 0.0) -> dict[str, Any]:
         """Stop or start the VM that has waited longest; returns when the job has ended.
@@ -206,6 +230,30 @@ class Operators:
         return self._ask(WAYS[way], draw, askers, succeeded=succeeded)
 
     # inside
+
+    def _each(
+        self,
+        wish: Callable[[], Wish],
+        count: int,
+        threads: int,
+        accepted: Callable[[dict[str, Any]], None],
+    ) -> Load:
+        """So many wishes, until all have ended; with one thread each before the next is asked."""
+        whole = Load()
+        for size in [1] * count if threads == 1 else [count]:
+            left = iter([wish() for _ in range(size)])
+            lock = threading.Lock()
+
+            def draw(_first: bool, left: Iterator[Wish] = left, lock: Any = lock) -> Wish | None:
+                with lock:
+                    return next(left, None)
+
+            load = self._ask(Single(), draw, threads, accepted=accepted)
+            whole.accepted += load.accepted
+            whole.seconds += load.seconds
+            whole.states = dict(Counter(whole.states) + Counter(load.states))
+            whole.errors = dict(Counter(whole.errors) + Counter(load.errors))
+        return whole
 
     def _turn(self, vm: str) -> Wish:
         runs = self._running.pop(vm)

@@ -8,18 +8,22 @@ from typing import Any
 
 from tests.bench import load
 from tests.bench.counters import CLIENT, Cost
+from tests.bench.deploys import GONE, MADE, Deploys
 from tests.bench.durable import Durable
+from tests.bench.planner import Planner
 from tests.bench.ways import Way
 
 GROUPS = ("managers", "agents", "PostgreSQL", "RabbitMQ")
 # DESIGN section 7: measured on a machine like the one CI runs on, two cores and a fake driver.
 NOVA = (("Nova 34, stop", 45, 11, "75-105"), ("Nova 34, start", 61, 20, "100-145"))
+NOVA_MADE = (("Nova 34, boot", 405, 30, "470-590"), ("Nova 34, delete", 253, 27, "290-330"))
 STEPS = {
     "accepted": "request -> the accepting transaction",
     "published": "from there -> the publishing one",
     "begun": "from there -> the agent begins",
 }
 WANTED_LATENCY, WANTED_RATIO, WANTED_STATEMENTS, WANTED_CPU_MS = 3.0, 0.5, 8, 5
+WANTED_MADE_STATEMENTS, WANTED_MADE_MS = 25, 15
 
 
 def show_ways(ways: list[Way], rounds: int) -> None:
@@ -75,7 +79,37 @@ def show_durable(done: Durable) -> None:
     say()
 
 
-def show_ratios(ways: list[Way], done: Durable) -> None:
+def show_deploys(done: Deploys, planned: Planner) -> None:
+    """How many VMs, at what cost, and how soon a host is found among many."""
+    raw = statistics.median(done.raw_casts)
+    say(f"{'deploys, 2 managers, many at once':40} {'a second':>9} {'commands':>9} {'ratio':>6}")
+    for burst in done.bursts:
+        each = f"{burst.rate:9.0f} {burst.load.succeeded:9} {burst.rate / raw:6.2f}"
+        say(f"{burst.verb:40} {each}")
+        if burst.load.errors:
+            say(f"    asked for again: {burst.load.errors}")
+    say()
+    cpu = "".join(f"{who:>11}" for who in (*GROUPS, "all", "operators"))
+    head = f"{'statements':>11} {'commits':>8} {'writing':>8} {'publishes':>10}"
+    say(f"{'what one costs':30} {head} {'CPU ms:':>8}{cpu}")
+    for verb, cost in done.single.items():
+        _cost(f"{verb}, idle fleet", cost)
+    for verb in done.single:
+        _cost(f"{verb}, many at once", done.loaded(verb))
+    for name, statements, publishes, ms in NOVA_MADE:
+        say(f"{name:30} {statements:11} {'':17} {publishes:10} {'':8}{ms:>55}")
+    say(f"  (wanted: {WANTED_MADE_STATEMENTS} statements and {WANTED_MADE_MS} ms of CPU)")
+    say()
+    say(f"{f'decisions before {planned.hosts} hosts':40} {'a second':>9}")
+    say(f"{'the rule alone, hosts as they were read':40} {planned.rule:9.1f}")
+    say(f"{'all of it, a pool in each cluster':40} {planned.whole:9.1f}")
+    say(f"{'all of it, a pool on each host':40} {planned.local:9.1f}")
+    say(f"{'all of it, and why not of every host':40} {planned.told:9.1f}")
+    say(f"  ({planned.queries} queries each)")
+    say()
+
+
+def show_ratios(ways: list[Way], done: Durable, made: Deploys, planned: Planner) -> None:
     """One line for scripts."""
     ratios = {way.name: way.ratio for way in ways}
     alone = "".join(
@@ -89,7 +123,11 @@ def show_ratios(ways: list[Way], done: Durable) -> None:
         f" durable ratio {done.ratio(1):.3f} (1 manager) {done.ratio(2):.3f} (2 managers),"
         f" statements {idle.statements:.1f} (idle) {loaded.statements:.1f} (load),"
         f" publishes {idle.publishes:.1f} (idle) {loaded.publishes:.1f} (load),"
-        f" CPU {idle.fleet_cpu_s * 1e3:.1f} ms (idle) {loaded.fleet_cpu_s * 1e3:.1f} ms (load)"
+        f" CPU {idle.fleet_cpu_s * 1e3:.1f} ms (idle) {loaded.fleet_cpu_s * 1e3:.1f} ms (load),"
+        f" deploys ratio {made.ratio(MADE):.3f}, decisions/s {planned.whole:.0f},"
+        f" statements {made.single[MADE].statements:.1f}/{made.single[GONE].statements:.1f},"
+        f" CPU {made.loaded(MADE).fleet_cpu_s * 1e3:.1f}/{made.loaded(GONE).fleet_cpu_s * 1e3:.1f}"
+        f" ms"
     )
 
 

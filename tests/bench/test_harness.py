@@ -14,11 +14,20 @@ from devstack.fleet import Scratch
 from devstack.parts.base import Part
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
-from tests.bench import counters, durable, operators, report
+from tests.bench import counters, deploys, durable, operators, planner, report
 from tests.bench.operators import Load
 from tests.conftest import started
 
-TINY = durable.Size(hosts=2, vms=6, single=4, idle_s=1.0, load_s=1.0, rounds=1, threads=4)
+TINY = durable.Size(
+    hosts=2,
+    vms=6,
+    single=4,
+    idle_s=1.0,
+    load_s=1.0,
+    rounds=1,
+    threads=4,
+    deploys=deploys.Size(single=2, vms=6, threads=3, rounds=1),
+)
 GROUPS = {"managers", "agents", "RabbitMQ", "PostgreSQL", counters.CLIENT}
 
 
@@ -39,7 +48,9 @@ def test_a_whole_run_finds_every_command_carried_out_once(
     rabbit: RabbitMQ, counting: Postgres, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []
-    done = durable.measure(rabbit, counting, folder / "fleet", TINY, lambda: 1000.0, told.append)
+    done, made = durable.measure(
+        rabbit, counting, folder / "fleet", TINY, lambda: 1000.0, told.append
+    )
 
     assert len(done.begun_s) == len(done.floor_s) == TINY.single
     assert min(done.begun_s) > 0.0
@@ -56,12 +67,23 @@ def test_a_whole_run_finds_every_command_carried_out_once(
     assert done.rate(1) > 0
     assert done.rate(2) > 0
 
+    assert list(made.single) == [burst.verb for burst in made.bursts] == list(deploys.VERBS)
+    for cost in (*made.single.values(), *(burst.cost for burst in made.bursts)):
+        assert cost.statements > 1
+        assert cost.cpu_s.keys() == GROUPS
+    assert all(burst.load.succeeded == TINY.deploys.vms for burst in made.bursts)
+    planned = planner.measure(counting.new_database(), hosts=20, turns=2)
+    assert 0 < planned.queries < 10
+    assert min(planned.rule, planned.whole, planned.local, planned.told) > 0
+
     ways = [SimpleNamespace(name=f"{what}, ours", ratio=1.0) for what in ("casts", "heartbeats")]
     report.show_durable(done)
-    report.show_ratios(ways, done)  # type: ignore[arg-type] # all that it looks at
+    report.show_deploys(made, planned)
+    report.show_ratios(ways, done, made, planned)  # type: ignore[arg-type] # all that it looks at
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("bench: casts ratio 1.00, heartbeats ratio 1.00, latency ratio ")
     assert f"durable ratio {done.ratio(1):.3f} (1 manager)" in last
+    assert f"deploys ratio {made.ratio('deploy'):.3f}, decisions/s " in last
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,22 @@ def test_a_hung_effect_ends_with_its_time(rig: Rig) -> None:
     assert result.look.guest.power_state.name == "RUNNING"
 
 
+def test_a_terminate_is_not_answered_with_gone_while_a_create_may_yet_make_the_guest(
+    rig: Rig,
+) -> None:
+    rig.up()
+    rig.fault(create="hang")
+    made = rig.manager.result(rig.create("i-1", timeout_s=0.3))
+    assert (made.outcome, made.error_code) == ("failed", "CALL_TIMEOUT")
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 2))
+    assert (end.outcome, end.error_code) == ("failed", "CALL_TIMEOUT")
+    rig.fault()
+    eventually(lambda: rig.guest_of("i-1") is not None, "the guest that came late")
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 3))
+    assert end.outcome == "succeeded"
+    assert rig.guests() == []
+
+
 def test_ping_names_the_run_and_the_session(rig: Rig) -> None:
     agent = rig.up()
     assert rig.manager.ping() == {"host": "host-1", "agent_run": agent.agent_run, "session": 1}
