@@ -66,7 +66,7 @@ class Operators:
     def _starter(self, verb: str, name: str) -> Any:
         return lambda: self._fleet.operator.spawn(f"{verb} {name}", self._wish, verb, name)
 
-    def _wish(self, verb: str, name: str) -> None:
+    def _wish(self, verb: str, name: str, asked: dict[str, Any] | None = None) -> None:
         world = self._fleet.world
         if verb == "set_down":
             self._set_down(world.random.choice(list(self._fleet.agents)))
@@ -82,9 +82,11 @@ class Operators:
             self._wish("delete", name)
             return
         if verb == "several":
-            # At once, each as if it were alone: the last of something is wanted twice.
+            # At once and alike: the last of something is wanted twice.
+            asked = self.nouns.of_create()
             for n in range(3):
-                self._fleet.operator.spawn("one of several", self._wish, "create", f"{name}-{n}")
+                about = "one of several", self._wish, "create", f"{name}-{n}", asked
+                self._fleet.operator.spawn(*about)
             return
         if verb == "cancel":
             self._wish("create", name)
@@ -97,7 +99,8 @@ class Operators:
         common = {"job": job, "operator": "op", "reason": "at random"}
         if verb == "create":
             size = {"name": name, "vcpus": 1, "memory_mib": VM_MIB}
-            self.ask("vm_create", {**common, **size, **self.nouns.of_create()})
+            more = self.nouns.of_create() if asked is None else asked
+            self.ask("vm_create", {**common, **size, **more})
         elif verb in ("delete", "force"):
             self.ask("vm_delete", {**common, "vm": name, "force": verb == "force"})
         else:

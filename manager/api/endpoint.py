@@ -232,8 +232,9 @@ class Api:
     def _accept(self, wished: Wished) -> Any:
         try:
             answer = self._store.run(_granted, self._cfg, wished)
-        except (Refused, NotFound, AlreadyDeleted, Ambiguous):
-            # What it is refused for may be its own doing, if an earlier copy of it was accepted.
+        except (Refused, NotFound, AlreadyDeleted, Ambiguous, BadRequest):
+            # What it is refused for may be its own doing, if an earlier copy of it was accepted,
+            # and what that one named may be gone.
             answer = self._store.run(_granted, self._cfg, wished, attempt=1)
         return msgspec.to_builtins(answer)
 

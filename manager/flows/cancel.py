@@ -16,6 +16,7 @@ from manager.store.engine import Tx
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 
+C = CommandRow.__table__.c
 WITHDRAWN = "withdrawn before it was sent"
 
 
@@ -59,7 +60,12 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
 
 
 def too_late(tx: Tx, row: CommandRow, owed: Void) -> None:
-    """Its agent had begun: the void of a cancelled job is taken back, and the job goes on."""
+    """Its agent had begun: the void of a cancelled job is taken back, and the job goes on.
+
+    What runs may also be an earlier command of this VM: then its agent is asked again.
+    """
+    if row.state is not CommandState.STARTED and _earlier_runs(tx, row):
+        return
     job = tx.find(Job, row.job) if row.job else None
     if job is None or not job.cancelling or job.state not in jobs.OPEN:
         return
@@ -68,6 +74,18 @@ def too_late(tx: Tx, row: CommandRow, owed: Void) -> None:
     said = TrailEntry(f"host {row.host}", text, tx.now)
     tx.swap(job, cancelling=False, waiting_for="", trail=(*job.trail, said))
     tx.event("job.not_cancelled", job.instance or job.uuid, f"host {row.host}", text, job=job.uuid)
+
+
+def _earlier_runs(tx: Tx, row: CommandRow) -> bool:
+    """True when an earlier command of the same VM may still be at work on its host."""
+    earlier = tx.first(
+        CommandRow,
+        C.instance == row.instance,
+        C.host == row.host,
+        C.generation < row.generation,
+        C.state.in_((*commands.OPEN, CommandState.UNKNOWN)),
+    )
+    return earlier is not None
 
 
 def _held(tx: Tx, job: Job) -> list[CommandRow]:

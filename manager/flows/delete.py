@@ -161,7 +161,8 @@ def command_ended(
     tx: Tx, cfg: Settings, command: CommandRow, result: Result, pair: tuple[int, int]
 ) -> None:
     """An agent's answer to a delete's terminate."""
-    job = tx.find(Job, command.job) if command.job else None
+    # Held before it is changed: the clock may be pursuing it, and one of the two would be undone.
+    job = tx.lock(Job, command.job) if command.job else None
     if job is None or job.state not in jobs.OPEN:
         return
     vm = tx.find(Instance, command.instance)
@@ -319,7 +320,8 @@ def _finish(tx: Tx, job: Job, vm: Instance) -> None:
 
 def _forget(tx: Tx, vm: Instance, text: str) -> None:
     """Remove the record: DELETED, off its host, and what nothing holds back is given back."""
-    proven = all(s.state is TombstoneState.CLOSED for s in reap.of(tx, vm.uuid))
+    stones = reap.of(tx, vm.uuid)
+    proven = all(stone.state is TombstoneState.CLOSED for stone in stones)
     changes: dict[str, Any] = {
         "vm_state": VmState.DELETED,
         "task_state": TaskState.NONE,
@@ -337,7 +339,7 @@ def _forget(tx: Tx, vm: Instance, text: str) -> None:
     if vm.named:
         tx.remove(deploy.USED_BY, instance=vm.uuid)
     vm = tx.swap(vm, **changes)
-    reap.release(tx, vm.uuid)
+    reap.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
     for other in jobs.open_of(tx, vm.uuid):
         if other.uuid == job:

@@ -16,7 +16,7 @@ from common.errors import Conflict, WrongState
 from common.messages import GuestSpec, NicSpec
 from common.model import Backend, Kind, NetworkKind, Rule
 from common.states import JobEvent, TaskState, VmState
-from manager.flows import addresses, first_start, jobs, limits, placing
+from manager.flows import addresses, first_start, inventory, jobs, limits, placing
 from manager.flows import model as nouns
 from manager.flows.jobs import Wish
 from manager.rules import verbs
@@ -115,6 +115,13 @@ def start(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
             "delete it and create it again; muster vm show says why it failed",
         )
     verbs.admit(verbs.VERBS["start"], vm.name, vm.vm_state, vm.task_state, vm.job)
+    shown = ", ".join(inventory.hosts_showing(tx, vm.uuid))
+    if shown:
+        # It was started, and the database put back to before that.
+        raise WrongState(
+            f"a guest of {vm.name} is on {shown} already, which this database knows nothing of",
+            "muster vm delete removes both",
+        )
     job = jobs.accept(tx, wish, "start", instance=vm.uuid, host=None)
     vm = tx.swap(vm, vm_state=VmState.BUILDING, task_state=TaskState.SPAWNING, job=job.uuid)
     return first_start.place(tx, cfg, jobs.start(tx, job), vm, {})

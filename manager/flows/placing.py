@@ -30,6 +30,7 @@ from manager.store.sightings import Sighting
 from manager.store.statements import among, ask, ask_any
 from manager.store.volumes import Volume
 
+BUSY = 3  # hosts that others are deciding about, before one waits for the best
 RECOUNTS = 20  # hosts that may turn out to be full, one after the other, for one decision
 SMALL = 200  # hosts of a fleet of which every one is looked at
 BEST = 50  # hosts of a larger one that are looked at, for each way of counting what is free
@@ -112,6 +113,18 @@ RELEASE = (
         memory_mib_claimed=H.memory_mib_claimed - ask("memory_mib"),
     )
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """The hosts and pools that a decision is made on."""
+
+    hosts: Sequence[rule.Candidate]
+    pools: Sequence[rule.Pool]
+    order: rule.Order
+
+    def place(self, demand: rule.Demand) -> rule.Placement:
+        return rule.place(self.hosts, demand, order=self.order, pools=self.pools)
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -237,9 +250,8 @@ def foresee(
     """The decision on what is known now, and nothing held. `tell_all`: of every host, why not."""
     topology = Topology(tx, wishes.zone)
     demand = _demand(tx, wishes, instance, vcpus, memory_mib, avoid, hold=False)
-    if tell_all:
-        return _of_all(tx, cfg, topology, wishes, demand, project, instance)
-    return _decide(tx, cfg, topology, wishes, demand, project, instance)
+    decide = _at_all if tell_all else _at_some
+    return decide(tx, cfg, topology, wishes, demand, project, instance).place(demand)
 
 
 def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Placed:
@@ -252,12 +264,13 @@ def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Plac
     demand = _demand(tx, vm.wishes, vm.uuid, vm.vcpus, vm.memory_mib, avoid, hold=True)
     full: dict[str, str] = {}
     for _ in range(RECOUNTS):
-        found = _decide(tx, cfg, topology, vm.wishes, demand, vm.project, vm.uuid)
+        look = _at_some(tx, cfg, topology, vm.wishes, demand, vm.project, vm.uuid)
+        found, busy = _free(tx, look, demand)
         if found.host is None:
             break
         why = _hold(tx, topology, demand, found, vm)
         if not why:
-            reasons = {**dict(found.reasons), **full}
+            reasons = {**dict(found.reasons), **busy, **full}
             return Placed(found.host, found.pools, tuple(reasons.items()))
         full[found.host] = why
         demand = dataclasses.replace(demand, avoid={**demand.avoid, found.host: why})
@@ -274,6 +287,22 @@ def release(tx: Tx, vm: Instance) -> None:
     """Give back the claim of a VM that leaves its host: its record is changed by the caller."""
     if vm.host is not None:
         tx.change(Host, RELEASE, at=vm.host, vcpus=vm.vcpus, memory_mib=vm.memory_mib)
+
+
+def _free(tx: Tx, look: Look, demand: rule.Demand) -> tuple[rule.Placement, dict[str, str]]:
+    """The best host, held; where VMs are spread, the best that nobody else is deciding about.
+
+    All managers find the same one the best, and would stand in line for it.
+    """
+    best = found = look.place(demand)
+    busy: dict[str, str] = {}
+    spread = look.order in (rule.Order.SPREAD, rule.Order.SPREAD_BY_PROJECT)
+    while spread and found.host is not None and len(busy) < BUSY:
+        if tx.lock_if_free(Host, found.host) is not None:
+            return found, busy
+        busy[found.host] = "is being decided about for another VM"
+        found = look.place(dataclasses.replace(demand, avoid={**demand.avoid, **busy}))
+    return best, {}
 
 
 def _hold(
@@ -309,7 +338,7 @@ def _hold(
     return why
 
 
-def _decide(
+def _at_some(
     tx: Tx,
     cfg: Settings,
     topology: Topology,
@@ -317,26 +346,26 @@ def _decide(
     demand: rule.Demand,
     project: str,
     instance: str,
-) -> rule.Placement:
-    """The choice of a host. Why not of every host is known of a small fleet, or when none fits."""
+) -> Look:
+    """At the best hosts of a large fleet; at every host if it is small, or none of them fits."""
     order = _order(cfg, wishes)
     rows = tx.rows(A_SMALL_ONE, (Host,))
     if len(rows) <= SMALL:
-        return _place(tx, topology, demand, order, rows, _counts(tx, order, project), instance)
+        counts = _counts(tx, order, project)
+        return _look(tx, topology, demand, order, rows, counts, instance)
     if order in (rule.Order.SPREAD, rule.Order.PACK):
         best = _best(tx, topology, demand, order)
-        if best:
-            found = _place(tx, topology, demand, order, best, {}, instance)
-            if found.host is not None:
-                return found
-    return _of_all(tx, cfg, topology, wishes, demand, project, instance)
+        look = _look(tx, topology, demand, order, best, {}, instance)
+        if best and look.place(demand).host is not None:
+            return look
+    return _at_all(tx, cfg, topology, wishes, demand, project, instance)
 
 
 def _order(cfg: Settings, wishes: Wishes) -> rule.Order:
     return rule.Order(wishes.order or cfg.manager.placement_order)
 
 
-def _of_all(
+def _at_all(
     tx: Tx,
     cfg: Settings,
     topology: Topology,
@@ -344,10 +373,10 @@ def _of_all(
     demand: rule.Demand,
     project: str,
     instance: str,
-) -> rule.Placement:
+) -> Look:
     order = _order(cfg, wishes)
     counts = _counts(tx, order, project)
-    return _place(tx, topology, demand, order, tx.rows(FLEET, (Host,)), counts, instance)
+    return _look(tx, topology, demand, order, tx.rows(FLEET, (Host,)), counts, instance)
 
 
 def _counts(tx: Tx, order: rule.Order, project: str) -> dict[str, int]:
@@ -358,7 +387,7 @@ def _counts(tx: Tx, order: rule.Order, project: str) -> dict[str, int]:
     return {host: int(n) for host, n in rows}
 
 
-def _place(
+def _look(
     tx: Tx,
     topology: Topology,
     demand: rule.Demand,
@@ -366,14 +395,14 @@ def _place(
     rows: Sequence[Any],
     of_project: Mapping[str, int],
     instance: str,
-) -> rule.Placement:
+) -> Look:
     hosts = [topology.candidate(tuple(row), of_project) for row in rows]
     pools: tuple[rule.Pool, ...] = ()
     if demand.disks:
         pools = _pools(tx, topology.pools(hosts), instance)
         if not pools and topology.has_pools():
             pools = (_OUT_OF_REACH,)
-    return rule.place(hosts, demand, order=order, pools=pools)
+    return Look(hosts, pools, order)
 
 
 _OUT_OF_REACH = rule.Pool("", PoolScope.HOST, "", 0.0, enabled=False)

@@ -168,12 +168,16 @@ def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
     release(tx, stone.instance)
 
 
-def release(tx: Tx, instance: str) -> None:
-    """Give back what neither the live record of an instance nor an open tombstone holds."""
+def release(tx: Tx, instance: str, stones: list[Tombstone] | None = None) -> None:
+    """Give back what neither the live record of an instance nor an open tombstone holds.
+
+    `stones`: all that it has, where they are known.
+    """
     vm = tx.find(Instance, instance)
     if vm is not None and vm.live and vm.reserved:
         return
-    held = {what for s in of(tx, instance) if s.state is TombstoneState.OPEN for what in s.holds}
+    stones = of(tx, instance) if stones is None else stones
+    held = {what for s in stones if s.state is TombstoneState.OPEN for what in s.holds}
     if not held & set(quarantine.IDENTITY):
         addresses.release(tx, instance, vm)
     if not held & set(quarantine.DISK) and (vm is None or vm.wishes.disks):

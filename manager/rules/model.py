@@ -86,12 +86,21 @@ def lost(network: Network, changed: Collection[str], given: Collection[str]) -> 
     for field in ("cidr", "cidr6"):
         subnet = _subnet(getattr(network, field) or "")
         mine = [ip for ip in given if (":" in ip) is (field == "cidr6")]
-        left = sorted(ip for ip in mine if subnet is None or ipaddress.ip_address(ip) not in subnet)
+        left = sorted(ip for ip in mine if subnet is None or not _is_of_a_vm(ip, subnet))
         if field in changed and left:
             yield field, f"VMs have {some(left)}", "a subnet with all addresses that were given"
     for field in ("gateway", "gateway6"):
         if field in changed and getattr(network, field) in given:
             yield field, f"a VM has {getattr(network, field)}", "an address that no VM has"
+
+
+def _is_of_a_vm(ip: str, subnet: Any) -> bool:
+    """True for an address in a subnet that is not the subnet's own, nor that of all in it."""
+    address = ipaddress.ip_address(ip)
+    own = {subnet.network_address}
+    if subnet.version == 4:
+        own.add(subnet.broadcast_address)
+    return address in subnet and address not in own
 
 
 def _overlap(one: str | None, other: str | None) -> bool:

@@ -127,6 +127,15 @@ class Tx:
         self._flush((kind,))
         return self._at(kind, key, held=True)
 
+    def lock_if_free(self, kind: type[R], *key: Any) -> R | None:
+        """As `lock`, but None at once while somebody else holds it."""
+        known = self._unit.get(kind, key, held=True)
+        if known is not None or not self._timed:
+            return known or self.find(kind, *key)
+        self._flush((kind,))
+        rows = self._select(statements.by_key_if_free(kind), _key_values(kind, key))
+        return self._keep(kind, rows[0], held=True) if rows else None
+
     def absent(self, kind: type[Row], *key: Any) -> None:
         """It was looked for in another way: there is no row with this key."""
         self._unit.keep_absent(kind, key)
@@ -198,8 +207,7 @@ class Tx:
         return self.conn.execute(query, values).all()
 
     def _at(self, kind: type[R], key: tuple[Any, ...], *, held: bool) -> R | None:
-        values = {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
-        rows = self._select(statements.by_key(kind, held=held), values)
+        rows = self._select(statements.by_key(kind, held=held), _key_values(kind, key))
         if not rows:
             self._unit.keep_absent(kind, key)
             return None
@@ -320,6 +328,10 @@ class Tx:
 
 def _values(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__struct_fields__}
+
+
+def _key_values(kind: type[Row], key: tuple[Any, ...]) -> dict[str, Any]:
+    return {f"{KEY}{k}": v for k, v in zip(kind.__key__, key, strict=True)}
 
 
 def _parameters(row: Row) -> dict[str, Any]:

@@ -90,6 +90,13 @@ def by_key(kind: type[Row], *, held: bool) -> Asked:
 
 
 @functools.cache
+def by_key_if_free(kind: type[Row]) -> Asked:
+    """As `by_key`, held, and nothing while somebody else holds it."""
+    select = sa.select(kind.__table__).where(*_key(kind))
+    return Asked(select.with_for_update(skip_locked=True))
+
+
+@functools.cache
 def insert(kind: type[Row]) -> Any:
     """A new row, of all columns."""
     return sa.insert(kind.__table__).values({c: sa.bindparam(c.name) for c in kind.__table__.c})

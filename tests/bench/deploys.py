@@ -32,7 +32,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 2
 
 
-QUICK = Size(single=20, vms=150, rounds=1)
+QUICK = Size(single=10, vms=80, rounds=1)
 
 
 class Burst(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+import pytest
 
 from agent.drivers.base import Driver, OwnedGuest
 from agent.drivers.libvirt.driver import create
+from agent.drivers.libvirt.filters import BRIDGE_TRAFFIC
 from common.conf import Settings
 from common.conf.libvirt import Libvirt
 from common.messages import GuestReport, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
 from tests.wait import wait_until
+
+filtering = pytest.mark.skipif(
+    not BRIDGE_TRAFFIC.exists(), reason=f"no {BRIDGE_TRAFFIC}: modprobe br_netfilter"
+)
 
 FLEET = "ours"
 MARK_URI = "https://muster.invalid/xmlns/domain/1"

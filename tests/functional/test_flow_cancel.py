@@ -130,6 +130,26 @@ def test_a_job_that_is_being_cancelled_tells_that_its_host_is_not_up(
     assert "to be cancelled (SUSPECT: silent for" in fleet.shown(job)["waiting_for"]
 
 
+def test_an_earlier_command_that_runs_is_not_taken_for_the_cancelled_one(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    h2 = ScriptedAgent(fleet, "h2").up()
+    given_up = fleet.ask("vm_stop", vm="web-1")
+    (stop,) = fleet.publish()
+    fleet.pass_(stop.command.timeout_s, h2)
+    assert fleet.job(given_up).state is JobState.EXPIRED
+    h1.hello(unfinished=(stop.command.id,))
+    h1.beat(full=True)
+    job = fleet.ask("vm_reboot", vm="web-1")
+    fleet.publish()
+    cancel(fleet, job)
+    voided(h1, fleet, m.VoidOutcome.RUNNING)
+    assert fleet.events("job.not_cancelled") == []
+    voided(h1, fleet, m.VoidOutcome.NOT_RUN)
+    assert fleet.job(job).state is JobState.CANCELLED
+
+
 def test_what_was_running_or_done_ends_as_it_ends(fleet: Fleet, h1: ScriptedAgent) -> None:
     vm = fleet.deploy(h1)
     job = fleet.ask("vm_stop", vm="web-1")

@@ -402,6 +402,38 @@ def test_8_4_a_closed_cluster_or_pod_takes_none(zone: Fleet, kind: str) -> None:
     assert why(zone)["h3"] == f"is in {kind} {name}, which is disabled"
 
 
+def test_8_4_vms_of_one_request_see_each_other(zone: Fleet) -> None:
+    """One transaction: nothing of the first is written yet when the second is decided about."""
+    make(zone, **MORE)
+    make(zone, projects=[{"name": "shop", "instances": 5}], pools=POOLS[:1])
+    base = {"zone": "z1", "offering": "small", "template": "img", "operator": "ann"}
+    asked = {
+        **base,
+        "networks": [{"network": "n1"}],
+        "project": "shop",
+        "affinity_groups": ["apart"],
+    }
+
+    def at_once(first: int, last: int) -> list[dict[str, Any]]:
+        wishes = [
+            ["vm_create", {**asked, "job": str(uuid.uuid4()), "name": "web"}]
+            for _ in range(first, last)
+        ]
+        found: list[dict[str, Any]] = zone.ask("wishes", wishes=wishes)["answers"]
+        return found
+
+    assert {each["answer"]["host"] for each in at_once(0, 3)} == {"h1", "h2", "h3"}
+    assert len({vm.hostname for vm in zone.rows(Instance)}) == 3
+    assert {each["error"]["code"] for each in at_once(3, 5)} == {"NO_VALID_HOST"}
+    asked.pop("affinity_groups")
+    codes = [each.get("error", {}).get("code") for each in at_once(3, 6)]
+    assert codes == [None, "NO_VALID_HOST", "NO_VALID_HOST"], "4 x 5 GiB is all there is"
+    make(zone, pools=[{"name": "wide", "capacity_gib": 90}])
+    codes = [each.get("error", {}).get("code") for each in at_once(3, 6)]
+    assert codes == [None, "QUOTA_EXCEEDED", "QUOTA_EXCEEDED"]
+    assert sum(h.memory_mib_claimed for h in zone.rows(Host)) == 5 * 256
+
+
 # 5 and 6: the start, and the next host
 
 

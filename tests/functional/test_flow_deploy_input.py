@@ -220,6 +220,20 @@ def test_8_1_what_is_taken_is_told_among_the_other_problems(zone: Fleet) -> None
     assert "10.1.0.9 of network n1 is taken" in said["networks"]
 
 
+def test_8_1_a_create_that_is_repeated_is_not_refused_for_what_it_has_taken_itself(
+    zone: Fleet,
+) -> None:
+    """Nor for what it named and another operator has changed since."""
+    job = "11111111-0000-4000-8000-000000000001"
+    networks = [{"network": "n1", "address": "10.1.0.9"}]
+    first = asking(zone, job=job, hostname="www", networks=networks)
+    assert asking(zone, job=job, hostname="www", networks=networks)["uuid"] == first["uuid"]
+    zone.ask("model_set", kind="template", name="img", fields={"enabled": False})
+    assert asking(zone, job=job, hostname="www", networks=networks)["uuid"] == first["uuid"]
+    with pytest.raises(BadRequest, match="img is disabled"):
+        asking(zone)
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_8_1_a_hostname_or_an_address_that_is_taken_is_refused_by_its_rule(
     zone: Fleet, dry_run: bool

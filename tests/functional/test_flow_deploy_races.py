@@ -91,6 +91,19 @@ def test_one_that_finds_its_host_full_takes_the_next(zone: Fleet, managers: list
     assert refused == {"NO_VALID_HOST": MANAGERS - 3}
 
 
+def test_vms_that_are_spread_do_not_stand_in_line_for_the_best_host(zone: Fleet) -> None:
+    if zone.store.dialect != "postgresql":
+        pytest.skip("SQLite lets one in at a time")
+    zone.put(zone.host("h2"), memory_mib_total=16384)
+    with zone.store.engine.begin() as other:
+        other.exec_driver_sql("SELECT * FROM hosts WHERE name = 'h2' FOR UPDATE")
+        job = deploy(zone, "web-1", **N1)
+        assert job["host"] == "h3"
+        place = zone.shown(job)["steps"][1]
+        assert place["hosts"]["h2"] == "is being decided about for another VM"
+    assert deploy(zone, "web-2", **N1)["host"] == "h2"
+
+
 def test_the_last_space_of_a_pool_is_given_once(zone: Fleet, managers: list[Fleet]) -> None:
     pool = {"name": "wide", "scope": "zone", "zone": "z1", "path": "/wide", "capacity_gib": 9}
     make(zone, pools=[pool])

@@ -27,7 +27,7 @@ from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.openvswitch import OpenVSwitch
 from tests.conftest import started
 from tests.functional.dying_agent import Host
-from tests.functional.libvirt_rig import FLEET, Rig, at_work
+from tests.functional.libvirt_rig import FLEET, Rig, at_work, filtering
 from tests.functional.neighbour import beside
 from tests.wait import wait_until
 
@@ -124,6 +124,7 @@ def filters_of_ours(libvirtd: Libvirtd) -> list[str]:
     return [w for w in libvirtd.virsh("nwfilter-list").split() if w.startswith("muster-")]
 
 
+@filtering
 def test_a_guest_is_what_its_spec_promised_and_leaves_nothing_behind(
     rig: Rig,
     image: Image,
@@ -264,24 +265,29 @@ def test_a_network_of_that_name_is_started_and_otherwise_left_as_it_is(
     assert libvirt_qemu.virsh("net-dumpxml", "--inactive", network) == before
 
 
+@filtering
 def test_a_port_that_is_allowed_answers_and_one_that_is_not_does_not(
     rig: Rig, image: Image, libvirt_qemu: Libvirtd, network: str
 ) -> None:
-    web = Rule(protocol=Protocol.TCP, port_first=80, port_last=80, cidr="10.9.0.0/24")
-    guest = rig.create(nics=(plugged(network, rules=(web,)),), hostname="web-1", **boots(image))
-    open_one = rig.create(
-        "open",
-        nics=(plugged(network, mac="52:54:00:12:34:57", address="10.9.0.6/24"),),
-        hostname="web-2",
-        **boots(image),
-    )
+    web = [
+        Rule(protocol=Protocol.TCP, port_first=80, port_last=80, cidr=cidr)
+        for cidr in ("10.9.0.0/24", "2001:db8::/64")
+    ]
+    nic = plugged(network, address6="2001:db8::5/64", rules=tuple(web))
+    guest = rig.create(nics=(nic,), hostname="web-1", **boots(image))
+    bridge = libvirt_qemu.virsh("net-info", network).split("Bridge:")[1].split()[0]
+    card = {"mac": "52:54:00:12:34:57", "address": "10.9.0.6/24"}
+    on_bridge = plugged(bridge, backend=Backend.BRIDGE, ensure=False, **card)
+    open_one = rig.create("open", nics=(on_bridge,), hostname="web-2", **boots(image))
     up(rig, guest)
     up(rig, open_one)
-    bridge = libvirt_qemu.virsh("net-info", network).split("Bridge:")[1].split()[0]
     with beside(libvirt_qemu, bridge, "10.9.0.9/24") as near:
-        assert near.reads("10.9.0.5", 80) == "web-1"
+        wait_until(lambda: near.reads("10.9.0.5", 80) == "web-1", 30, "what is allowed answers")
         assert near.reads("10.9.0.5", 81) is None
         assert not near.pings("10.9.0.5"), "no rule lets echo requests in"
+        near.run("ip", "addr", "add", "2001:db8::9/64", "dev", "eth0", "nodad")
+        wait_until(lambda: near.reads("2001:db8::5", 80) == "web-1", 30, "its IPv6 answers")
+        assert near.reads("2001:db8::5", 81) is None
         assert near.reads("10.9.0.6", 81) == "web-2", "a card without rules is not filtered"
         near.run("ip", "addr", "add", "10.8.0.9/24", "dev", "eth0")
         near.run("ip", "addr", "del", "10.9.0.9/24", "dev", "eth0")
@@ -289,6 +295,7 @@ def test_a_port_that_is_allowed_answers_and_one_that_is_not_does_not(
         assert near.reads("10.9.0.5", 80) is None, "the rule names another subnet"
 
 
+@filtering
 def test_a_filter_that_another_guest_uses_stays(
     rig: Rig, libvirt_qemu: Libvirtd, network: str
 ) -> None:
@@ -347,6 +354,7 @@ def command(kind: str, generation: int, guest: GuestSpec | None, instance: str) 
 PHASES = ["template", "network", "define", "root disk", "data disks", "seed", "filters", "start"]
 
 
+@filtering
 @pytest.mark.parametrize(
     ("phase", "wanted"),
     [

@@ -24,6 +24,7 @@ from common.errors import (
     StaleCommand,
 )
 from common.messages import DiskSpec, GuestReport, GuestSpec, NicSpec
+from common.model import Backend
 from common.ownership import Mark
 from common.states import PowerState
 from devstack.parts.libvirtd import Libvirtd
@@ -259,6 +260,27 @@ def test_a_create_without_its_existing_image_leaves_nothing_behind(rig: Rig) -> 
         rig.create(disks=(DiskSpec(size_gib=1), DiskSpec(path="/no/such.qcow2")))
     assert rig.driver.list_guests().guests == ()
     assert not rig.instances.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"backend": Backend.LIBVIRT, "rules": ()}, "no nwfilter no-mac-spoofing"),
+        ({"backend": Backend.LIBVIRT, "network": "away"}, "no network away"),
+        ({"backend": Backend.BRIDGE, "network": "away"}, "no bridge away"),
+        ({"backend": Backend.OVS, "network": "away", "vlan": 7}, "no bridge away"),
+    ],
+)
+def test_a_create_on_a_network_that_can_not_be_had_leaves_nothing_behind(
+    rig: Rig, changes: dict[str, Any], reason: str
+) -> None:
+    plain = {"mac": "52:54:00:00:00:01", "network": "default", "address": "10.0.0.5/24"}
+    with pytest.raises(HypervisorError, match=reason):
+        rig.create(
+            nics=(NicSpec(**{**plain, **changes}),), disks=(DiskSpec(size_gib=1),), hostname="web-1"
+        )
+    assert rig.driver.list_guests().guests == ()
+    assert not rig.instances.exists() or list(rig.instances.iterdir()) == []
 
 
 def test_a_third_guest_of_the_same_names_is_refused_and_the_others_stay(rig: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -202,6 +203,21 @@ def test_a_copy_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
     with pytest.raises(CallTimeout):
         disks.make(INSTANCE, ONE, [spec], disks.plan(INSTANCE, ONE, [spec]), doing)
     assert told == ["root disk", "root disk"]
+
+
+def test_the_hypervisors_own_user_can_reach_disks_whatever_the_agents_umask_is(
+    tmp_path: Path,
+) -> None:
+    source, instances = template(tmp_path, "qcow2"), tmp_path / "deep" / "instances"
+    before = os.umask(0o077)
+    try:
+        [root] = from_template(at(instances), DiskSpec(source=source))
+    finally:
+        os.umask(before)
+    [cached] = (instances / "templates").iterdir()
+    assert cached.stat().st_mode & 0o777 == 0o444
+    for folder in (root.parent, cached.parent, instances, tmp_path / "deep"):
+        assert folder.stat().st_mode & 0o777 == 0o711
 
 
 def test_disks_go_from_every_pool_and_templates_stay(tmp_path: Path) -> None:

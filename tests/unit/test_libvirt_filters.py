@@ -107,6 +107,18 @@ def test_ipv6_needs_an_address_of_its_own() -> None:
     assert root.find("rule[@action='drop']/mac[@protocolid='ipv6']") is not None
 
 
+def test_a_guest_that_speaks_ipv6_is_heard_by_its_neighbours_and_is_no_router() -> None:
+    told = {
+        direction: [
+            rule[0].get("type")
+            for rule in made(address6="2001:db8::5/64").iterfind("rule[@action='accept']")
+            if rule[0].tag == "icmpv6" and rule.get("direction") == direction
+        ]
+        for direction in ("in", "out", "inout")
+    }
+    assert told == {"in": ["134", "135", "136"], "out": ["133", "135", "136"], "inout": []}
+
+
 def test_a_filter_is_named_by_its_guest_and_made_only_where_there_are_rules() -> None:
     bare = NicSpec(mac="52:54:00:00:00:01")
     ruled = NicSpec(mac="52:54:00:00:00:01", rules=())

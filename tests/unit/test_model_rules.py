@@ -72,6 +72,22 @@ def test_addresses_of_the_other_version_do_not_hold_a_subnet() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cidr", "fits"),
+    [("10.1.0.0/28", True), ("10.1.0.0/29", False), ("10.1.0.7/32", False)],
+)
+def test_an_address_of_a_vm_does_not_become_one_that_no_vm_may_have(cidr: str, fits: bool) -> None:
+    """It stays inside a smaller subnet, and would be its broadcast address."""
+    found = fields_of(rules.lost(network(cidr), ["cidr"], ["10.1.0.7"]))
+    assert found == ([] if fits else ["cidr"])
+
+
+def test_the_own_address_of_a_smaller_subnet_is_not_one_that_a_vm_has() -> None:
+    given = ["10.1.0.8", "2001:db8::"]
+    narrow = network("10.1.0.8/29", cidr6="2001:db8::/64")
+    assert fields_of(rules.lost(narrow, ["cidr", "cidr6"], given)) == ["cidr", "cidr6"]
+
+
+@pytest.mark.parametrize(
     ("names", "said"),
     [
         (["a"], "a"),

@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent.drivers.base import Doing
-from agent.drivers.libvirt import qemu_img
+from agent.drivers.libvirt import folders, qemu_img
 from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
 from common.errors import HypervisorError
@@ -80,9 +81,14 @@ class Disks:
             doing(phase)
             self._make_folder(Path(disk.path).parent, "check the pool's folder")
             part = f"{disk.path}.part"
-            self._make_one(spec, part, lambda phase=phase: doing(phase))  # type: ignore[misc]
-            os.chmod(part, 0o600)
-            os.replace(part, disk.path)
+            try:
+                self._make_one(spec, part, partial(doing, phase))
+                os.chmod(part, 0o600)
+                os.replace(part, disk.path)
+            except OSError as exc:
+                raise HypervisorError(
+                    f"disk {disk.path} can not be made: {exc.strerror}", "check the pool's folder"
+                ) from exc
 
     def write_seed(self, instance: str, bearer: str, body: bytes) -> None:
         """Keep a guest's seed where only the hypervisor reads it: keys and passwords are in it."""
@@ -171,8 +177,7 @@ class Disks:
 
     def _make_folder(self, folder: Path, remedy: str) -> None:
         try:
-            # The hypervisor's own user has to reach the files, and nobody needs to list them.
-            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folders.make(folder)
         except OSError as exc:
             raise HypervisorError(f"no folder {folder}: {exc.strerror}", remedy) from exc
 

@@ -13,14 +13,14 @@ def create(
     settings: Settings,
     runtime: Runtime,
 ) -> Driver:
-    """The driver of this host. BadConfig when libvirt's Python module is not installed."""
+    """The driver of this host. BadConfig when a Python module that it needs is not installed."""
     try:
         from agent.drivers.libvirt.hypervisor import Hypervisor
     except ModuleNotFoundError as exc:
-        if exc.name != "libvirt":
+        if exc.name not in ("libvirt", "pycdlib"):
             raise
         raise BadConfig(
-            "[agent] driver = libvirt: the Python module libvirt is not installed",
+            f"[agent] driver = libvirt: the Python module {exc.name} is not installed",
             "pip install musterd[libvirt]",
         ) from exc
     return Hypervisor(settings.libvirt, runtime)

@@ -20,8 +20,12 @@ from common.model import Direction, Protocol, Rule
 BASE = ("no-mac-spoofing", "no-ip-spoofing", "no-arp-spoofing", "no-other-l2-traffic")
 # Rules on ports are iptables rules, which see a bridge's traffic only where this holds a 1.
 BRIDGE_TRAFFIC = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-# What the neighbours of an IPv6 network tell each other; conntrack does not follow it.
-_NEIGHBOURS = (133, 134, 135, 136)
+# What the neighbours of an IPv6 network tell each other, which conntrack does not follow: who is
+# there (135, 136), and guests ask for routers (133), which answer (134).
+_NEIGHBOURS = {"in": (134, 135, 136), "out": (133, 135, 136)}
+
+# There is none of that name, or there are none at all: libvirt's mock driver knows no filters.
+_MISSING = (libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT)
 
 _IN_LIBVIRT = {
     (4, Protocol.TCP): "tcp",
@@ -119,7 +123,7 @@ class Filters:
             try:
                 conn.nwfilterLookupByName(filter_name)
             except libvirt.libvirtError as exc:
-                if exc.get_error_code() != libvirt.VIR_ERR_NO_NWFILTER:
+                if exc.get_error_code() not in _MISSING:
                     raise
                 return False
             return True
@@ -131,11 +135,13 @@ def _used(conn: Any, bearer: str) -> set[str]:
     """The filters that the definitions of all guests but this one name."""
     found: set[str] = set()
     for domain in conn.listAllDomains():
-        if domain.UUIDString() == bearer:
+        if domain.UUIDString() == bearer.lower():
             continue
         try:
             tree = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirt's own
-        except libvirt.libvirtError:
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
             continue  # it went between the list and the look
         found |= {ref.get("filter", "") for ref in tree.iterfind("devices/interface/filterref")}
     return found
@@ -149,7 +155,7 @@ def _undefine(filter_name: str, conn: Any) -> None:
     try:
         conn.nwfilterLookupByName(filter_name).undefine()
     except libvirt.libvirtError as exc:
-        if exc.get_error_code() != libvirt.VIR_ERR_NO_NWFILTER:
+        if exc.get_error_code() not in _MISSING:
             raise
 
 
@@ -170,9 +176,11 @@ def _speak_ipv6(root: ET.Element, nic: NicSpec) -> None:
         _rule(root, "accept", "out", -620, "ipv6", srcipaddr=address, srcipmask=mask)
     _rule(root, "drop", "out", -610, "mac", protocolid="ipv6")
     _rule(root, "accept", "in", -600, "mac", protocolid="ipv6")
-    for kind in _NEIGHBOURS:
-        made = _rule(root, "accept", "inout", 100, "icmpv6", type=str(kind))
-        made.set("statematch", "false")
+    # libvirt makes nothing of a rule for both directions that names a type.
+    for direction, kinds in _NEIGHBOURS.items():
+        for kind in kinds:
+            made = _rule(root, "accept", direction, 100, "icmpv6", type=str(kind))
+            made.set("statematch", "false")
 
 
 def _let_through(root: ET.Element, rule: Rule) -> None:

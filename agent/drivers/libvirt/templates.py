@@ -20,7 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
-from agent.drivers.libvirt import qemu_img
+from agent.drivers.libvirt import folders, qemu_img
 from common.errors import HypervisorError, TemplateInvalid
 from common.messages import ImageSource
 from common.model import TemplateFormat
@@ -59,7 +59,7 @@ class Templates:
         if path.exists():
             return path
         try:
-            path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folders.make(path.parent)
             with self._locked(path.with_name(f"{path.name}.part"), alive) as part:
                 if not path.exists():
                     self._fetch(source, part, alive)
