@@ -9,8 +9,8 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Any
 
-from common import model
-from common.errors import BadRequest, MusterError, NotFound
+from common import fields, model
+from common.errors import MusterError, NotFound
 from common.messages import DiskSpec, GuestSpec, ImageSource
 from common.model import Kind, Rule, TemplateFormat, ZoneKind
 from manager.api.requests import NetworkWish, VmCreate
@@ -33,16 +33,6 @@ def checked(tx: Tx, request: VmCreate) -> Order:
     """The order; BadRequest with every problem. When it is the only one: NotFound for a host that
     there is not, NameTaken or NoAddress for what another VM has."""
     return _Checker(tx, request).order()
-
-
-def bad_request(problems: list[model.Problem]) -> BadRequest:
-    """One error for all problems: the first field is the error's own."""
-    field, said, remedy = problems[0]
-    errors = [{"field": f, "message": m, "remedy": r} for f, m, r in problems]
-    if len(problems) == 1:
-        return BadRequest(f"{field}: {said}", remedy, field=field, errors=errors)
-    told = "; ".join(f"{f}: {m} ({r})" for f, m, r in problems)
-    return BadRequest(told, "correct these fields", field=field, errors=errors)
 
 
 class _Checker:
@@ -106,7 +96,7 @@ class _Checker:
             raise self._refusals[0][1]
         told = [(field, exc.message, exc.remedy) for field, exc in self._refusals]
         if self._problems or told:
-            raise bad_request([*self._problems, *told])
+            raise fields.refused([*self._problems, *told])
 
     # where
 

@@ -287,7 +287,7 @@ def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Plac
 def release(tx: Tx, vm: Instance) -> None:
     """Give back the claim of a VM that leaves its host: its record is changed by the caller."""
     if vm.host is not None:
-        tx.conn.execute(RELEASE, {"at": vm.host, "vcpus": vm.vcpus, "memory_mib": vm.memory_mib})
+        tx.change(Host, RELEASE, at=vm.host, vcpus=vm.vcpus, memory_mib=vm.memory_mib)
 
 
 def _free(tx: Tx, look: Look, demand: rule.Demand) -> tuple[rule.Placement, dict[str, str]]:

@@ -260,6 +260,11 @@ class Tx:
         self._unit.forget_kind(removal.kind)
         return int(self.conn.execute(removal.statement, values).rowcount)
 
+    def change(self, kind: type[Row], statement: Any, **values: Any) -> None:
+        """Change rows relative to what they are; what is pending of their kind is written first."""
+        self._flush((kind,))
+        self.conn.execute(statement, values)
+
     def delete_where(self, kind: type[Row], *where: Any) -> int:
         self._flush()
         self._unit.forget_kind(kind)

@@ -67,6 +67,25 @@ def test_a_create_that_was_not_sent_leaves_a_vm_that_can_only_be_deleted(
     assert fleet.publish() == []
 
 
+def test_a_create_that_was_sent_holds_its_address_until_its_host_has_looked(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """An agent whose journal was lost says of every command that it did not run."""
+    job = fleet.create(host="h1")
+    fleet.publish()
+    assert cancel(fleet, job)["state"] == "RUNNING"
+    voided(h1, fleet, m.VoidOutcome.NOT_RUN)
+    assert fleet.job(job).state is JobState.CANCELLED
+    vm = fleet.vm()
+    assert (vm.vm_state, vm.host) == (VmState.ERROR, None)
+    assert [mac.mac for mac in fleet.rows(Mac)] == [vm.mac]
+    fleet.pass_(1.0, h1)
+    (terminate,) = fleet.publish()
+    assert (terminate.command.kind, terminate.command.instance) == ("terminate_instance", vm.uuid)
+    h1.succeed(terminate.command)
+    assert fleet.rows(Mac) == []
+
+
 def test_what_was_sent_is_cancelled_when_its_agent_says_that_it_did_not_run(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
