@@ -381,6 +381,11 @@ class Store:
                 f"the database does not answer: {text.strip().splitlines()[0]}",
                 "check [database] connection and the server",
             ) from exc
+        except sa.exc.TimeoutError as exc:
+            raise DatabaseUnavailable(
+                "every connection to the database is in use",
+                "raise [database] pool_size, and the connections that the server allows",
+            ) from exc
         except (sa.exc.InterfaceError, sa.exc.InternalError) as exc:
             raise DatabaseUnavailable(
                 f"the database connection broke: {exc.orig}", "check the server"

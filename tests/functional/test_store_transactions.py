@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.errors import Conflict
+from common.errors import Conflict, DatabaseUnavailable
 from common.states import CommandState
 from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
@@ -338,3 +339,18 @@ def test_the_time_stands_still_within_a_transaction(
 
     assert store.run(long) == (before, before)
     assert store.run(lambda tx: tx.now) == before + dt.timedelta(seconds=5)
+
+
+def test_one_who_gets_no_connection_in_time_is_told_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store.dialect != "postgresql":
+        pytest.skip("SQLite has one connection, and a gate before it")
+    pool: Any = store.engine.pool
+    monkeypatch.setattr(pool, "_timeout", 0.01)
+    with contextlib.ExitStack() as taken:
+        for _ in range(pool.size() + pool._max_overflow):
+            taken.enter_context(store.engine.connect())
+        with pytest.raises(DatabaseUnavailable, match="every connection") as caught:
+            store.run(lambda tx: tx.now)
+    assert "pool_size" in caught.value.remedy
