@@ -165,9 +165,9 @@ class Invariants:
             for guest in agent.hypervisor.guests.values():
                 if address not in guest.addresses or guest.mark is None or guest.stranger:
                     continue
-                owner = guest.mark.instance
+                owner, lost = guest.mark.instance, self._faults.lost
                 # What a restored database or a delete behind its back has let go of is nobody's.
-                if owner in self._faults.moved | self._faults.lost.instances:
+                if owner in self._faults.moved | lost.instances | lost.displaced:
                     continue
                 if owner != instance:
                     raise Broken(f"{address}, in use on {host}, was given to {instance}", instance)
