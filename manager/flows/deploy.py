@@ -67,7 +67,8 @@ def request(tx: Tx, cfg: Settings, wish: Wish, order: Order) -> Job:
     hostname = order.guest.hostname
     if hostname is not None:
         addresses.give_hostname(tx, uuid, hostname, networks)
-    elif networks:
+    elif networks or order.guest.ssh_keys or order.guest.user_data is not None:
+        # Also without a network: what a guest is told comes with its name.
         hostname = addresses.make_hostname(tx, uuid, order.guest.name, networks)
     nics, cards = _cards(tx, cfg, uuid, order.cards)
     guest = msgspec.structs.replace(order.guest, hostname=hostname, nics=cards)

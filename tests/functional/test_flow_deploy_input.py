@@ -387,3 +387,16 @@ def test_8_1_a_template_goes_only_to_hypervisors_that_can_run_it(zone: Fleet) ->
     with pytest.raises(MusterError, match="h1: runs simulated, not xapi") as caught:
         asking(zone, template="xen")
     assert caught.value.code == "NO_VALID_HOST"
+
+
+@pytest.mark.parametrize("told", [{"user_data": "#!/bin/sh\n"}, {"ssh_keys": ["ann"]}])
+def test_8_1_a_guest_without_a_network_is_named_when_it_is_told_something(
+    fleet: Fleet, h1: ScriptedAgent, told: dict[str, Any]
+) -> None:
+    """Only a guest with a hostname is given a seed: keys and user data would be lost in silence."""
+    make(fleet, ssh_keys=[each for each in MORE["ssh_keys"] if each["name"] == "ann"])
+    fleet.ask("vm_create", name="Web_1", vcpus=1, memory_mib=64, **told)
+    fleet.ask("vm_create", name="Web_1", vcpus=1, memory_mib=64, **told)
+    assert {vm.spec["hostname"] for vm in fleet.rows(Instance)} == {"web-1"}
+    fleet.ask("vm_create", name="plain", vcpus=1, memory_mib=64)
+    assert [vm.hostname for vm in fleet.rows(Instance) if vm.name == "plain"] == [None]
