@@ -124,10 +124,11 @@ def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
     ]
 
 
-def pursue(tx: Tx, cfg: Settings, job: Job) -> None:
+def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) -> None:
     """Do what the table asks for at every host that is not settled yet; end the job when all are.
 
     Run again and again: at acceptance, on every answer, when a host goes DOWN, and by the clock.
+    `under_way`: the VM's open jobs, where they are held already.
     """
     # Held before its steps are read: two who pursue it at once would both issue a terminate.
     held = tx.lock(Job, job.uuid)
@@ -149,7 +150,7 @@ def pursue(tx: Tx, cfg: Settings, job: Job) -> None:
             job, awaited = _terminate(tx, cfg, job, n, decision.reason)
             waiting.append(awaited)
     if not waiting:
-        _finish(tx, job, tx.get(Instance, vm.uuid))
+        _finish(tx, job, tx.get(Instance, vm.uuid), under_way)
     elif job.deadline_at is not None and tx.now >= job.deadline_at:
         _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
     else:
@@ -161,9 +162,10 @@ def command_ended(
     tx: Tx, cfg: Settings, command: CommandRow, result: Result, pair: tuple[int, int]
 ) -> None:
     """An agent's answer to a delete's terminate."""
-    # Held before it is changed: the clock may be pursuing it, and one of the two would be undone.
-    job = tx.lock(Job, command.job) if command.job else None
-    if job is None or job.state not in jobs.OPEN:
+    # Held before one is changed: the clock may be pursuing it, and one of the two would be undone.
+    under_way = jobs.hold_open_of(tx, command.instance)
+    job = next((job for job in under_way if job.uuid == command.job), None)
+    if job is None:
         return
     vm = tx.find(Instance, command.instance)
     n = next((n for n, s in enumerate(job.steps) if s.command == command.id), None)
@@ -195,7 +197,7 @@ def command_ended(
             detail=f"{result.error_code}: {result.error}",
             next_try_at=tx.now + dt.timedelta(seconds=wait_s),
         )
-    pursue(tx, cfg, job)
+    pursue(tx, cfg, job, under_way)
 
 
 def pursue_due(tx: Tx, cfg: Settings) -> int:
@@ -313,12 +315,13 @@ def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
             jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM is being deleted")
 
 
-def _finish(tx: Tx, job: Job, vm: Instance) -> None:
-    _forget(tx, vm, "; ".join(s.detail for s in job.steps) or "it was on no host")
+def _finish(tx: Tx, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
+    text = "; ".join(s.detail for s in job.steps) or "it was on no host"
+    _forget(tx, vm, text, under_way)
     jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
 
 
-def _forget(tx: Tx, vm: Instance, text: str) -> None:
+def _forget(tx: Tx, vm: Instance, text: str, under_way: list[Job] | None = None) -> None:
     """Remove the record: DELETED, off its host, and what nothing holds back is given back."""
     stones = reap.of(tx, vm.uuid)
     proven = all(stone.state is TombstoneState.CLOSED for stone in stones)
@@ -341,7 +344,7 @@ def _forget(tx: Tx, vm: Instance, text: str) -> None:
     vm = tx.swap(vm, **changes)
     reap.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
-    for other in jobs.open_of(tx, vm.uuid):
+    for other in jobs.open_of(tx, vm.uuid) if under_way is None else under_way:
         if other.uuid == job:
             continue
         for command in commands.open_of_job(tx, other.uuid):

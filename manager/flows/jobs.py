@@ -173,3 +173,8 @@ def end_steps(tx: Tx, job: Job, event: JobEvent, detail: str) -> Job:
 def open_of(tx: Tx, instance: str) -> list[Job]:
     """Jobs under way for an instance."""
     return tx.ask(OPEN_OF_INSTANCE, instance=instance)
+
+
+def hold_open_of(tx: Tx, instance: str) -> list[Job]:
+    """As `open_of`, and nobody else changes them meanwhile."""
+    return tx.steady(OPEN_OF_INSTANCE, alone=True, instance=instance)
