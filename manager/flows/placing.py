@@ -77,7 +77,7 @@ STRANGERS = (
     S.kind != GuestKind.MANAGED,
     *[S.power_state != off for off in OFF],
 )
-CLAIMED = sa.select(
+CLAIMED = (
     _sum(I.vcpus, *OURS),
     _sum(I.memory_mib, *OURS),
     _sum(S.vcpus, *STRANGERS),
@@ -89,6 +89,12 @@ EVERY_POOL = (
     .group_by(V.pool)
 )
 POOLED = EVERY_POOL.where(V.pool.in_(ask_any("pools")))
+NOTHING = sa.literal(0, sa.BigInteger)
+# The host itself, then the pools that are used, by one look.
+RECOUNT = sa.union_all(
+    sa.select(sa.literal("", sa.Text).label("pool"), *CLAIMED),
+    POOLED.add_columns(NOTHING, NOTHING, NOTHING),
+)
 OF_PROJECT = (
     sa.select(I.host, sa.func.count())
     .where(I.project == ask("project"), I.host.is_not(None), I.vm_state != VmState.DELETED)
@@ -315,26 +321,30 @@ def _hold(
     host = tx.lock(Host, found.host)
     if host is None:
         return "is gone"
-    ((vcpus, memory_mib, strange_vcpus, strange_mib),) = tx.rows(
-        CLAIMED, (Instance, Sighting), host=found.host, instance=vm.uuid
-    )
     used = sorted({pool for pool in found.pools if pool is not None})
     locked = {name: nouns.lock(tx, Kind.POOL, name) for name in used}
     for name, pool in locked.items():
         if pool is None:
             return f"its pool {name} is gone"
-    pools = _pools(tx, locked, vm.uuid)
+    counted = {
+        name: [int(n) for n in sums]
+        for name, *sums in tx.rows(
+            RECOUNT, (Instance, Sighting, Volume), host=host.name, pools=used, instance=vm.uuid
+        )
+    }
+    vcpus, memory_mib, strange_vcpus, strange_mib = counted.pop("")
+    pools = _stores(locked, {name: gib for name, (gib, *_) in counted.items()})
     candidate = dataclasses.replace(
         topology.candidate(tuple(getattr(host, name) for name in COLUMNS), {}),
-        vcpus_claimed=int(vcpus) + int(strange_vcpus),
-        memory_mib_claimed=int(memory_mib) + int(strange_mib),
+        vcpus_claimed=vcpus + strange_vcpus,
+        memory_mib_claimed=memory_mib + strange_mib,
     )
     why = rule.unfit(candidate, demand, pools)
     if not why:
         tx.put(
             host,
-            vcpus_claimed=int(vcpus) + vm.vcpus,
-            memory_mib_claimed=int(memory_mib) + vm.memory_mib,
+            vcpus_claimed=vcpus + vm.vcpus,
+            memory_mib_claimed=memory_mib + vm.memory_mib,
         )
     return why
 
@@ -555,7 +565,11 @@ def _pools(tx: Tx, pools: Mapping[str, model.Pool], instance: str) -> tuple[rule
         rows = tx.rows(EVERY_POOL, (Volume,), instance=instance)
     else:
         rows = tx.rows(POOLED, (Volume,), pools=list(pools), instance=instance)
-    taken = {name: int(gib) for name, gib in rows}
+    return _stores(pools, {name: int(gib) for name, gib in rows})
+
+
+def _stores(pools: Mapping[str, model.Pool], taken: Mapping[str, int]) -> tuple[rule.Pool, ...]:
+    """Pools as the planner sees them, with what is taken of each."""
     return tuple(
         rule.Pool(
             name=name,
