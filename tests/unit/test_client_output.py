@@ -19,6 +19,9 @@ from client.output import Worded, plain, readable, title
         ("memory_mib_used", "Memory MiB used"),
         ("vcpus_total", "vCPUs total"),
         ("first_seen", "First seen"),
+        ("root_gib", "Root GiB"),
+        ("cpu_mhz", "CPU MHz"),
+        ("cidr6", "CIDR6"),
     ],
 )
 def test_headings_are_titles(column: str, heading: str) -> None:
