@@ -270,6 +270,7 @@ def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Plac
     topology = Topology(tx, vm.wishes.zone)
     demand = _demand(tx, vm.wishes, vm.uuid, vm.vcpus, vm.memory_mib, avoid, hold=True)
     full: dict[str, str] = {}
+    again: set[str] = set()
     for _ in range(RECOUNTS):
         look = _at_some(tx, cfg, topology, vm.wishes, demand, vm.project, vm.uuid)
         found, busy = _free(tx, look, demand)
@@ -279,6 +280,10 @@ def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Plac
         if not why:
             reasons = {**dict(found.reasons), **busy, **full}
             return Placed(found.host, found.pools, tuple(reasons.items()))
+        if found.host not in again:
+            # What has filled up since may be one of its pools, and another of them may do.
+            again.add(found.host)
+            continue
         full[found.host] = why
         demand = dataclasses.replace(demand, avoid={**demand.avoid, found.host: why})
     told = dict(found.reasons)

@@ -104,6 +104,19 @@ def test_vms_that_are_spread_do_not_stand_in_line_for_the_best_host(zone: Fleet)
     assert deploy(zone, "web-2", **N1)["host"] == "h2"
 
 
+@pytest.mark.parametrize("named", [{}, {"host": "h1"}])
+def test_a_pool_that_has_filled_up_leaves_the_others_of_its_host(
+    zone: Fleet, managers: list[Fleet], named: dict[str, str]
+) -> None:
+    """All choose the same pool of the only host that has any; there is one for each of them."""
+    pool = {"scope": "host", "host": "h1", "capacity_gib": 5}
+    names = [f"near-{n}" for n in range(MANAGERS)]
+    make(zone, pools=[{**pool, "name": name, "path": f"/{name}"} for name in names])
+    won, refused = race(managers, "web", **named)
+    assert (won, refused) == (["h1"] * MANAGERS, {})
+    assert {volume.pool for volume in zone.rows(Volume)} == set(names)
+
+
 def test_the_last_space_of_a_pool_is_given_once(zone: Fleet, managers: list[Fleet]) -> None:
     pool = {"name": "wide", "scope": "zone", "zone": "z1", "path": "/wide", "capacity_gib": 9}
     make(zone, pools=[pool])
