@@ -48,7 +48,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     deploys: deploys.Size = deploys.Size()
 
 
-QUICK = Size(vms=80, single=30, idle_s=4.0, load_s=4.0, rounds=1, deploys=deploys.QUICK)
+QUICK = Size(vms=80, single=30, idle_s=3.0, load_s=3.0, rounds=1, deploys=deploys.QUICK)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
