@@ -9,7 +9,7 @@ from typing import Any
 from client import usage
 from client.base import JOB_COLUMNS, ActionCommand, Answer, Rows
 from client.options import text_of
-from common.errors import BadRequest
+from common.errors import BadRequest, NoValidHost
 from common.fields import types
 from common.messages import DiskSpec, GuestSpec
 from common.model import USER_DATA_LIMIT_BYTES, Cluster
@@ -236,6 +236,8 @@ class Create(ActionCommand):
         chosen = answer.get("host")
         found = f"it would be made on {chosen}" if chosen else "no host can take it"
         self.tell({"notices": [*answer.get("notices", ()), found]})
+        if chosen is None:
+            self.verdict = NoValidHost(found, "each host's reason is above")
         return self.rows(PLAN_COLUMNS, answer.get("decisions", ()))
 
 

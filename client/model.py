@@ -116,6 +116,22 @@ class Set(_Named):
         return self.one(columns(self.kind), answer.get("object", {}))
 
 
+class SetHost(Set):
+    """A host needs no place: without a cluster it has none, and serves VMs without a zone."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--no-cluster", action="store_true", help="take it out of its cluster")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        if not parsed_args.no_cluster:
+            return super().take_action(parsed_args)
+        self.ask("model_delete", parsed_args)
+        self.tell({"notices": [f"{parsed_args.name} is in no cluster any more, and has no tags"]})
+        return self.one(columns(self.kind), {"name": parsed_args.name})
+
+
 class Delete(_Named):
     def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
         return ("kind", "name", "action")
@@ -164,7 +180,7 @@ zone = Verbs(Kind.ZONE)
 pod = Verbs(Kind.POD)
 cluster = Verbs(Kind.CLUSTER)
 host = Verbs(Kind.HOST)
-host.Set.__doc__ = f"Say {nouns.ABOUT[Kind.HOST]}"
+host.Set = type("Set", (SetHost,), {"kind": Kind.HOST, "__doc__": f"Say {nouns.ABOUT[Kind.HOST]}"})
 pool = Verbs(Kind.POOL)
 offering = Verbs(Kind.OFFERING)
 disk_offering = Verbs(Kind.DISK_OFFERING)

@@ -123,6 +123,14 @@ def test_a_host_is_placed_by_name(fleet: Fleet) -> None:
     assert (done.code, done.json["cluster"], done.json["tags"]) == (0, "c1", ["ssd"])
 
 
+def test_a_host_is_taken_out_of_its_cluster(fleet: Fleet) -> None:
+    fleet.typed("host set h9 --cluster c1")
+    done = fleet.typed("host set h9 --no-cluster -f json")
+    assert (done.code, done.json["cluster"]) == (0, None)
+    assert "h9 is in no cluster any more" in done.err
+    assert fleet.typed("host set h9 --tags ssd").code != 0, "its tags went with it"
+
+
 def test_all_wrong_fields_are_told_a_line_each(fleet: Fleet) -> None:
     done = fleet.typed(
         "network create n2 --zone nowhere --kind vlan --backend ovs --source o --vlan 5000"
