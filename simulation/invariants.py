@@ -33,6 +33,7 @@ from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
 from simulation.hypervisor import Act, SimGuest
 from simulation.operators import Operators
+from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
 HOSTS_EVERY_S = 5.0
@@ -41,6 +42,8 @@ HOSTS_EVERY_S = 5.0
 WELL_S = 90.0
 # A guest that has been there for so long can not be called missing.
 THERE_S = 120.0
+# A command that waits at an agent for so long is not given its turn.
+WAITED_S = 40.0
 # An agent that a restored database refuses has told its floors after so long.
 FLOORS_S = 30.0
 CANARY = "noop"
@@ -76,6 +79,7 @@ class Invariants:
         self._ahead_of_us: set[str] = set()
         self._accepted_at: dict[str, dt.datetime] = {}
         self._well_since: dict[str, tuple[object, float]] = {}
+        self._idle_since: dict[str, float] = {}
         watch.install(fleet.database.raw, self._hear)
         fleet.told = self._hear
         self._look_at_hosts()
@@ -120,6 +124,21 @@ class Invariants:
             raise Broken(f"{act.verb} of {key}, which had ended as not run", instance)
         if act.verb in ("create", "start"):
             self._one_place(instance)
+        if act.verb == "destroy":
+            self._in_turn(host, instance, generation)
+
+    def _in_turn(self, host: str, instance: str, generation: int) -> None:
+        """What waits at an agent that has nothing else to do is carried out."""
+        c = CommandRow.__table__.c
+        these = c.instance == instance, c.generation == generation, c.host == host
+        row = self._fleet.read(lambda tx: tx.first(CommandRow, *these))
+        if row is None or row.received_at is None or row.kind != "terminate_instance":
+            return
+        received_s = (row.received_at - EPOCH).total_seconds()
+        waited_s = self._fleet.world.now_s - received_s
+        if waited_s > WAITED_S and self._idle_since.get(host, received_s) < received_s:
+            text = f"{row.kind} waited for {waited_s:.0f} s at {host}, which had nothing to do"
+            raise Broken(text, instance)
 
     def _one_place(self, instance: str) -> None:
         if instance in self._faults.moved:
@@ -323,6 +342,9 @@ class Invariants:
             if not well or life is not runtime:
                 since = now
             self._well_since[name] = (runtime, since)
+            busy = hv.slow_s or hv.hang_rate or hv.hung_until_s > now or self._fleet.world.lag
+            if since == now or busy or not self._fleet.broker.up:
+                self._idle_since[name] = now
         self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
 
     # at the end
