@@ -19,6 +19,10 @@ from tests.functional.fleet import Fleet, ScriptedAgent
 from tests.functional.test_flow_races import MANAGERS, ROUNDS, at_once
 from tests.functional.zone import MORE, ZONE, deploy, make
 
+# SQLite lets one in at a time.
+POSTGRESQL = pytest.mark.parametrize(
+    "store", [pytest.param("postgresql", marks=pytest.mark.real)], indirect=True
+)
 N1: dict[str, Any] = {"networks": [{"network": "n1"}]}
 
 
@@ -91,9 +95,8 @@ def test_one_that_finds_its_host_full_takes_the_next(zone: Fleet, managers: list
     assert refused == {"NO_VALID_HOST": MANAGERS - 3}
 
 
+@POSTGRESQL
 def test_vms_that_are_spread_do_not_stand_in_line_for_the_best_host(zone: Fleet) -> None:
-    if zone.store.dialect != "postgresql":
-        pytest.skip("SQLite lets one in at a time")
     zone.put(zone.host("h2"), memory_mib_total=16384)
     with zone.store.engine.begin() as other:
         other.exec_driver_sql("SELECT * FROM hosts WHERE name = 'h2' FOR UPDATE")

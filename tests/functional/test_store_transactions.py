@@ -341,11 +341,13 @@ def test_the_time_stands_still_within_a_transaction(
     assert store.run(lambda tx: tx.now) == before + dt.timedelta(seconds=5)
 
 
+# SQLite has one connection, and a gate before it.
+@pytest.mark.parametrize(
+    "store", [pytest.param("postgresql", marks=pytest.mark.real)], indirect=True
+)
 def test_one_who_gets_no_connection_in_time_is_told_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if store.dialect != "postgresql":
-        pytest.skip("SQLite has one connection, and a gate before it")
     pool: Any = store.engine.pool
     monkeypatch.setattr(pool, "_timeout", 0.01)
     with contextlib.ExitStack() as taken:
