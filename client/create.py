@@ -11,7 +11,7 @@ from client.base import JOB_COLUMNS, ActionCommand, Answer, Rows
 from client.options import text_of
 from common.errors import BadRequest, NoValidHost
 from common.fields import types
-from common.messages import DiskSpec, GuestSpec
+from common.messages import VM_NAME, VM_NAME_WORDS, DiskSpec, GuestSpec
 from common.model import USER_DATA_LIMIT_BYTES, Cluster
 
 PLAN_COLUMNS = ("host", "decision", "reason")
@@ -89,7 +89,8 @@ class Create(ActionCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="NAME", type=usage.said("name"))
+        name = usage.matching("name", VM_NAME, VM_NAME_WORDS)
+        parser.add_argument("name", metavar="NAME", type=name)
         parser.add_argument(
             "--vcpus",
             metavar="N",
@@ -146,6 +147,7 @@ class Create(ActionCommand):
             const=True,
             help="say of each host why it would be chosen or not, and do nothing",
         )
+        usage.keep_wrong(parser)
         return parser
 
     def _add_disks(self, parser: argparse.ArgumentParser) -> None:
@@ -208,6 +210,7 @@ class Create(ActionCommand):
         return PLAN_COLUMNS if args.dry_run else JOB_COLUMNS
 
     def wish(self, args: argparse.Namespace) -> Answer:
+        usage.refuse_wrong(args)
         for field in ("initrd", "cmdline"):
             if getattr(args, field) is not None and args.kernel is None:
                 raise BadRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 import uuid
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from common.errors import EXIT_USAGE, BadRequest, MusterError
+from common.fields import refused
 
 # As the shell reports a process that the signal ended.
 EXIT_INTERRUPTED = 130
@@ -39,6 +41,56 @@ def bounds(struct: type[msgspec.Struct], field: str) -> tuple[int, int]:
         if isinstance(kind, msgspec.inspect.IntType):
             return int(kind.ge or 0), int(kind.le or 0)
     raise TypeError(f"{struct.__name__}.{field} is no whole number")
+
+
+class Wrong:
+    """A value that could not be read, kept until all the others have been."""
+
+    def __init__(self, error: BadRequest) -> None:
+        self.error = error
+
+
+def keep_wrong(parser: argparse.ArgumentParser) -> None:
+    """Have every reader of the parser go on after a wrong value; see `refuse_wrong`."""
+    for action in parser._actions:
+        if callable(action.type):
+            action.type = _patient(action.type)
+
+
+def refuse_wrong(args: argparse.Namespace) -> None:
+    """Raise BadRequest for all values that could not be read, each with its field."""
+    given = [
+        v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])
+    ]
+    errors = [value.error for value in given if isinstance(value, Wrong)]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        told = [
+            (str(e.data.get("field", "")), e.message.partition(": ")[2], e.remedy) for e in errors
+        ]
+        raise refused(told)
+
+
+def _patient(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def reader(text: str) -> Any:
+        try:
+            return read(text)
+        except BadRequest as exc:
+            return Wrong(exc)
+
+    return reader
+
+
+def matching(field: str, pattern: str, words: str) -> Callable[[str], str]:
+    """A reader of text of a certain form, told in words."""
+
+    def read(text: str) -> str:
+        if not re.match(pattern, text):
+            raise BadRequest(f"{field}: {text!r:.80} is not possible", words, field=field)
+        return text
+
+    return read
 
 
 def whole(field: str, low: int, high: int) -> Callable[[str], int]:

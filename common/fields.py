@@ -33,6 +33,11 @@ def checked(struct: type[Noun], given: Mapping[str, Any]) -> tuple[Any, list[Pro
     return struct(**values) if complete else None, problems
 
 
+def wrong(struct: type[msgspec.Struct], given: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with each field of a request by itself."""
+    return _values(struct, given)[1]
+
+
 def refused(problems: Sequence[Problem]) -> BadRequest:
     """The error that tells all problems; `data["errors"]` has them one by one."""
     errors = [{"field": f, "message": m, "remedy": r} for f, m, r in problems]

@@ -39,6 +39,11 @@ REPORTS_EXCHANGE = "muster.reports"
 DEAD_EXCHANGE = "muster.dead"
 RPC_LIMIT_BYTES = 1024 * 1024
 
+VM_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z"
+VM_NAME_WORDS = (
+    "letters, digits, '.', '_' and '-', at most 63, beginning and ending with a letter or digit"
+)
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]

@@ -7,7 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from common import fields
 from common.errors import BadRequest
+from common.messages import VM_NAME, VM_NAME_WORDS
 from common.model import MemoryMib, Ratio, SizeGib, Vcpus
 from manager.flows.jobs import Wish
 from manager.rules.placement import Order
@@ -16,7 +18,7 @@ _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
 NameOrId = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
-VmName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")]
+VmName = Annotated[str, msgspec.Meta(pattern=VM_NAME)]
 Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z", max_length=4096)]
 
 
@@ -178,8 +180,7 @@ class Nothing(Request, frozen=True, kw_only=True):
 
 
 _REMEDIES = {
-    "name": "letters, digits, '.', '_' and '-', at most 63, beginning and ending with a letter"
-    " or digit",
+    "name": VM_NAME_WORDS,
     "vcpus": "a whole number from 1 to 512",
     "memory_mib": "MiB, a whole number from 16 to 16777216",
     "disks": "GiB as a whole number from 1 to 65536, or the absolute path of an image",
@@ -204,6 +205,12 @@ def parse(kind: type[Q], kwargs: dict[str, Any]) -> Q:
     try:
         request = msgspec.convert(kwargs, type=kind)
     except msgspec.ValidationError as exc:
+        problems = [
+            (field, said, _REMEDIES.get(re.split(r"[.[]", field)[0], remedy))
+            for field, said, remedy in fields.wrong(kind, kwargs)
+        ]
+        if len(problems) > 1:
+            raise fields.refused(problems) from exc
         text = str(exc)
         found = re.search(r"`\$\.?([A-Za-z_]+)|field `([A-Za-z_]+)`", text)
         field = (found.group(1) or found.group(2)) if found else "request"

@@ -55,6 +55,14 @@ def test_a_create_with_a_wrong_field_names_it_and_what_it_may_be(
         assert remedy in found.remedy
 
 
+def test_every_wrong_field_is_told_in_one_answer() -> None:
+    wrong = {"name": "no name!", "vcpus": 0, "networks": [{"network": 5}], "color": "red"}
+    found = refusal(ask.VmCreate, {**CREATE, **wrong})
+    told = [error["field"] for error in found.data["errors"]]
+    assert sorted(told) == ["color", "name", "networks[0].network", "vcpus"]
+    assert all(error["message"] and error["remedy"] for error in found.data["errors"])
+
+
 def test_what_is_said_of_a_wrong_value_is_the_value_and_no_regular_expression() -> None:
     assert refusal(ask.VmCreate, {**CREATE, "name": "a b"}).message == (
         "name: 'a b' is not possible"
