@@ -418,7 +418,9 @@ def test_a_wrong_word_about_a_new_vm_asks_nothing(fleet: Fleet, options: str, sa
 def test_every_wrong_field_of_a_create_is_told_at_once(fleet: Fleet) -> None:
     done = fleet.typed("vm create 'bad name!' --vcpus 0 --memory 7 --data-disk 0 --disk x")
     assert (done.code, fleet.asked) == (2, [])
-    fields = [line.removeprefix("muster: BAD_REQUEST: ").split(":")[0] for line in done.err.splitlines()]
+    fields = [
+        line.removeprefix("muster: BAD_REQUEST: ").split(":")[0] for line in done.err.splitlines()
+    ]
     assert fields == ["name", "vcpus", "memory_mib", "data_disks", "disk"]
 
 
