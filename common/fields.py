@@ -77,6 +77,12 @@ def may_be(kind: inspect.Type) -> str:
         case inspect.VarTupleType(item_type=item, max_length=limit):
             most = "" if limit is None else f", at most {limit}"
             return f"a list{most}, each {may_be(item)}"
+        case inspect.TupleType(item_types=items):
+            return f"a list of {len(items)}: {', '.join(may_be(item) for item in items)}"
+        case inspect.DictType():
+            return "fields with their values"
+        case inspect.AnyType():
+            return "any value"
         case inspect.StructType(fields=fields):
             return f"fields: {', '.join(field.name for field in fields)}"
     raise TypeError(f"a noun has a field of {kind!r}")

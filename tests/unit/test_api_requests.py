@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import fields
 from common.errors import EXIT_USAGE, BadRequest
 from manager.api import requests as ask
 from manager.api.endpoint import METHODS
@@ -53,6 +54,16 @@ def test_a_create_with_a_wrong_field_names_it_and_what_it_may_be(
         assert found.data["field"] == field, (field, value, found.message)
         assert field in found.message
         assert remedy in found.remedy
+
+
+@pytest.mark.parametrize("kind", sorted({k for k, _ in METHODS.values()}, key=lambda k: k.__name__))
+def test_what_a_field_may_be_can_be_told_of_every_request(kind: type[ask.Request]) -> None:
+    wrong = dict.fromkeys(kind.__struct_fields__, object())
+    told = {field for field, _said, remedy in fields.wrong(kind, wrong) if remedy}
+    open_ = {
+        name for name, type_ in fields.types(kind).items() if fields.may_be(type_) == "any value"
+    }
+    assert told == set(kind.__struct_fields__) - open_
 
 
 def test_every_wrong_field_is_told_in_one_answer() -> None:
