@@ -27,7 +27,6 @@ from manager.store.jobs import Job
 from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone
-from simulation import watch
 from simulation.faults import Faults
 from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
@@ -80,7 +79,7 @@ class Invariants:
         self._accepted_at: dict[str, dt.datetime] = {}
         self._well_since: dict[str, tuple[object, float]] = {}
         self._idle_since: dict[str, float] = {}
-        watch.install(fleet.database.raw, self._hear)
+        fleet.database.watches.told = self._hear
         fleet.told = self._hear
         self._look_at_hosts()
 
