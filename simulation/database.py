@@ -159,7 +159,7 @@ class Straight:
     """`execute` of a sqlalchemy.Connection."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
-        self._raw = raw
+        self._cursor = raw.cursor()
 
     def execute(
         self,
@@ -180,11 +180,11 @@ class Straight:
             prepared, values = _prepare(statement, keys, values)
         sql, bound = prepared.bind(values)
         try:
-            cursor = self._raw.execute(sql, bound)
-            rows = cursor.fetchall()
+            self._cursor.execute(sql, bound)
+            rows = self._cursor.fetchall()
         except sqlite3.Error as exc:
             raise sa.exc.DBAPIError.instance(sql, bound, exc, sqlite3.Error) from exc
-        return Answer(prepared.read(rows), cursor.rowcount)
+        return Answer(prepared.read(rows), self._cursor.rowcount)
 
 
 def _prepare(
