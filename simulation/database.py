@@ -167,8 +167,14 @@ class Straight:
         parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> Answer:
         if isinstance(parameters, list):
-            return Answer((), sum(self.execute(statement, each).rowcount for each in parameters))
-        values: Mapping[str, Any] = _NOTHING if parameters is None else parameters  # type: ignore[assignment]
+            count = 0
+            for each in parameters:
+                count += self._run(statement, each)[1]
+            return Answer((), count)
+        return Answer(*self._run(statement, parameters or _NOTHING))  # type: ignore[arg-type]
+
+    def _run(self, statement: Any, values: Mapping[str, Any]) -> tuple[Sequence[Row], int]:
+        """The rows that were found, and how many were changed."""
         keys = tuple(values)
         # A statement made from this one has its attributes too: whose is it?
         known = statement.__dict__.get("_straight")
@@ -184,7 +190,7 @@ class Straight:
             rows = self._cursor.fetchall()
         except sqlite3.Error as exc:
             raise sa.exc.DBAPIError.instance(sql, bound, exc, sqlite3.Error) from exc
-        return Answer(prepared.read(rows), self._cursor.rowcount)
+        return prepared.read(rows) if rows else rows, self._cursor.rowcount
 
 
 def _prepare(

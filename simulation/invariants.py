@@ -272,15 +272,15 @@ class Invariants:
     def _received(self, command: str) -> None:
         if command in self._faults.lost.commands:
             return
-        if self._fleet.read(lambda tx: tx.find(CommandRow, command)) is None:
+        if self._holdings.command(command) is None:
             raise Broken(f"an agent was given {command}, which nobody had accepted")
 
     def _confirmed(self, answer: str) -> None:
-        row = self._fleet.read(lambda tx: tx.find(CommandRow, answer))
         if answer in self._faults.lost.commands:
             return
-        if row is not None and row.state in commands.OPEN:
-            raise Broken(f"the result of {row.id} was confirmed and not kept", row.instance)
+        known = self._holdings.command(answer)
+        if known is not None and CommandState(known[0]) in commands.OPEN:
+            raise Broken(f"the result of {answer} was confirmed and not kept", known[1])
 
     def _greeted(self, host: str, session: int) -> None:
         def left_out(tx: Tx) -> list[Tombstone]:
