@@ -31,7 +31,7 @@ from manager.store import (
     writes,
 )
 from manager.store.mapping import Row, metadata
-from manager.store.statements import KEY, PLANNED_ANEW, Asked, Joined, Query, Removal
+from manager.store.statements import KEY, PLANNED_ANEW, STAMP, Asked, Joined, Query, Removal
 from manager.store.unit import Unit
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ RETRIES = 20
 IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 
 
-_CLOCK = sa.select(sa.func.clock_timestamp())
+_STAMP = sa.select(*STAMP)
 
 
 class Cast(msgspec.Struct, frozen=True):
@@ -68,7 +68,8 @@ class Cast(msgspec.Struct, frozen=True):
 class Tx:
     """An open transaction. Everything read or written by a handler goes through here.
 
-    `attempt` is how often its handler has been run before, after a lost compare-and-swap.
+    `attempt` is how often its handler has been run before, after a lost compare-and-swap; `stamp`
+    the store's timeline and mark, where they were told with the first rows that were read.
     """
 
     def __init__(self, store: Store, conn: Connection, attempt: int = 0) -> None:
@@ -77,6 +78,7 @@ class Tx:
         self.attempt = attempt
         self.casts: list[Cast] = []
         self.commands_due = False
+        self.stamp: tuple[str, str] | None = None
         self._now: dt.datetime | None = None
         self._timed = store.dialect == "postgresql"
         self._unit = Unit()
@@ -86,9 +88,14 @@ class Tx:
         """The database's clock, read once a transaction: the only one that decides anything."""
         if self._now is None:
             if self._timed:
-                self._now = self.conn.execute(_CLOCK).scalar_one()
-            else:
-                self._now = self.store.runtime.now()
+                return self._stamped(self.conn.execute(_STAMP).one())
+            self._now = self.store.runtime.now()
+        return self._now
+
+    def _stamped(self, row: Any) -> dt.datetime:
+        """What the last columns of a row tell."""
+        self._now, timeline, mark = row[-len(STAMP) :]
+        self.stamp = None if timeline is None or mark is None else (timeline, mark)
         return self._now
 
     def new_id(self) -> str:
@@ -215,7 +222,7 @@ class Tx:
         return self._keep(kind, rows[0], held=held)
 
     def _select(self, asked: Asked, values: dict[str, Any]) -> Sequence[Any]:
-        """Rows; the first that a transaction reads tell it the time as well."""
+        """Rows; the first that a transaction reads tell it the time and the mark as well."""
         if not self._timed:
             return self.conn.execute(asked.plain, values).all()
         several = any(isinstance(value, list) and len(value) > 1 for value in values.values())
@@ -224,11 +231,11 @@ class Tx:
             return self.conn.execute(asked.plain, values, execution_options=how).all()
         rows = self.conn.execute(asked.timed, values, execution_options=how).all()
         if rows:
-            self._now = rows[0][-1]
+            self._stamped(rows[0])
         return rows
 
     def _keep(self, kind: type[R], row: Any, *, held: bool = False) -> R:
-        # The columns were made from the fields, in their order; the time may follow them.
+        # The columns were made from the fields, in their order; the stamp may follow them.
         struct = kind(**dict(zip(kind.__struct_fields__, row, strict=False)))
         return self._unit.keep(struct, held=held)
 
