@@ -112,6 +112,11 @@ class Unit:
             self._changes.setdefault(at, Change({})).values.update(changes)
         return changed
 
+    @property
+    def is_written(self) -> bool:
+        """True when nothing waits to be written."""
+        return not (self._new or self._changes)
+
     def take_new(self, kinds: Iterable[type[Row]] | None) -> dict[type[Row], list[Row]]:
         """The new rows that have to be written now, by kind; None for all kinds."""
         wanted = None if kinds is None else set(kinds)
@@ -144,4 +149,7 @@ class Unit:
 
 def key_of(row: Row) -> Key:
     """Where a row is kept."""
-    return type(row), tuple([getattr(row, k) for k in row.__key__])
+    names = row.__key__
+    if len(names) == 1:
+        return type(row), (getattr(row, names[0]),)
+    return type(row), tuple([getattr(row, k) for k in names])
