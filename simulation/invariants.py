@@ -141,11 +141,16 @@ class Invariants:
             raise Broken(text, instance)
 
     def _one_place(self, instance: str) -> None:
-        if instance in self._faults.moved:
+        # What a restored database has forgotten may be there a while before its host tells.
+        if instance in self._faults.moved | self._faults.lost.displaced:
             return
-        places = {host for host, _ in self._guests_of(instance)}
+        places = {host for host, g in self._guests_of(instance) if not self._lies_still(g)}
         if len(places) > 1:
             raise Broken(f"instance {instance} is on {sorted(places)} by our doing", instance)
+
+    def _lies_still(self, guest: SimGuest) -> bool:
+        """It was switched off with its host, which was fenced, and nobody has started it since."""
+        return guest.uuid in self._operators.cut_off and guest.power_state is PowerState.SHUTOFF
 
     def _guests_of(self, instance: str) -> list[tuple[str, SimGuest]]:
         return [
@@ -172,7 +177,7 @@ class Invariants:
         if instance in self._faults.moved | self._faults.lost.displaced:
             return
         for host, guest in self._guests_of(instance):
-            if address in guest.addresses:
+            if address in guest.addresses and not self._lies_still(guest):
                 self._tell("early", address, instance, host)
 
     def _early(self, address: str, instance: str, host: str) -> None:
@@ -183,6 +188,8 @@ class Invariants:
         for host, agent in self._fleet.agents.items():
             for guest in agent.hypervisor.guests.values():
                 if address not in guest.addresses or guest.mark is None or guest.stranger:
+                    continue
+                if self._lies_still(guest):
                     continue
                 owner, lost = guest.mark.instance, self._faults.lost
                 # What a restored database or a delete behind its back has let go of is nobody's.
@@ -386,7 +393,7 @@ class Invariants:
         for stone in tx.all(Tombstone, Tombstone.__table__.c.state == TombstoneState.OPEN):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
         for host in tx.all(Host):
-            if host.state is not HostState.UP and not host.forced_down:
+            if host.state is not HostState.UP and not (host.forced_down or host.fenced):
                 found.append((f"{host.name} is {host.state}: {host.reason}", None))
         for void in tx.all(Void):
             found.append((f"void of {void.instance} is owed to {void.host}", void.instance))

@@ -145,10 +145,15 @@ class Script:
     def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm, "force": force is not None})
 
-    @says(r"(\w+): host (enable|disable|set-down|unset-down) HOST")
+    @says(r"(\w+): host (enable|disable|set-down|unset-down|fence|unfence|delete) HOST")
     def host(self, who: str, verb: str, host: str) -> None:
         asked = {"host": host, "operator": who, "reason": f"{who} says so"}
         self._ask(who, f"host_{verb.replace('-', '_')}", asked)
+
+    @says(r"(\w+): host maintenance HOST (on|off)")
+    def maintenance(self, who: str, host: str, switch: str) -> None:
+        asked = {"host": host, "operator": who, "reason": f"{who} says so", "on": switch == "on"}
+        self._ask(who, "host_maintenance", asked)
 
     @says(r"(\w+): job cancel (job \d+)")
     def cancel(self, who: str, job: str) -> None:

@@ -99,14 +99,16 @@ def _hosts(tx: Tx) -> list[Finding]:
     found = []
     for host in tx.all(Host):
         if host.state is HostState.DOWN:
-            by_operator = host.forced_down or host.fenced
+            named = host.forced_down or host.fenced
+            known = named or host.maintenance
+            remedy = "muster host unfence" if host.fenced else "muster host unset-down"
             found.append(
                 _finding(
                     "HOST_DOWN",
-                    INFO if by_operator else ERROR,
+                    INFO if known else ERROR,
                     host.name,
                     host.reason,
-                    "muster host unset-down" if by_operator else "look at the machine",
+                    remedy if named else "look at the machine",
                 )
             )
         elif host.state is HostState.SUSPECT:
@@ -116,6 +118,10 @@ def _hosts(tx: Tx) -> list[Finding]:
         if not host.enabled:
             text = "takes no new VMs"
             found.append(_finding("HOST_DISABLED", INFO, host.name, text, "muster host enable"))
+        if host.maintenance:
+            text = f"takes no new VMs: {host.operator_reason or 'no reason given'}"
+            remedy = "muster host maintenance HOST off"
+            found.append(_finding("HOST_MAINTENANCE", INFO, host.name, text, remedy))
         if abs(host.clock_skew_s) > SKEW_S:
             text = f"its clock is {host.clock_skew_s:+.1f} s off the database's"
             found.append(_finding("CLOCK_SKEW", WARNING, host.name, text, "check its NTP"))

@@ -131,13 +131,52 @@ def host_unset_down(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
 
 
 def _set_down(tx: Tx, cfg: Settings, r: ask.HostChange, *, down: bool) -> Any:
-    if down and not r.reason:
-        raise BadRequest("reason: set-down needs one", "say why in --reason TEXT", field="reason")
+    if down:
+        _reason(r, "set-down")
     foreseen = msgspec.to_builtins(hosts.foresee_down(tx, r.host, down))
     if r.dry_run:
         return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
     row = hosts.set_down(tx, cfg, r.host, down, r.operator, r.reason)
     return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def host_maintenance(tx: Tx, _cfg: Settings, r: ask.HostMaintenance) -> Any:
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": []}
+    row = hosts.set_maintenance(tx, r.host, r.on, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": []}
+
+
+def host_fence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
+    reason = _reason(r, "fence")
+    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, r.host, True))
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
+    row = hosts.fence(tx, cfg, r.host, r.operator, reason)
+    return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def host_unfence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
+    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, r.host, False))
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
+    row = hosts.unfence(tx, cfg, r.host, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def host_delete(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
+    reason = _reason(r, "delete")
+    shown = _host(tx, hosts.named(tx, r.host))
+    foreseen = msgspec.to_builtins(hosts.foresee_removal(tx, r.host))
+    if not r.dry_run:
+        hosts.remove(tx, r.host, r.operator, reason)
+    return {"host": shown, "decisions": foreseen}
+
+
+def _reason(r: ask.HostChange, verb: str) -> str:
+    if not r.reason:
+        raise BadRequest(f"reason: {verb} needs one", "say why in --reason TEXT", field="reason")
+    return r.reason
 
 
 def job_list(tx: Tx, _cfg: Settings, r: ask.JobList) -> Any:
@@ -190,6 +229,10 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "host_disable": (ask.HostChange, host_disable),
     "host_set_down": (ask.HostChange, host_set_down),
     "host_unset_down": (ask.HostChange, host_unset_down),
+    "host_maintenance": (ask.HostMaintenance, host_maintenance),
+    "host_fence": (ask.HostChange, host_fence),
+    "host_unfence": (ask.HostChange, host_unfence),
+    "host_delete": (ask.HostChange, host_delete),
     "job_list": (ask.JobList, job_list),
     "job_show": (ask.JobShow, job_show),
     "job_cancel": (ask.JobCancel, job_cancel),

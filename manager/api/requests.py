@@ -148,6 +148,10 @@ class HostChange(Request, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class HostMaintenance(HostChange, frozen=True, kw_only=True):
+    on: bool
+
+
 class JobList(Request, frozen=True, kw_only=True):
     all: bool = False
 

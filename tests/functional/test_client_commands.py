@@ -100,7 +100,8 @@ def test_an_empty_listing_is_empty_in_every_format(fleet: Fleet, command: str) -
 def test_a_long_listing_of_hosts_says_where_they_stand(fleet: Fleet) -> None:
     fleet.answers["host_list"] = {"hosts": [{"name": "h1", "cluster": "c1", "tags": ["ssd"]}]}
     (row,) = fleet.typed("host list --long -f json").json
-    assert list(row) == [*LISTINGS["host list"][1].split(), "cluster", "tags", "reason"]
+    more = ["cluster", "tags", "maintenance", "fenced", "reason"]
+    assert list(row) == [*LISTINGS["host list"][1].split(), *more]
     assert (row["cluster"], row["tags"]) == ("c1", ["ssd"])
 
 
@@ -474,7 +475,7 @@ def test_a_dry_run_of_delete_lists_the_decisions(fleet: Fleet) -> None:
     assert fleet.asked[0][1]["dry_run"] is True
 
 
-@pytest.mark.parametrize("verb", ["set-down", "unset-down"])
+@pytest.mark.parametrize("verb", ["set-down", "unset-down", "fence", "unfence", "delete"])
 def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -> None:
     method = f"host_{verb.replace('-', '_')}"
     fleet.answers[method] = {"host": {"name": "h1"}, "decisions": DECISIONS}
@@ -483,7 +484,10 @@ def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -
     assert fleet.asked[0][1]["dry_run"] is True
 
 
-@pytest.mark.parametrize("verb", ["enable", "disable", "set-down", "unset-down"])
+VERBS = ("enable", "disable", "set-down", "unset-down", "fence", "unfence", "delete")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_host_verb_prints_the_host(fleet: Fleet, verb: str) -> None:
     method = f"host_{verb.replace('-', '_')}"
     fleet.answers[method] = {"host": {"name": "h1", "enabled": True}, "decisions": DECISIONS}
@@ -495,6 +499,17 @@ def test_a_host_verb_prints_the_host(fleet: Fleet, verb: str) -> None:
     assert called == method
     assert (kwargs["host"], kwargs["reason"]) == ("h1", "rack moved")
     assert "@" in kwargs["operator"]
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_maintenance_is_switched_on_and_off(fleet: Fleet, switch: str) -> None:
+    fleet.answers["host_maintenance"] = {"host": {"name": "h1"}, "decisions": []}
+    done = fleet.muster("host", "maintenance", "h1", switch, "--reason", "new fans")
+    assert (done.code, done.err) == (0, "")
+    ((called, kwargs),) = fleet.asked
+    assert called == "host_maintenance"
+    assert (kwargs["host"], kwargs["on"], kwargs["reason"]) == ("h1", switch == "on", "new fans")
+    assert fleet.muster("host", "maintenance", "h1", "perhaps").code == 2
 
 
 def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:
