@@ -7,9 +7,9 @@ from typing import Any
 
 from common.conf import Settings
 from common.states import GuestKind, HostState, TaskState, TombstoneState, VmState
+from manager.flows import freeze, liveness, restore
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
-from manager.flows import liveness, restore
 from manager.rules.liveness import is_blind
 from manager.store.commands import Void
 from manager.store.engine import Tx
@@ -68,6 +68,9 @@ def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
                 "wait; if it stays, look at the broker and the managers' logs",
             )
         )
+    if why := freeze.why(tx):
+        text = f"{why}; nothing is reaped, stopped again or deleted from the database alone"
+        found.append(_finding("FROZEN", WARNING, "fleet", text, "muster unfreeze"))
     found += [
         _finding(
             "DB_ROLLED_BACK",

@@ -19,7 +19,7 @@ from common.errors import (
 )
 from manager.api import doctor, model, order, views
 from manager.api import requests as ask
-from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
+from manager.flows import cancel, delete, deploy, freeze, hosts, jobs, power, restore
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
 from manager.store.jobs import Job
@@ -194,6 +194,16 @@ def job_cancel(tx: Tx, cfg: Settings, r: ask.JobCancel) -> Any:
     return views.job(tx, cancel.cancel(tx, cfg, r.job, r.operator, r.reason))
 
 
+def freeze_(tx: Tx, _cfg: Settings, r: ask.Freeze) -> Any:
+    frozen = freeze.begin(tx, r.operator, r.reason)
+    return {"frozen": True, **msgspec.to_builtins(frozen)}
+
+
+def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
+    freeze.end(tx, r.operator, r.reason)
+    return {"frozen": False}
+
+
 def db_accept_restore(tx: Tx, _cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
     alive = {stone.uuid for stone in done["tombstones"]}
@@ -236,6 +246,8 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "job_list": (ask.JobList, job_list),
     "job_show": (ask.JobShow, job_show),
     "job_cancel": (ask.JobCancel, job_cancel),
+    "freeze": (ask.Freeze, freeze_),
+    "unfreeze": (ask.Unfreeze, unfreeze),
     "db_accept_restore": (ask.AcceptRestore, db_accept_restore),
     "alien_list": (ask.AlienList, alien_list),
     "tombstone_list": (ask.TombstoneList, tombstone_list),

@@ -171,6 +171,16 @@ class AcceptRestore(Request, frozen=True, kw_only=True):
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
+class Freeze(Request, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class Unfreeze(Request, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Text | None = None
+
+
 class AlienList(Request, frozen=True, kw_only=True):
     host: NameOrId | None = None
 

@@ -17,6 +17,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
+from manager.flows import freeze
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.rules.liveness import LATE
@@ -336,9 +337,16 @@ def _held(row: Tombstone, what: str) -> str:
     return f"{what} {values[what]}" if values[what] else ""
 
 
+def frozen(tx: Tx) -> list[str]:
+    """That the fleet is frozen, if it is: told with every listing."""
+    why = freeze.why(tx)
+    until = "nothing is reaped, stopped again or deleted from the database alone until unfreeze"
+    return [f"{why} ({until})"] if why else []
+
+
 def notices(tx: Tx) -> list[str]:
     """What an operator must know before believing a listing."""
-    found = []
+    found = frozen(tx)
     columns = Host.__table__.c
     if tx.first(Host, columns.blind) is not None:
         found.append(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind, Outcome, Result, TrailEntry
 from common.states import TombstoneState
-from manager.flows import addresses, commands
+from manager.flows import addresses, commands, freeze
 from manager.rules import quarantine
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
@@ -88,6 +88,9 @@ def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
         return
     kind = CommandKind.TERMINATE_INSTANCE
     if commands.in_flight(tx, stone.instance, stone.host, kind) is not None:
+        return
+    if freeze.why(tx):
+        tx.swap(stone, issue_at=None)  # due again at its end
         return
     generation = commands.next_generation(tx, stone.instance)
     tx.swap(stone, generation=generation, issue_at=None)
