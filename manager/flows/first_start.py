@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, inventory, jobs, placing, power, reap
+from manager.flows import commands, found, inventory, jobs, placing, power, reap
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -117,11 +117,7 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
             told = f"{unclean} has not answered that nothing of {vm.name} is left there"
             _fail(tx, job, vm, JobEvent.FAIL, code=OutcomeUnknown.code, error=told)
             continue
-        forgotten = _shown_unknown(tx, vm.uuid)
-        if forgotten is not None:
-            told = f"a guest of {vm.name} is on {forgotten}, which this database knows nothing of"
-            code = OutcomeUnknown.code
-            _fail(tx, job, vm, JobEvent.FAIL, code=code, error=told, left_on=forgotten)
+        if _is_found(tx, vm):
             continue
         try:
             place(tx, cfg, job, vm, _refused(job))
@@ -136,10 +132,15 @@ def _unclean(tx: Tx, instance: str) -> str:
     return next((s.host for s in stones if not reap.is_fenced(tx, s.host)), "")
 
 
-def _shown_unknown(tx: Tx, instance: str) -> str | None:
-    """A host that shows a guest of the VM: the database was put back to before it was tried."""
-    shown = inventory.hosts_showing(tx, instance)
-    return next((host for host in shown if reap.at(tx, host, instance) is None), None)
+def _is_found(tx: Tx, vm: Instance) -> bool:
+    """True when a guest of the VM is somewhere already, as after a database was put back."""
+    doomed = {s.host for s in reap.of(tx, vm.uuid) if s.state is TombstoneState.OPEN}
+    for seen in inventory.sightings(tx, vm.uuid):
+        if seen.host not in doomed and found.is_nowhere(vm):
+            pair = seen.session, seen.seq
+            found.take(tx, vm, seen.host, f"{seen.host} shows its guest", seen, pair)
+            return True
+    return False
 
 
 def _refused(job: Job) -> dict[str, str]:

@@ -30,7 +30,7 @@ from manager.store import (
     volumes,
 )
 from manager.store.mapping import Row, metadata
-from manager.store.statements import KEY, Asked, Joined, Query, Removal
+from manager.store.statements import KEY, STAMP, Asked, Joined, Query, Removal
 from manager.store.unit import Unit
 
 LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ RETRIES = 20
 IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 
 
-_CLOCK = sa.select(sa.func.clock_timestamp())
+_STAMP = sa.select(*STAMP)
 
 
 class Cast(msgspec.Struct, frozen=True):
@@ -67,7 +67,8 @@ class Cast(msgspec.Struct, frozen=True):
 class Tx:
     """An open transaction. Everything read or written by a handler goes through here.
 
-    `attempt` is how often its handler has been run before, after a lost compare-and-swap.
+    `attempt` is how often its handler has been run before, after a lost compare-and-swap; `stamp`
+    the store's timeline and mark, where they were told with the first rows that were read.
     """
 
     def __init__(self, store: Store, conn: Connection, attempt: int = 0) -> None:
@@ -76,6 +77,7 @@ class Tx:
         self.attempt = attempt
         self.casts: list[Cast] = []
         self.commands_due = False
+        self.stamp: tuple[str, str] | None = None
         self._now: dt.datetime | None = None
         self._timed = store.dialect == "postgresql"
         self._unit = Unit()
@@ -85,9 +87,14 @@ class Tx:
         """The database's clock, read once a transaction: the only one that decides anything."""
         if self._now is None:
             if self._timed:
-                self._now = self.conn.execute(_CLOCK).scalar_one()
-            else:
-                self._now = self.store.runtime.now()
+                return self._stamped(self.conn.execute(_STAMP).one())
+            self._now = self.store.runtime.now()
+        return self._now
+
+    def _stamped(self, row: Any) -> dt.datetime:
+        """What the last columns of a row tell."""
+        self._now, timeline, mark = row[-len(STAMP) :]
+        self.stamp = None if timeline is None or mark is None else (timeline, mark)
         return self._now
 
     def new_id(self) -> str:
@@ -214,16 +221,16 @@ class Tx:
         return self._keep(kind, rows[0], held=held)
 
     def _select(self, asked: Asked, values: dict[str, Any]) -> Sequence[Any]:
-        """Rows; the first that a transaction reads tell it the time as well."""
+        """Rows; the first that a transaction reads tell it the time and the mark as well."""
         if self._now is not None or not self._timed:
             return self.conn.execute(asked.plain, values).all()
         rows = self.conn.execute(asked.timed, values).all()
         if rows:
-            self._now = rows[0][-1]
+            self._stamped(rows[0])
         return rows
 
     def _keep(self, kind: type[R], row: Any, *, held: bool = False) -> R:
-        # The columns were made from the fields, in their order; the time may follow them.
+        # The columns were made from the fields, in their order; the stamp may follow them.
         struct = kind(**dict(zip(kind.__struct_fields__, row, strict=False)))
         return self._unit.keep(struct, held=held)
 

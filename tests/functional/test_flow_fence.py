@@ -329,26 +329,6 @@ def test_strangers_on_a_deleted_host_are_not_listed_any_more(
     assert [s.instance for s in fleet.rows(Sighting, host="h1")] == [vm.uuid]
 
 
-def test_a_guest_that_a_restored_database_has_forgotten_ends_the_search_for_a_host(
-    fleet: Fleet, h1: ScriptedAgent
-) -> None:
-    h2 = ScriptedAgent(fleet, "h2").up()
-    job = fleet.create(host=None)
-    (cast,) = fleet.publish()
-    here, there = (h1, h2) if cast.host == "h1" else (h2, h1)
-    there.ours(cast.command.instance, generation=2, name="web-1", macs=(fleet.vm().mac,))
-    there.beat(full=True)
-    here.say(results=(here.result(cast.command, m.Outcome.NOT_RUN),))
-    fleet.tick()
-    for reap in fleet.publish():
-        here.carry_out(reap.command)
-    fleet.pass_(INTERVAL_S, here, there)
-    shown = fleet.shown(job)
-    assert (shown["state"], shown["error_code"]) == ("FAILED", "OUTCOME_UNKNOWN")
-    assert there.host in shown["error"]
-    assert fleet.stone(host=there.host).state is OPEN
-
-
 def test_a_start_of_unknown_outcome_is_tried_elsewhere_once_its_host_is_fenced(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
