@@ -21,6 +21,8 @@ from manager.store import timeline
 from manager.store.addresses import Mac
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
+from manager.store.events import Meta
+from manager.store.freezing import FROZEN
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
@@ -228,6 +230,21 @@ class Invariants:
         for what, about in found:
             raise Broken(what, about)
 
+    def _reaped(self, command: str) -> None:
+        """A terminate was sent by a frozen fleet."""
+        row = self._fleet.read(lambda tx: tx.find(CommandRow, command))
+        job = self._fleet.read(lambda tx: tx.find(Job, row.job)) if row and row.job else None
+        if row is None or (job is not None and job.state in jobs.OPEN):
+            return
+        if self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
+            raise Broken(f"a frozen fleet reaps {row.instance} on {row.host}", row.instance)
+
+    def _db_only(self, job: str) -> None:
+        """A step of a delete that nobody has forced was done from the database alone."""
+        row = self._fleet.read(lambda tx: tx.find(Job, job))
+        if row is not None and self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
+            raise Broken(f"a frozen fleet deletes {row.instance} from the database", row.instance)
+
     def _older_power(self, instance: str) -> None:
         raise Broken(f"an older power state of {instance} overwrote a newer one", instance)
 
@@ -319,6 +336,8 @@ class Invariants:
         t = Tombstone.__table__.c
 
         def left_out(tx: Tx) -> list[Tombstone]:
+            if tx.find(Meta, FROZEN) is not None:
+                return []
             stones = tx.all(Tombstone, t.host == host, t.state == TombstoneState.OPEN)
             return [
                 stone

@@ -27,6 +27,7 @@ VERBS = (
     ("force", 2),
     ("set_down", 2),
     ("fence", 2),
+    ("freeze", 1),
 )
 
 
@@ -40,6 +41,7 @@ class Operators:
         self.refused: list[str] = []
         self.set_down: set[str] = set()
         self.fenced: set[str] = set()
+        self.freezes = 0  # that somebody wants to last
         # Guests that were switched off with their host before it was fenced.
         self.cut_off: set[str] = set()
         self.forgotten: set[str] = set()  # jobs that a restored database does not know
@@ -77,6 +79,9 @@ class Operators:
             return
         if verb == "fence":
             self._fence(world.random.choice(list(self._fleet.agents)))
+            return
+        if verb == "freeze":
+            self._freeze()
             return
         if verb == "brief":
             self._wish("create", f"{name}-brief")
@@ -150,6 +155,15 @@ class Operators:
             turn(host)
             operator.sleep(world.random.uniform(0.0, 30.0))
 
+    def _freeze(self) -> None:
+        asked = {"operator": "op", "reason": "at random"}
+        self.freezes += 1
+        self.ask("freeze", asked)
+        self._fleet.operator.sleep(self._fleet.world.random.uniform(5.0, 150.0))
+        self.freezes -= 1
+        while self.ask("unfreeze", asked) is None:
+            self._fleet.operator.sleep(TRY_AFTER_S)
+
     def _switch_on(self, host: str) -> None:
         agent = self._fleet.agents[host]
         self._fleet.tell(f"{host} is switched on")
@@ -157,7 +171,9 @@ class Operators:
         agent.start()
 
     def _unfence(self, host: str) -> None:
-        self.ask("host_unfence", {"host": host, "operator": "op", "reason": "it is mended"})
+        asked = {"host": host, "operator": "op", "reason": "it is mended"}
+        while self.ask("host_unfence", asked) is None:
+            self._fleet.operator.sleep(TRY_AFTER_S)
         self.fenced.discard(host)
 
     def accept_restore(self) -> None:
@@ -170,6 +186,8 @@ class Operators:
         if ahead is not None and self.ask("db_accept_restore", asked) is not None:
             self._fleet.tell("op: the restored database is accepted")
             self._fleet.operator.spawn("try all", self._try_all)
+        if not self.freezes:
+            self.ask("unfreeze", asked)
         for row in (self.ask("host_list", {}) or {}).get("hosts", ()):
             if row["state"] == "DOWN" and row["name"] not in self.set_down:
                 self.ask("host_unset_down", {"host": row["name"], **asked})

@@ -160,6 +160,10 @@ class Script:
         asked = {"job": self._stage.uuid_of(job), "operator": who, "reason": f"{who} says so"}
         self._ask(who, "job_cancel", asked)
 
+    @says(r"(\w+): (freeze|unfreeze)")
+    def switch(self, who: str, verb: str) -> None:
+        self._ask(who, verb, {"operator": who, "reason": f"{who} says so"})
+
     @says(r"(\w+): db accept-restore")
     def accept_restore(self, who: str) -> None:
         self._ask(who, "db_accept_restore", {"operator": who, "reason": f"{who} says so"})

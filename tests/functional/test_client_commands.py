@@ -512,6 +512,19 @@ def test_maintenance_is_switched_on_and_off(fleet: Fleet, switch: str) -> None:
     assert fleet.muster("host", "maintenance", "h1", "perhaps").code == 2
 
 
+def test_freeze_needs_a_reason_and_unfreeze_does_not(fleet: Fleet) -> None:
+    frozen = {"frozen": True, "since": "2026-11-20T12:00:00Z", "operator": "ann", "reason": "why"}
+    fleet.answers["freeze"], fleet.answers["unfreeze"] = frozen, {"frozen": False}
+    assert fleet.muster("freeze").code == 2
+    done = fleet.muster("freeze", "--reason", "why", "-f", "json")
+    assert (done.code, done.json) == (0, frozen)
+    assert fleet.muster("unfreeze", "-f", "value", "-c", "frozen").out.strip() == "False"
+    assert [(method, asked["reason"]) for method, asked in fleet.asked] == [
+        ("freeze", "why"),
+        ("unfreeze", None),
+    ]
+
+
 def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:
     warning = {"code": "W", "level": "WARNING", "object": "h1", "message": "m", "remedy": "r"}
     fleet.answers["doctor"] = {"findings": [warning]}

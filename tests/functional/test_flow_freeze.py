@@ -107,6 +107,7 @@ def test_a_terminate_that_was_issued_before_the_freeze_is_not_sent_any_more(
     fall_silent(fleet, h1, others)
     fleet.tick()
     assert fleet.stone().state is OPEN
+    fleet.wire.take()
     freeze(fleet)
     h1.restart().hello()
     fleet.pass_(3 * INTERVAL_S, h1, *others)
