@@ -306,9 +306,14 @@ class Journal:
             lambda db: db.execute("UPDATE commands SET note = ? WHERE id = ?", (note, command_id))
         )
 
-    def finish(self, result: m.Result) -> None:
-        """A command has ended; its result is kept for its id and told until confirmed."""
-        self._write(lambda db: self._finish(db, result))
+    def finish(self, *results: m.Result) -> None:
+        """Commands have ended; each result is kept for its id and told until confirmed."""
+
+        def act(db: sqlite3.Connection) -> None:
+            for result in results:
+                self._finish(db, result)
+
+        self._write(act)
 
     def drop_unstarted(self, command_id: str, code: str, text: str) -> bool:
         """End a command that has not started as not run; False when it had."""

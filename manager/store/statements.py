@@ -14,6 +14,9 @@ from manager.store.mapping import Row
 
 R = TypeVar("R", bound=Row)
 KEY = "key_"  # a key's parameter must not be mistaken for a column that is set
+# An option of a statement: planned for tables as large as they are now. A plan that was made for
+# small ones, and kept, would read all of a large one.
+PLANNED_ANEW = {"planned_anew": True}
 
 
 TIMELINE, MARK = "timeline", "mark"
