@@ -133,6 +133,15 @@ class Invariants:
             self._one_place(instance)
         if act.verb == "destroy":
             self._in_turn(host, instance, generation)
+            self._undone(host, instance, generation)
+
+    def _undone(self, host: str, instance: str, generation: int) -> None:
+        """What a start that goes on has undone itself, it may make again."""
+        c = CommandRow.__table__.c
+        these = c.instance == instance, c.generation == generation, c.host == host
+        row = self._fleet.read(lambda tx: tx.first(CommandRow, *these))
+        if row is not None and row.kind == "start_vm" and row.state in commands.OPEN:
+            self._done.discard((instance, generation, "create"))
 
     def _in_turn(self, host: str, instance: str, generation: int) -> None:
         """What waits at an agent that has nothing else to do is carried out."""

@@ -155,6 +155,12 @@ class Script:
         asked = {"host": host, "operator": who, "reason": f"{who} says so", "on": switch == "on"}
         self._ask(who, "host_maintenance", asked)
 
+    @says(r"(\w+): tombstone forget VM at HOST")
+    def forget(self, who: str, vm: str, host: str) -> None:
+        stone = self._stage.stone_of(vm, host)
+        asked = {"tombstone": stone, "operator": who, "reason": f"{who} says so"}
+        self._ask(who, "tombstone_forget", asked)
+
     @says(r"(\w+): job cancel (job \d+)")
     def cancel(self, who: str, job: str) -> None:
         asked = {"job": self._stage.uuid_of(job), "operator": who, "reason": f"{who} says so"}
@@ -202,7 +208,7 @@ class Script:
                     continue
                 stage.tell(f"  {who} is refused: {exc.code}: {exc.message}")
                 return
-            if "uuid" in answer:
+            if {"uuid", "kind"} <= answer.keys():
                 where = f" on {answer['host']}" if answer["host"] else ""
                 job = f"{answer['kind']} {answer['instance']}{where}, {answer['state']}"
                 stage.tell(f"  {who} is given {answer['uuid']}: {job}")

@@ -182,15 +182,19 @@ def _tombstones(tx: Tx) -> list[Finding]:
     columns = Tombstone.__table__.c
     found = []
     for stone in tx.all(Tombstone, columns.state == TombstoneState.OPEN):
+        held = ", ".join(stone.holds)
         hours = (tx.now - stone.created_at).total_seconds() / 3600
         found.append(
             _finding(
                 "TOMBSTONE_OPEN",
-                WARNING,
+                WARNING if held else INFO,
                 f"{stone.name} on {stone.host}",
-                f"open for {hours:.1f} h, holds {', '.join(stone.holds) or 'nothing'}"
+                f"open for {hours:.1f} h, holds {held or 'nothing'}"
                 + (f"; last answer: {stone.answer}" if stone.answer else ""),
-                "it closes when the host's agent answers",
+                "it closes when the host's agent answers; if that never comes back: muster"
+                " tombstone forget"
+                if held
+                else "it closes when the host's agent answers",
             )
         )
     return found

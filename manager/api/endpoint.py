@@ -17,9 +17,11 @@ from common.errors import (
     NotFound,
     Refused,
 )
-from manager.api import doctor, model, order, views
+from common.model import Kind
+from manager.api import doctor, holders, model, order, services, views
 from manager.api import requests as ask
-from manager.flows import cancel, delete, deploy, freeze, hosts, jobs, power, restore
+from manager.flows import cancel, delete, deploy, freeze, hosts, jobs, power, quarantine, restore
+from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
 from manager.store.jobs import Job
@@ -221,6 +223,27 @@ def tombstone_list(tx: Tx, _cfg: Settings, r: ask.TombstoneList) -> Any:
     return {"tombstones": views.tombstones(tx, r.state), "notices": views.notices(tx)}
 
 
+def tombstone_show(tx: Tx, _cfg: Settings, r: ask.TombstoneShow) -> Any:
+    return views.tombstone_whole(tx, quarantine.named(tx, r.tombstone))
+
+
+def tombstone_forget(tx: Tx, _cfg: Settings, r: ask.TombstoneForget) -> Any:
+    stone = quarantine.named(tx, r.tombstone)
+    return views.tombstone(tx, quarantine.forget(tx, stone, r.operator, r.reason))
+
+
+def address_list(tx: Tx, _cfg: Settings, r: ask.AddressList) -> Any:
+    if r.network is not None:
+        nouns.named(tx, Kind.NETWORK, r.network)
+    vm = views.find_vm(tx, r.vm, deleted=True) if r.vm is not None else None
+    held = holders.addresses(tx, network=r.network, instance=vm.uuid if vm else None)
+    return {"addresses": held, "notices": views.notices(tx)}
+
+
+def service_list(tx: Tx, cfg: Settings, _r: ask.Nothing) -> Any:
+    return {"services": services.services(tx, cfg), "notices": views.notices(tx)}
+
+
 def doctor_(tx: Tx, cfg: Settings, _r: ask.Nothing) -> Any:
     return {"findings": doctor.findings(tx, cfg)}
 
@@ -251,6 +274,10 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "db_accept_restore": (ask.AcceptRestore, db_accept_restore),
     "alien_list": (ask.AlienList, alien_list),
     "tombstone_list": (ask.TombstoneList, tombstone_list),
+    "tombstone_show": (ask.TombstoneShow, tombstone_show),
+    "tombstone_forget": (ask.TombstoneForget, tombstone_forget),
+    "address_list": (ask.AddressList, address_list),
+    "service_list": (ask.Nothing, service_list),
     "doctor": (ask.Nothing, doctor_),
     **model.METHODS,
 }

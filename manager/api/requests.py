@@ -189,6 +189,20 @@ class TombstoneList(Request, frozen=True, kw_only=True):
     state: str | None = None
 
 
+class TombstoneShow(Request, frozen=True, kw_only=True):
+    tombstone: JobId
+
+
+class TombstoneForget(TombstoneShow, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class AddressList(Request, frozen=True, kw_only=True):
+    network: NameOrId | None = None
+    vm: NameOrId | None = None
+
+
 class Nothing(Request, frozen=True, kw_only=True):
     pass
 
@@ -207,6 +221,7 @@ _REMEDIES = {
     "kernel": "an absolute path on the host",
     "initrd": "an absolute path on the host",
     "job": "a UUID",
+    "tombstone": "a UUID",
     "vm": "a name or a UUID",
     "host": "a name",
     "reason": "at most 1000 characters",

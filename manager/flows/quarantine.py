@@ -7,14 +7,25 @@ shows that he was mistaken: what is still free goes back, and what is not raises
 
 from __future__ import annotations
 
+from common.errors import NotFound
 from common.messages import GuestReport
 from common.states import PowerState
 from manager.flows import addresses, reap
 from manager.rules import quarantine as rule
 from manager.store.engine import Tx
+from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
 
+BY_UUID = Query(Tombstone, Tombstone.__table__.c.uuid == ask("uuid"), limit=1)
 OFF = (PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED)
+
+
+def named(tx: Tx, uuid: str) -> Tombstone:
+    """The tombstone, or NotFound."""
+    stone = tx.ask_first(BY_UUID, uuid=uuid.lower())
+    if stone is None:
+        raise NotFound(f"no tombstone {uuid}", "muster tombstone list --all shows all")
+    return stone
 
 
 def fenced(tx: Tx, host: str, operator: str) -> list[Tombstone]:

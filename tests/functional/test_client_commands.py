@@ -31,6 +31,8 @@ LISTINGS = {
         "tombstones",
         "uuid name instance host generation state reason age_s holds",
     ),
+    "address list": ("addresses", "ip mac network instance vm why since"),
+    "service list": ("services", "service id host state version started_at heard_since blind"),
     "doctor": ("findings", "code level object message remedy"),
 }
 VM = {
@@ -175,7 +177,15 @@ def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
         ("job list", "job_list", {"all": False}),
         ("job list --all", "job_list", {"all": True}),
         ("alien list --host h1", "alien_list", {"host": "h1"}),
-        ("tombstone list", "tombstone_list", {"state": None}),
+        ("tombstone list", "tombstone_list", {"state": "OPEN"}),
+        ("tombstone list --all", "tombstone_list", {"state": None}),
+        ("tombstone list --state closed", "tombstone_list", {"state": "CLOSED"}),
+        ("address list", "address_list", {"network": None, "vm": None}),
+        (
+            "address list --network lan --vm web-1",
+            "address_list",
+            {"network": "lan", "vm": "web-1"},
+        ),
         ("tombstone list --state open", "tombstone_list", {"state": "OPEN"}),
     ],
 )
@@ -523,6 +533,28 @@ def test_freeze_needs_a_reason_and_unfreeze_does_not(fleet: Fleet) -> None:
         ("freeze", "why"),
         ("unfreeze", None),
     ]
+
+
+def test_forgetting_a_tombstone_needs_a_reason_and_shows_it(fleet: Fleet) -> None:
+    uuid = "0e8f3f0a-0000-4000-8000-0000000000aa"
+    stone = {"uuid": uuid, "name": "web-1", "state": "OPEN", "holds": []}
+    fleet.answers["tombstone_forget"] = stone
+    assert fleet.muster("tombstone", "forget", uuid).code == 2
+    assert fleet.muster("tombstone", "forget", "42", "--reason", "scrapped").code == 2
+    assert fleet.asked == []
+    done = fleet.muster("tombstone", "forget", uuid, "--reason", "scrapped", "-f", "json")
+    assert (done.code, done.json["holds"]) == (0, [])
+    ((called, kwargs),) = fleet.asked
+    assert called == "tombstone_forget"
+    assert (kwargs["tombstone"], kwargs["reason"]) == (uuid, "scrapped")
+
+
+def test_tombstone_show_prints_all_that_is_known(fleet: Fleet) -> None:
+    uuid = "0e8f3f0a-0000-4000-8000-0000000000aa"
+    fleet.answers["tombstone_show"] = {"uuid": uuid, "quarantined": ["0a:4d:75:00:00:01"]}
+    shown = fleet.muster("tombstone", "show", uuid, "-f", "json").json
+    assert shown["quarantined"] == ["0a:4d:75:00:00:01"]
+    assert fleet.asked == [("tombstone_show", {"tombstone": uuid})]
 
 
 def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:
