@@ -20,11 +20,19 @@ from manager.store.statements import Query, Removal, among, ask
 from manager.store.tombstones import Tombstone
 
 NAMED = 5  # VMs in a message; the rest are counted
-I, S = Instance.__table__.c, Sighting.__table__.c  # noqa: E741 - the tables' columns
-VMS_OF = Query(Instance, I.host == ask("host"), order=[I.name, I.uuid])
+S, T, V = (kind.__table__.c for kind in (Sighting, Tombstone, Instance))
+OF_HOST = Query(Instance, V.host == ask("host"), order=[V.name, V.uuid])
 # Who is not ours is listed of hosts that are known; what is ours a delete has to find.
 NOT_OURS = Removal(
     Sighting, S.host == ask("host"), among(S.kind, (GuestKind.ALIEN, GuestKind.ORPHAN))
+)
+ONE = sa.func.count()
+VMS = sa.select(V.host, sa.literal("vms"), ONE).where(V.host.is_not(None)).group_by(V.host)
+GUESTS = sa.select(S.host, S.kind, ONE).where(S.present).group_by(S.host, S.kind)
+STONES = (
+    sa.select(T.host, sa.literal("tombstones"), ONE)
+    .where(T.state == TombstoneState.OPEN)
+    .group_by(T.host)
 )
 
 
@@ -122,7 +130,7 @@ def _in_the_way(tx: Tx, host: Host) -> tuple[str, str]:
     if tx.find(Rollback, host.name) is not None:
         why = f"the agent of {host.name} knows a later state of the database"
         return why, "muster doctor; then: muster db accept-restore --reason TEXT"
-    vms = [] if host.fenced or host.forced_down else tx.ask(VMS_OF, host=host.name)
+    vms = [] if host.fenced or host.forced_down else tx.ask(OF_HOST, host=host.name)
     if vms:
         names = ", ".join(vm.name for vm in vms[:NAMED])
         more = f" and {len(vms) - NAMED} more" if len(vms) > NAMED else ""
@@ -143,7 +151,7 @@ def foresee_removal(tx: Tx, name: str) -> list[delete.Foreseen]:
     reason = f"the record of host {name} will be gone"
     return [
         delete.Foreseen(vm.uuid, vm.name, name, "DB-only", 6, reason)
-        for vm in tx.ask(VMS_OF, host=name)
+        for vm in tx.ask(OF_HOST, host=name)
     ]
 
 
@@ -163,7 +171,7 @@ def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
     """What a delete of each VM of this host would do once an operator's word is changed."""
     host = named(tx, name)
     decisions = []
-    for vm in tx.ask(VMS_OF, host=name):
+    for vm in tx.ask(OF_HOST, host=name):
         if down:
             decisions.append(
                 delete.Foreseen(
@@ -180,30 +188,13 @@ def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
 
 def counts(tx: Tx) -> dict[str, dict[str, int]]:
     """Live VMs, guests of each kind and open tombstones, by host."""
-    i, s, t = I, S, Tombstone.__table__.c
     result: dict[str, dict[str, int]] = {}
 
     def add(rows: Any) -> None:
         for host, what, number in rows:
             result.setdefault(host, {})[what] = number
 
-    one = sa.func.count()
-    add(
-        tx.rows(
-            sa.select(i.host, sa.literal("vms"), one).where(i.host.is_not(None)).group_by(i.host)
-        )
-    )
-    add(
-        (host, kind.value.lower(), number)
-        for host, kind, number in tx.rows(
-            sa.select(s.host, s.kind, one).where(s.present).group_by(s.host, s.kind)
-        )
-    )
-    add(
-        tx.rows(
-            sa.select(t.host, sa.literal("tombstones"), one)
-            .where(t.state == TombstoneState.OPEN)
-            .group_by(t.host)
-        )
-    )
+    add(tx.rows(VMS))
+    add((host, kind.value.lower(), number) for host, kind, number in tx.rows(GUESTS))
+    add(tx.rows(STONES))
     return result
