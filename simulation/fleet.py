@@ -97,6 +97,10 @@ class AgentProcess(Process):
         self.disk = Disk()
         self.hypervisor = Hypervisor(fleet.world, host)
 
+    def start(self) -> None:
+        if not self.hypervisor.off:
+            super().start()
+
     def make(self, runtime: SimRuntime) -> None:
         self.driver = SimDriver(self.hypervisor, runtime)
         self.service = self.agent(runtime)
