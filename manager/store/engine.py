@@ -13,6 +13,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from common import logs
 from common.conf.database import Database
 from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
 from common.runtime import Runtime
@@ -77,6 +78,7 @@ class Tx:
         self.conn = conn
         self.attempt = attempt
         self.casts: list[Cast] = []
+        self.events: list[events.Event] = []
         self.commands_due = False
         self.stamp: tuple[str, str] | None = None
         self._now: dt.datetime | None = None
@@ -308,19 +310,25 @@ class Tx:
         self.casts.append(Cast(host, method, kwargs))
 
     def event(self, kind: str, object_: str, source: str, text: str, **data: Any) -> None:
-        """Record what happened, for `history`, `doctor` and the log."""
-        LOG.info("%s %s: %s (%s)", kind, object_, text, source)
-        self.insert(
-            events.Event(
-                id=self.new_id(),
-                at=self.now,
-                kind=kind,
-                object=object_,
-                source=source,
-                text=text,
-                data=data,
-            )
+        """Record what happened, for `history`, `doctor` and, once it is committed, the log."""
+        event = events.Event(
+            id=self.new_id(),
+            at=self.now,
+            kind=kind,
+            object=object_,
+            source=source,
+            text=text,
+            data=data,
         )
+        self.events.append(event)
+        self.insert(event)
+
+    def log(self) -> None:
+        """Tell the log of what has happened."""
+        if self.events:
+            with logs.together():
+                for event in self.events:
+                    LOG.info("%s %s: %s (%s)", event.kind, event.object, event.text, event.source)
 
 
 def _key_values(kind: type[Row], key: tuple[Any, ...]) -> dict[str, Any]:
@@ -358,6 +366,7 @@ class Store:
                 self.runtime.sleep(self.runtime.jitter(0.0, 0.01 * (tried + 1)))
                 continue
             self.after_commit(tx)
+            tx.log()
             return result
         raise AssertionError("unreachable")
 
