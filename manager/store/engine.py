@@ -431,6 +431,7 @@ def _engine(settings: Database) -> Engine:
         max_overflow=settings.pool_size,
         pool_pre_ping=False,
         pool_recycle=300,
+        paramstyle="numeric_dollar",  # as the cursor wants it
         connect_args={"connect_timeout": 5, "cursor_factory": _Cursor},
     )
     sa.event.listen(engine, "connect", _postgres_connect)
@@ -438,10 +439,11 @@ def _engine(settings: Database) -> Engine:
     return engine
 
 
-class _Cursor(psycopg.Cursor[Any]):
+class _Cursor(psycopg.RawCursor[Any]):
     """Describes its columns by name and type alone, which is all that SQLAlchemy asks for.
 
-    psycopg makes an object of each; for a wide row that costs more than the query itself.
+    psycopg makes an object of each; for a wide row that costs more than the query itself. Raw: the
+    statement has PostgreSQL's own parameters, and is not searched for others.
     """
 
     @property
@@ -459,6 +461,7 @@ def _postgres_connect(raw: Any, _record: Any) -> None:
     """A manager that freezes or vanishes inside a transaction must not keep its rows for ever."""
     with raw.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_S * 1000)}")
+        cursor.execute("SET timezone = 'UTC'")  # times are read as such
     raw.commit()
 
 
