@@ -19,8 +19,10 @@ Said = Callable[[], list[str]]
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Iterator[Said]:
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
     """The lines that were written to standard error since it was last asked."""
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))  # as they are now, afterwards
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers[:] = []  # pytest's own, which are put back
