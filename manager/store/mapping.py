@@ -68,6 +68,7 @@ class Json(sa.types.TypeDecorator[Any]):
     def __init__(self, kind: Any) -> None:
         super().__init__()
         self.kind = kind
+        # Made once: looking at a kind takes longer than decoding most values.
         self._decode = msgspec.json.Decoder(kind).decode
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
