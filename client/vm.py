@@ -141,6 +141,30 @@ class Reboot(_Forcible):
     method = "vm_reboot"
 
 
+class Pause(_OnVms):
+    """Halt the processors of a VM, or of several; their memory stays where it is"""
+
+    method = "vm_pause"
+
+
+class Unpause(_OnVms):
+    """Let a VM that was paused go on, or several"""
+
+    method = "vm_unpause"
+
+
+class Suspend(_OnVms):
+    """Save the memory of a VM to its host's disk and switch it off, or several"""
+
+    method = "vm_suspend"
+
+
+class Resume(_OnVms):
+    """Let a VM that was suspended go on where it was, or several"""
+
+    method = "vm_resume"
+
+
 class Delete(_OnVms):
     """Delete a VM, or several, also where their host does not answer"""
 

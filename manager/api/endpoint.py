@@ -49,9 +49,26 @@ def vm_reboot(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
     return _power(tx, cfg, "reboot", r)
 
 
-def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmPower) -> Any:
+def vm_pause(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "pause", r)
+
+
+def vm_unpause(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "unpause", r)
+
+
+def vm_suspend(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "suspend", r)
+
+
+def vm_resume(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "resume", r)
+
+
+def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
     vm = views.find_vm(tx, r.vm)
-    return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=r.force))
+    force = isinstance(r, ask.VmPower) and r.force
+    return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=force))
 
 
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
@@ -181,6 +198,10 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_start": (ask.VmPower, vm_start),
     "vm_stop": (ask.VmPower, vm_stop),
     "vm_reboot": (ask.VmPower, vm_reboot),
+    "vm_pause": (ask.VmVerb, vm_pause),
+    "vm_unpause": (ask.VmVerb, vm_unpause),
+    "vm_suspend": (ask.VmVerb, vm_suspend),
+    "vm_resume": (ask.VmVerb, vm_resume),
     "vm_delete": (ask.VmDelete, vm_delete),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
@@ -207,6 +228,10 @@ WISHES = {
     "vm_start": "start",
     "vm_stop": "stop",
     "vm_reboot": "reboot",
+    "vm_pause": "pause",
+    "vm_unpause": "unpause",
+    "vm_suspend": "suspend",
+    "vm_resume": "resume",
     "vm_delete": "delete",
 }
 

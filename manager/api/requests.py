@@ -106,8 +106,11 @@ class VmCreate(Change, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class VmPower(Change, frozen=True, kw_only=True):
+class VmVerb(Change, frozen=True, kw_only=True):
     vm: NameOrId
+
+
+class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Power: start, stop and reboot by an operator's wish, and what reports do to a VM's state."""
+"""Power: start, stop, pause and the like by an operator's wish, and what reports do to a VM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HELD = {PowerState.PAUSED, PowerState.SUSPENDED}
 def request(
     tx: Tx, cfg: Settings, wish: Wish, verb_name: str, vm: Instance, *, force: bool = False
 ) -> Job:
-    """Accept start, stop or reboot; raises what the verb table refuses."""
+    """Accept one of the verbs but create; raises what the verb table refuses."""
     verb = verbs.VERBS[verb_name]
     restore.require_none(tx, (vm.host,) if vm.host else ())
     if vm.deletion_owed:
@@ -64,6 +64,7 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         job=job.uuid,
         trail=job.trail,
         spec=spec,
+        timeout_s=cfg.manager.create_timeout if verb.moves_memory else None,
     )
     job = jobs.add_step(tx, job, verb.command.value, vm.host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)

@@ -446,6 +446,10 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm stop web-1", "vm_stop", {"force": False}),
         ("vm stop web-1 --force", "vm_stop", {"force": True}),
         ("vm reboot web-1 --force", "vm_reboot", {"force": True}),
+        ("vm pause web-1", "vm_pause", {}),
+        ("vm unpause web-1", "vm_unpause", {}),
+        ("vm suspend web-1", "vm_suspend", {}),
+        ("vm resume web-1", "vm_resume", {}),
         (
             "vm delete web-1 --force --idempotent",
             "vm_delete",

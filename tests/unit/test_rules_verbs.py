@@ -13,8 +13,20 @@ FROM = {
     "start": {VmState.SHUTOFF, VmState.ERROR},
     "stop": {VmState.ACTIVE, VmState.PAUSED, VmState.ERROR},
     "reboot": {VmState.ACTIVE},
+    "pause": {VmState.ACTIVE},
+    "unpause": {VmState.PAUSED},
+    "suspend": {VmState.ACTIVE},
+    "resume": {VmState.SUSPENDED},
 }
-ALREADY = {"start": {VmState.ACTIVE}, "stop": {VmState.SHUTOFF}, "reboot": set()}
+ALREADY = {
+    "start": {VmState.ACTIVE},
+    "stop": {VmState.SHUTOFF},
+    "reboot": set(),
+    "pause": {VmState.PAUSED},
+    "unpause": {VmState.ACTIVE},
+    "suspend": {VmState.SUSPENDED},
+    "resume": {VmState.ACTIVE},
+}
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
 
 CASES = [(verb, state) for verb in FROM for state in VmState]
@@ -30,6 +42,10 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("start", TaskState.POWERING_ON, VmState.ACTIVE, CommandKind.START_VM),
         ("stop", TaskState.POWERING_OFF, VmState.SHUTOFF, CommandKind.STOP_VM),
         ("reboot", TaskState.REBOOTING, VmState.ACTIVE, CommandKind.REBOOT_VM),
+        ("pause", TaskState.PAUSING, VmState.PAUSED, CommandKind.PAUSE_VM),
+        ("unpause", TaskState.UNPAUSING, VmState.ACTIVE, CommandKind.UNPAUSE_VM),
+        ("suspend", TaskState.SUSPENDING, VmState.SUSPENDED, CommandKind.SUSPEND_VM),
+        ("resume", TaskState.RESUMING, VmState.ACTIVE, CommandKind.RESUME_VM),
     ],
 )
 def test_what_a_verb_sets_casts_and_ends_in(
@@ -57,7 +73,34 @@ def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState)
     assert (error.code, error.exit_code) == ("WRONG_STATE", EXIT_REFUSED)
     assert "web-1" in error.message
     assert state in error.message
-    assert set(error.remedy.removeprefix("possible in: ").split(", ")) == FROM[verb]
+    would_do = error.remedy.partition(";")[0].removeprefix("possible in: ")
+    assert set(would_do.split(", ")) == FROM[verb]
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "way"),
+    [
+        ("start", VmState.SUSPENDED, "resume"),
+        ("start", VmState.PAUSED, "unpause"),
+        ("unpause", VmState.SUSPENDED, "resume"),
+        ("resume", VmState.PAUSED, "unpause"),
+        ("resume", VmState.SHUTOFF, "start"),
+        ("reboot", VmState.SHUTOFF, "start"),
+    ],
+)
+def test_a_wrong_state_names_the_verb_that_leads_to_the_same_end(
+    verb: str, state: VmState, way: str
+) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", state, TaskState.NONE, None)
+    assert caught.value.remedy.endswith(f"; here: muster vm {way} web-1")
+
+
+@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.SOFT_DELETED, VmState.BUILDING])
+def test_where_no_verb_leads_to_the_same_end_none_is_named(state: VmState) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS["stop"], "web-1", state, TaskState.NONE, None)
+    assert "here:" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("verb", list(FROM))
