@@ -25,7 +25,7 @@ PAUSE_S = 1.0
 # How long a receipt waits for its result; well below the managers' resend_after.
 RECEIPT_S = 0.25
 # How long a result waits for that of another command which is running.
-GATHER_S = 0.004
+GATHER_S = 0.02
 NEVER = float("inf")
 
 

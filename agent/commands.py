@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import msgspec
+
 from agent.answers import Answers
 from agent.effects import Mode, Work
 from agent.journal import Journal, Received, Reception, State
@@ -21,6 +23,9 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 JOURNAL_PAUSE_S = 2.0
+# How long the write of a result waits for another that is to be expected.
+GATHER_S = 0.004
+IDLE_S = 3600.0
 
 
 class _Arrival:
@@ -63,6 +68,26 @@ class Commands:
         self._running: set[str] = set()
         self._steps: dict[str, tuple[m.Step, float]] = {}
         self._arrived: collections.deque[_Arrival] = collections.deque()
+        self._ended: collections.deque[m.Result] = collections.deque()
+        self._bell = runtime.event()
+
+    def loop(self) -> None:
+        """Write down what has ended, those that end together in one write; until the agent stops.
+
+        Only then are they told, and may the next of their instances begin.
+        """
+        while not self._runtime.stopping.is_set():
+            self._bell.clear()
+            if not self._ended:
+                self._runtime.wait(self._bell, IDLE_S)
+                continue
+            if len(self._running) > len(self._ended):
+                self._runtime.sleep(GATHER_S)
+            try:
+                self._write_down_ended()
+            except JournalUnavailable as exc:
+                LOG.error("tried again in %g s: %s", JOURNAL_PAUSE_S, exc)
+                self._runtime.sleep(JOURNAL_PAUSE_S)
 
     # what managers cast
 
@@ -213,12 +238,14 @@ class Commands:
         gone = set(ids)
         for command in gone:
             self._steps.pop(command, None)
-        for instance, waiting in list(self._queued.items()):
-            left = [work for work in waiting if work.command.id not in gone]
+        if gone:
+            self._dequeue(gone, list(self._queued))
+
+    def _dequeue(self, ids: set[str], instances: Iterable[str]) -> None:
+        for instance in instances:
+            left = [w for w in self._queued.pop(instance, ()) if w.command.id not in ids]
             if left:
                 self._queued[instance] = left
-            else:
-                del self._queued[instance]
 
     def _may_start(self, instance: str, running: set[str]) -> bool:
         """True when the next command of an instance has its turn beside those that run."""
@@ -229,24 +256,31 @@ class Commands:
             and instance not in running
         )
 
+    def _following(self, running: set[str]) -> list[Work]:
+        """Those that may start beside what runs."""
+        found, beside = [], set(running)
+        for instance, waiting in self._queued.items():
+            if self._may_start(instance, beside):
+                beside.add(instance)
+                found.append(waiting[0])
+        return found
+
     def _pump(self) -> None:
         """Start what may start."""
         with self._lock:
-            for instance in list(self._queued):
-                if self._may_start(instance, self._running):
-                    waiting = self._queued[instance]
-                    work = waiting.pop(0)
-                    if not waiting:
-                        del self._queued[instance]
-                    self._launch(work)
+            for work in self._following(self._running):
+                self._launch(work)
 
     def _launch(self, work: Work) -> None:
-        self._running.add(work.command.instance)
+        instance = work.command.instance
+        self._dequeue({work.command.id}, [instance])
+        self._running.add(instance)
         self._idle.clear()
         self._runtime.spawn(f"command-{work.command.id}", self._run, work)
 
     def _run(self, work: Work) -> None:
         command = work.command
+        result = None
         try:
             with about(command=command.id, instance=command.instance):
                 # One that was voided or superseded since it was queued has ended already; the next
@@ -255,17 +289,40 @@ class Commands:
                     with self._lock:
                         self._step(command.id, m.Step.STARTED)
                     result = self._carry_out(work)
-                    self._insist(self._journal.finish, result)
                     LOG.info("%s: %s", command.kind, result.outcome)
         finally:
-            with self._lock:
-                self._steps.pop(command.id, None)
-                self._running.discard(command.instance)
-                others = bool(self._running)
-                if not others:
-                    self._idle.set()
-        self._answers.wake(more=others)
-        self._pump()
+            if result is None:
+                with self._lock:
+                    self._over(command.id, command.instance)
+                self._answers.wake()
+                self._pump()
+            else:
+                self._ended.append(result)
+                self._bell.set()
+
+    def _write_down_ended(self) -> None:
+        """Also, in the same write, that those begin whose turn it is now."""
+        with self._lock:
+            results = list(self._ended)
+            following = self._following(self._running - {r.instance for r in results})
+            with self._journal.together():
+                self._journal.finish(*results)
+                for n, work in enumerate(following):
+                    if work.mode is Mode.FRESH and self._journal.start(work.command.id):
+                        following[n] = msgspec.structs.replace(work, mode=Mode.BEGUN)
+            for result in results:
+                self._ended.popleft()
+                self._over(result.command, result.instance)
+            for work in following:
+                self._launch(work)
+            more = bool(self._running)
+        self._answers.wake(more=more)
+
+    def _over(self, command: str, instance: str) -> None:
+        self._steps.pop(command, None)
+        self._running.discard(instance)
+        if not self._running:
+            self._idle.set()
 
     def _insist(self, write: Callable[[A], T], argument: A) -> T:
         """What has been begun must be written down, however long the disk takes."""

@@ -142,9 +142,8 @@ class Door:
 
         def take() -> None:
             try:
-                self._commands.take(command)
-                if command.kind is m.CommandKind.NOOP and not self._follows(command):
-                    self._hello("the managers' database is older than we know it")
+                if self._follows([command]):
+                    self._commands.take(command)
             except IdReused as exc:
                 # Here, and not where casts are judged: it may have been held for a welcome.
                 self._refuse(exc, method, {"command": raw})
@@ -168,6 +167,8 @@ class Door:
             self._in_session(session, functools.partial(self._take_all, commands))
 
     def _take_all(self, commands: list[m.Command]) -> None:
+        if not self._follows(commands):
+            return
         for command, error in zip(commands, self._commands.take_all(commands), strict=True):
             if isinstance(error, IdReused):
                 self._refuse(error, command.kind.value, {"command": m.builtins(command)})
@@ -190,12 +191,19 @@ class Door:
             raise WrongHost(f"host {command.host}, this is {self._identity.host}", "")
         return command, known
 
-    def _follows(self, canary: m.Command) -> bool:
-        """A canary carries the mark of the managers' store; False when that went back."""
-        timeline, mark = canary.spec.get("timeline"), canary.spec.get("mark")
-        if not isinstance(timeline, str) or not isinstance(mark, int):
-            return True
-        return self._journal.follow(timeline, mark)
+    def _follows(self, commands: list[m.Command]) -> bool:
+        """Every command carries the mark of the managers' store; False when that went back.
+
+        It is dropped then. A canary asks for a hello as well: what else is late may be the word of
+        a manager that was stopped meanwhile.
+        """
+        for timeline, mark in {(c.store_timeline, c.store_mark) for c in commands}:
+            if timeline is not None and not self._journal.follow(timeline, mark):
+                self.dropped += len(commands)
+                if any(c.kind is m.CommandKind.NOOP for c in commands):
+                    self._hello("the managers' database is older than we know it")
+                return False
+        return True
 
     def _in_session(self, session: int, act: Callable[[], None]) -> None:
         with self._lock:

@@ -47,7 +47,7 @@ class Mode(enum.Enum):
     """Why a command is carried out."""
 
     FRESH = "never started before"
-    BEGUN = "never started before, and written down as started when it came"
+    BEGUN = "never started before, and written down as started a moment ago"
     RESUME = "started by an agent that died, and still wanted"
     ABANDON = "started by an agent that died, and not wanted any more"
 

@@ -29,6 +29,8 @@ KEEP_RESULTS = 10_000
 KEEP_REFUSALS = 200
 KEEP_CONFIRMED = 200
 
+OVERTAKEN_S = 5.0
+KEEP = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 RAISE_FLOOR = (
     "INSERT INTO floors VALUES (?, ?) ON CONFLICT (instance)"
     " DO UPDATE SET generation = max(generation, excluded.generation)"
@@ -130,6 +132,8 @@ class Journal:
         self._lock = runtime.lock()
         self._folder = Path(state_dir)
         self._confirmed: set[str] = set()
+        # The managers' timeline, mark and when it was heard first, once they were looked up.
+        self._store: tuple[str, int, float] | None = None
         self._grouped = False
         self._waiting: collections.deque[_Write] = collections.deque()
         self._guard = journal_file.claim(self._folder)
@@ -302,9 +306,14 @@ class Journal:
             lambda db: db.execute("UPDATE commands SET note = ? WHERE id = ?", (note, command_id))
         )
 
-    def finish(self, result: m.Result) -> None:
-        """A command has ended; its result is kept for its id and told until confirmed."""
-        self._write(lambda db: self._finish(db, result))
+    def finish(self, *results: m.Result) -> None:
+        """Commands have ended; each result is kept for its id and told until confirmed."""
+
+        def act(db: sqlite3.Connection) -> None:
+            for result in results:
+                self._finish(db, result)
+
+        self._write(act)
 
     def drop_unstarted(self, command_id: str, code: str, text: str) -> bool:
         """End a command that has not started as not run; False when it had."""
@@ -397,7 +406,7 @@ class Journal:
 
         def act(db: sqlite3.Connection) -> None:
             db.executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                KEEP,
                 [
                     ("store_timeline", welcome.store_timeline),
                     ("store_mark", str(welcome.store_mark)),
@@ -407,20 +416,26 @@ class Journal:
             db.executemany(RAISE_FLOOR, [(f.instance, f.generation) for f in welcome.floors])
 
         self._write(act)
+        self._store = (welcome.store_timeline, welcome.store_mark, self._runtime.monotonic())
 
     def follow(self, timeline: str, mark: int) -> bool:
-        """Keep how far the managers' store is; False when it is older than we know, or another."""
+        """Keep how far the managers' store is; False when it is older than we know, or another.
 
-        def act(db: sqlite3.Connection) -> bool:
-            kept = dict(db.execute("SELECT key, value FROM meta"))
-            known = int(kept.get("store_mark", 0))
-            if kept.get("store_timeline", timeline) != timeline or mark < known:
-                return False
-            if mark > known:
-                db.execute("INSERT OR REPLACE INTO meta VALUES ('store_mark', ?)", (str(mark),))
-            return True
-
-        return self._write(act)
+        For a moment after it has risen, what was cast just before may still come in.
+        """
+        known = self._store
+        if known is None:
+            meta = self.meta()
+            known = (meta.store_timeline or timeline, meta.store_mark, -OVERTAKEN_S)
+        now = self._runtime.monotonic()
+        least = known[1] - (now - known[2] < OVERTAKEN_S)
+        if known[0] != timeline or mark < least:
+            return False
+        if mark > known[1]:
+            self._write(lambda db: db.execute(KEEP, ("store_mark", str(mark))))
+            known = (timeline, mark, now)
+        self._store = known
+        return True
 
     def floors(self) -> tuple[m.FloorEntry, ...]:
         """Every floor, for managers that have forgotten what they gave out."""
@@ -569,12 +584,14 @@ def _same(
 ) -> None:
     """IdReused unless the command is the one that was journalled under its id.
 
-    Another session casts the same command again. Of one whose end was confirmed, less is kept.
+    What belongs to the cast changes when it is cast again. Of one whose end was confirmed, less
+    is kept.
     """
     known = (instance, generation)
     if body is not None:
         first = msgspec.json.decode(body, type=m.Command)
-        same = msgspec.structs.replace(command, session=first.session) == first
+        cast = {name: getattr(first, name) for name in ("session", "store_timeline", "store_mark")}
+        same = msgspec.structs.replace(command, **cast) == first
     else:
         ended = msgspec.json.decode(result or b"{}", type=m.Result)
         same = (command.instance, command.generation, command.kind) == (*known, ended.kind)

@@ -143,6 +143,7 @@ class Agent:
         )
         self._driver.open(self._inventory.changed)
         self._runtime.spawn("heartbeats", self._inventory.loop)
+        self._runtime.spawn("results", self._commands.loop)
         self._runtime.spawn("answers", self._answers.loop)
         self._runtime.spawn("hello", self._greet)
         self._runtime.spawn("ears", self._ears.loop)

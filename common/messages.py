@@ -143,7 +143,9 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """One order to one agent; `spec` depends on the kind (start_vm: {"guest": GuestSpec}).
 
-    Only a noop, the canary, is about no instance: it has an empty one and generation 1.
+    Only a noop, the canary, is about no instance: it has an empty one and generation 1. Like
+    `session`, the managers' store and how far it was belong to the cast: they change when it is
+    cast again.
     """
 
     schema: int = SCHEMA
@@ -155,6 +157,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     instance: Annotated[str, msgspec.Meta(max_length=64)]
     generation: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+    store_timeline: str | None = None
+    store_mark: Count = 0
     spec: dict[str, Any] = {}
     trail: tuple[TrailEntry, ...] = ()
 

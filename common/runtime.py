@@ -31,6 +31,8 @@ THREADING = "threading"
 EVENTLET = "eventlet"
 # A process that is told to stop has ended after ten seconds; this leaves two to a busy machine.
 LAST_S = 8
+# A wait looks this often whether the runtime stops.
+SLICE_S = 0.5
 
 
 class Stopped(BaseException):
@@ -90,15 +92,20 @@ class Task:
     def __init__(self, name: str) -> None:
         self.name = name
         self.thread: threading.Thread | None = None
-        self._done = threading.Event()
+        # Held until the end: a bare lock, since an Event costs more than many a piece of work.
+        self._busy = threading.Lock()
+        self._busy.acquire()
 
     @property
     def alive(self) -> bool:
-        return not self._done.is_set()
+        return self._busy.locked()
 
     def join(self, timeout_s: float) -> bool:
         """True when the work ended within the limit."""
-        return self._done.wait(timeout_s)
+        if self._busy.acquire(timeout=max(0.0, timeout_s)):
+            self._busy.release()
+            return True
+        return False
 
     def run(self, fn: Callable[[], None]) -> None:
         """Carry it out on the calling thread, which bears its name meanwhile."""
@@ -107,7 +114,7 @@ class Task:
         try:
             fn()
         finally:
-            self._done.set()
+            self._busy.release()
 
 
 class _Hands:
@@ -199,7 +206,7 @@ class Runtime:
             left = deadline - self.monotonic()
             if left <= 0 or self.stopping.is_set():
                 return event.is_set()
-            event.wait(min(left, 0.5))
+            event.wait(min(left, SLICE_S))
         self._check()
         return True
 
@@ -293,18 +300,21 @@ class Runtime:
     def limited(self, seconds: float, name: str, fn: Callable[..., T], *args: Any) -> T:
         """`fn(*args)` or CallTimeout after `seconds`; the abandoned call keeps its own thread."""
         box: list[Any] = []
-        done = self.event()
 
         def run() -> None:
             try:
                 box.append((True, self.offload(fn, *args)))
             except Exception as exc:  # noqa: BLE001 - raised again by the caller
                 box.append((False, exc))
-            finally:
-                done.set()
 
-        self.spawn(f"call-{name}", run)
-        if not self.wait(done, seconds):
+        call = self.spawn(f"call-{name}", run)
+        end = self.monotonic() + seconds
+        while not call.join(min(end - self.monotonic(), SLICE_S)):
+            self._check()
+            if self.stopping.is_set() or self.monotonic() >= end:
+                break
+        self._check()
+        if not box:
             raise CallTimeout(f"{name} gave no answer within {seconds:g} s", "look at the host")
         good, value = box[0]
         if good:

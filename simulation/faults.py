@@ -32,6 +32,7 @@ class Lost:
 
     def __init__(self) -> None:
         self.restored = False
+        self.restored_at_s = float("-inf")
         self.jobs: set[str] = set()
         # Their guests are orphans: nobody owns them, and nobody destroys them.
         self.instances: set[str] = set()
@@ -239,6 +240,7 @@ class Faults:
             now = fleet.database.copy()
             fleet.database.restore(aside)
             self.lost.compare(now, fleet.database.raw)
+            self.lost.restored_at_s = world.now_s
             now.close()
             fleet.told("restored")
             fleet.chaos.database_away = False

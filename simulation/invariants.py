@@ -50,6 +50,8 @@ THERE_S = 120.0
 WAITED_S = 40.0
 # An agent that a restored database refuses has told its floors after so long.
 FLOORS_S = 30.0
+# After a restore, every host that lives has reported once after so long.
+UNREPORTED_S = 15.0
 CANARY = "noop"
 _JUDGE = {
     "not_run": "not_run_told",
@@ -117,6 +119,9 @@ class Invariants:
         # One whose guest was taken away may have to make it again.
         excused = host in self._faults.forgetful and key not in self._over
         excused |= instance in self._faults.moved or instance in self._faults.removed
+        # Asked for anew after a restore to before it was made: of the first, nothing may be left.
+        excused |= instance in self._faults.lost.revived and len(self._guests_of(instance)) == 1
+        excused |= self._nobody_can_know(instance)
         if act.verb in ("create", "reboot") and again and not excused:
             raise Broken(f"{act.verb} of {key} had its effect twice", instance)
         if act.verb in ("create", "reboot", "stop", *TURNS) and key in self._over:
@@ -145,11 +150,22 @@ class Invariants:
             raise Broken(text, instance)
 
     def _one_place(self, instance: str) -> None:
-        if instance in self._faults.moved:
+        if instance in self._faults.moved or self._nobody_can_know(instance):
             return
         places = {host for host, _ in self._guests_of(instance)}
         if len(places) > 1:
             raise Broken(f"instance {instance} is on {sorted(places)} by our doing", instance)
+
+    def _nobody_can_know(self, instance: str) -> bool:
+        """A guest of a restored database's VM, of which no host has reported since.
+
+        An agent that is ahead of that database refuses what it says; one that has heard nothing
+        after the backup was made takes it, and has no way to know.
+        """
+        lost = self._faults.lost
+        return instance in lost.displaced and (
+            self._fleet.world.now_s - lost.restored_at_s < UNREPORTED_S
+        )
 
     def _guests_of(self, instance: str) -> list[tuple[str, SimGuest]]:
         return [

@@ -16,6 +16,7 @@ from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Outage, drain
 from common.messages import AGENT_TOPIC, DEAD_EXCHANGE, MANAGER_TOPIC
 
 POLL_S = 0.5
+LISTEN_S = 5.0
 REFUSED_S = 1.0
 # What oslo says of an outage that Outage tells of, with its reason.
 TOLD = frozenset(
@@ -119,6 +120,10 @@ class BoundedConnection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.me
 
     def consume(self, timeout: float | None = None) -> None:
         self._consuming = True
+        if timeout is not None:
+            # oslo comes back every few milliseconds after each message, to acknowledge what only
+            # its notifications leave to be acknowledged.
+            timeout = max(timeout, LISTEN_S)
         try:
             super().consume(timeout)
         except oslo_common.Timeout:

@@ -2,14 +2,13 @@
 
 A host that heartbeats proves that it can speak. Only a command that took the whole way - outbox,
 cast, the agent's journal, its result - proves that it can also be told something. One canary is in
-flight a host; its row goes with its answer, and nobody is told of one that came back. It carries
-the store's mark, by which the agent knows a database that is older than itself.
+flight a host; its row goes with its answer, and nobody is told of one that came back. As every
+command it carries the store's mark, by which the agent knows a database that is older than itself.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -18,7 +17,6 @@ from common.messages import CommandKind, Result
 from common.states import CommandState
 from manager.flows import commands
 from manager.rules import liveness as rule
-from manager.store import timeline
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -52,10 +50,6 @@ def send_due(tx: Tx, cfg: Settings) -> int:
     if not cfg.manager.canary_interval:
         return 0
     due = tx.due(DUE, **limits(tx, cfg))
-    spec: dict[str, Any] = {}
-    if due:
-        mark = timeline.current(tx)
-        spec = {"timeline": mark.timeline, "mark": mark.mark}
     for host in due:
         row = CommandRow(
             id=tx.new_id(),
@@ -64,7 +58,7 @@ def send_due(tx: Tx, cfg: Settings) -> int:
             host=host.name,
             instance="",
             generation=1,
-            spec=spec,
+            spec={},
             timeout_s=limit_s(cfg),
             trail=(),
             state=CommandState.ACCEPTED,

@@ -8,6 +8,7 @@ from typing import Any
 from common.conf import Settings
 from common.messages import Command, CommandKind, Receipt, Step, TrailEntry, builtins
 from common.states import COMMAND, CommandEffect, CommandEvent, CommandState
+from manager.store import timeline
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -120,6 +121,7 @@ def claim(tx: Tx, cfg: Settings, row: CommandRow) -> CommandRow | None:
         published_at=row.published_at or tx.now,
         publish_at=tx.now + dt.timedelta(seconds=cfg.manager.resend_after),
     )
+    store = timeline.seen(tx)
     command = Command(
         id=row.id,
         kind=CommandKind(row.kind),
@@ -129,6 +131,8 @@ def claim(tx: Tx, cfg: Settings, row: CommandRow) -> CommandRow | None:
         instance=row.instance,
         generation=row.generation,
         timeout_s=row.timeout_s,
+        store_timeline=store.timeline,
+        store_mark=store.mark,
         spec=row.spec,
         trail=row.trail,
     )

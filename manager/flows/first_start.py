@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, jobs, placing, power, reap
+from manager.flows import commands, found, inventory, jobs, placing, power, reap
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -118,6 +118,8 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
             told = f"{unclean} has not answered that nothing of {vm.name} is left there"
             _fail(tx, job, vm, JobEvent.FAIL, code=OutcomeUnknown.code, error=told)
             continue
+        if _is_found(tx, vm):
+            continue
         try:
             place(tx, cfg, job, vm, _refused(job))
         except NoValidHost as exc:
@@ -129,6 +131,17 @@ def _unclean(tx: Tx, instance: str) -> str:
     """A host where a guest of the VM may be running still; one that is fenced runs nothing."""
     stones = [s for s in reap.of(tx, instance) if s.state is TombstoneState.OPEN]
     return next((s.host for s in stones if not _is_fenced(tx, s.host)), "")
+
+
+def _is_found(tx: Tx, vm: Instance) -> bool:
+    """True when a guest of the VM is somewhere already, as after a database was put back."""
+    doomed = {s.host for s in reap.of(tx, vm.uuid) if s.state is TombstoneState.OPEN}
+    for seen in inventory.sightings(tx, vm.uuid):
+        if seen.host not in doomed and found.is_nowhere(vm):
+            pair = seen.session, seen.seq
+            found.take(tx, vm, seen.host, f"{seen.host} shows its guest", seen, pair)
+            return True
+    return False
 
 
 def _refused(job: Job) -> dict[str, str]:

@@ -12,7 +12,7 @@ from common.conf import Settings
 from common.messages import GuestReport, Inventory, Look, digest
 from common.ownership import is_ours
 from common.states import GuestKind, TombstoneState, VmState
-from manager.flows import addresses, commands, power, reap
+from manager.flows import addresses, commands, found, power, reap
 from manager.rules import inventory as rule
 from manager.store.engine import LOG, Tx
 from manager.store.hosts import Host
@@ -151,6 +151,8 @@ def see(
         for mac in guest.macs:
             addresses.hold_mac(tx, instance, mac, host)
     elif kind is GuestKind.MANAGED and vm is not None:
+        if found.is_nowhere(vm):
+            vm = found.take(tx, vm, host, f"{host} shows its guest", guest, pair)
         power.report(tx, cfg, host, vm, guest, pair, whole=whole)
 
 
@@ -278,5 +280,9 @@ def _look_for_missing(tx: Tx, cfg: Settings, host: str, pair: Pair) -> None:
 
 def hosts_showing(tx: Tx, instance: str) -> list[str]:
     """Every host whose latest word shows a guest with this instance's own mark."""
-    rows = tx.ask(SHOWN, instance=instance)
-    return sorted({row.host for row in rows})
+    return sorted({row.host for row in sightings(tx, instance)})
+
+
+def sightings(tx: Tx, instance: str) -> list[Sighting]:
+    """Every guest with this instance's own mark, by the latest word of its host."""
+    return tx.ask(SHOWN, instance=instance)

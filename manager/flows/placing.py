@@ -295,6 +295,15 @@ def claim(tx: Tx, cfg: Settings, vm: Instance, avoid: Mapping[str, str]) -> Plac
     )
 
 
+def move_claim(tx: Tx, vm: Instance, host: str) -> None:
+    """Claim a host for a VM whose guest is there already, whether or not it has room for it.
+
+    The caller writes the host into the VM's record.
+    """
+    release(tx, vm)
+    tx.change(Host, RELEASE, at=host, vcpus=-vm.vcpus, memory_mib=-vm.memory_mib)
+
+
 def release(tx: Tx, vm: Instance) -> None:
     """Give back the claim of a VM that leaves its host: its record is changed by the caller."""
     if vm.host is not None:

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.errors import DbRolledBack, WrongState
 from common.messages import FloorEntry, Hello
-from common.states import TombstoneState
-from manager.flows import jobs
+from common.states import TaskState, TombstoneState
+from manager.flows import found, jobs
 from manager.store import timeline
+from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.events import Meta
 from manager.store.hosts import Host
@@ -30,6 +31,7 @@ from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 F = AgentFloor.__table__.c
+C = CommandRow.__table__.c
 J = Job.__table__.c
 R = Rollback.__table__.c
 AHEAD = Query(Rollback, R.timeline == ask("timeline"))
@@ -147,12 +149,13 @@ def accept(tx: Tx, operator: str, reason: str) -> dict[str, Any]:
     unheard = [] if noticed is None else _not_heard_since(tx, noticed)
     going_on = [] if noticed is None else _open_since_before(tx, noticed)
     raised = {}
-    highest: dict[str, int] = {}
-    for floor in tx.all(AgentFloor):
-        highest[floor.instance] = max(floor.generation, highest.get(floor.instance, 0))
-    for instance, generation in highest.items():
-        if _raise_above(tx, instance, generation):
-            raised[instance] = generation
+    highest: dict[str, AgentFloor] = {}
+    for floor in tx.all(AgentFloor, order=[F.generation]):
+        highest[floor.instance] = floor
+    for instance, floor in highest.items():
+        _find(tx, floor)
+        if _raise_above(tx, instance, floor.generation):
+            raised[instance] = floor.generation
     marks: dict[str, int] = {}
     for row in ahead:
         marks[row.timeline] = max(row.mark, marks.get(row.timeline, 0))
@@ -194,6 +197,21 @@ def _not_heard_since(tx: Tx, when: dt.datetime) -> list[str]:
 
 def _open_since_before(tx: Tx, when: dt.datetime) -> list[Job]:
     return tx.all(Job, among(J.state, jobs.OPEN), J.same_as.is_(None), J.accepted_at < when)
+
+
+def _find(tx: Tx, floor: AgentFloor) -> None:
+    """A VM that is being started, and whose agent has heard of a start that is forgotten."""
+    vm = tx.find(Instance, floor.instance)
+    if vm is None or not vm.live or vm.task_state is not TaskState.SPAWNING:
+        return
+    on_record = tx.first(
+        CommandRow,
+        C.instance == floor.instance,
+        C.host == floor.host,
+        C.generation >= floor.generation,
+    )
+    if on_record is None:
+        found.take(tx, vm, floor.host, f"the agent of {floor.host} knows a later command of it")
 
 
 def _raise_above(tx: Tx, instance: str, generation: int) -> bool:

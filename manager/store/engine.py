@@ -28,9 +28,10 @@ from manager.store import (
     statements,
     tombstones,
     volumes,
+    writes,
 )
 from manager.store.mapping import Row, metadata
-from manager.store.statements import KEY, Asked, Joined, Query, Removal
+from manager.store.statements import KEY, PLANNED_ANEW, STAMP, Asked, Joined, Query, Removal
 from manager.store.unit import Unit
 
 LOG = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ RETRIES = 20
 IDLE_S = 5.0  # between two statements of a transaction; PostgreSQL ends it after that
 
 
-_CLOCK = sa.select(sa.func.clock_timestamp())
+_STAMP = sa.select(*STAMP)
 
 
 class Cast(msgspec.Struct, frozen=True):
@@ -67,7 +68,8 @@ class Cast(msgspec.Struct, frozen=True):
 class Tx:
     """An open transaction. Everything read or written by a handler goes through here.
 
-    `attempt` is how often its handler has been run before, after a lost compare-and-swap.
+    `attempt` is how often its handler has been run before, after a lost compare-and-swap; `stamp`
+    the store's timeline and mark, where they were told with the first rows that were read.
     """
 
     def __init__(self, store: Store, conn: Connection, attempt: int = 0) -> None:
@@ -76,6 +78,7 @@ class Tx:
         self.attempt = attempt
         self.casts: list[Cast] = []
         self.commands_due = False
+        self.stamp: tuple[str, str] | None = None
         self._now: dt.datetime | None = None
         self._timed = store.dialect == "postgresql"
         self._unit = Unit()
@@ -85,9 +88,14 @@ class Tx:
         """The database's clock, read once a transaction: the only one that decides anything."""
         if self._now is None:
             if self._timed:
-                self._now = self.conn.execute(_CLOCK).scalar_one()
-            else:
-                self._now = self.store.runtime.now()
+                return self._stamped(self.conn.execute(_STAMP).one())
+            self._now = self.store.runtime.now()
+        return self._now
+
+    def _stamped(self, row: Any) -> dt.datetime:
+        """What the last columns of a row tell."""
+        self._now, timeline, mark = row[-len(STAMP) :]
+        self.stamp = None if timeline is None or mark is None else (timeline, mark)
         return self._now
 
     def new_id(self) -> str:
@@ -214,16 +222,20 @@ class Tx:
         return self._keep(kind, rows[0], held=held)
 
     def _select(self, asked: Asked, values: dict[str, Any]) -> Sequence[Any]:
-        """Rows; the first that a transaction reads tell it the time as well."""
-        if self._now is not None or not self._timed:
+        """Rows; the first that a transaction reads tell it the time and the mark as well."""
+        if not self._timed:
             return self.conn.execute(asked.plain, values).all()
-        rows = self.conn.execute(asked.timed, values).all()
+        several = any(isinstance(value, list) and len(value) > 1 for value in values.values())
+        how = PLANNED_ANEW if several else None
+        if self._now is not None:
+            return self.conn.execute(asked.plain, values, execution_options=how).all()
+        rows = self.conn.execute(asked.timed, values, execution_options=how).all()
         if rows:
-            self._now = rows[0][-1]
+            self._stamped(rows[0])
         return rows
 
     def _keep(self, kind: type[R], row: Any, *, held: bool = False) -> R:
-        # The columns were made from the fields, in their order; the time may follow them.
+        # The columns were made from the fields, in their order; the stamp may follow them.
         struct = kind(**dict(zip(kind.__struct_fields__, row, strict=False)))
         return self._unit.keep(struct, held=held)
 
@@ -236,7 +248,7 @@ class Tx:
     def insert_if_new(self, row: Row) -> bool:
         """True when the row was not there yet."""
         statement = statements.insert_if_new(type(row), self.store.dialect)
-        if self.conn.execute(statement, _values(row)).rowcount == 1:
+        if self.conn.execute(statement, writes.values_of(row)).rowcount == 1:
             self._unit.keep(row)
             return True
         self._unit.may_be_there(row)
@@ -281,28 +293,13 @@ class Tx:
         return int(done.rowcount)
 
     def _flush(self, kinds: Sequence[type[Row]] | None = None) -> None:
-        """Write what is new or changed, of some kinds or all; one statement for rows alike.
+        """Write what is new or changed, of some kinds or all.
 
         Conflict when a key is taken or another manager has changed a versioned row.
         """
-        for kind, rows in self._unit.take_new(kinds).items():
-            try:
-                self.conn.execute(statements.insert(kind), [_values(row) for row in rows])
-            except sa.exc.IntegrityError as exc:
-                raise Conflict(f"{kind.__name__} is there already: {exc.orig}") from exc
-        alike: dict[tuple[type[Row], frozenset[str], bool], list[dict[str, Any]]] = {}
-        for (kind, key), change in self._unit.take_changes(kinds).items():
-            versioned = change.version is not None
-            values = dict(change.values)
-            for name, value in zip(kind.__key__, key, strict=True):
-                values[f"{KEY}{name}"] = value
-            if versioned:
-                values[f"{KEY}version"] = change.version
-            alike.setdefault((kind, frozenset(change.values), versioned), []).append(values)
-        for (kind, names, versioned), sets in alike.items():
-            done = self.conn.execute(statements.update(kind, names, versioned=versioned), sets)
-            if versioned and done.rowcount != len(sets):
-                raise Conflict(f"{kind.__name__} was changed by another manager")
+        new, changes = self._unit.take_new(kinds), self._unit.take_changes(kinds)
+        if new or changes:
+            writes.write(self.conn, self.store.dialect, new, changes)
 
     # saying
 
@@ -324,10 +321,6 @@ class Tx:
                 data=data,
             )
         )
-
-
-def _values(row: Row) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in row.__struct_fields__}
 
 
 def _key_values(kind: type[Row], key: tuple[Any, ...]) -> dict[str, Any]:
@@ -432,6 +425,7 @@ def _engine(settings: Database) -> Engine:
         connect_args={"connect_timeout": 5, "cursor_factory": _Cursor},
     )
     sa.event.listen(engine, "connect", _postgres_connect)
+    sa.event.listen(engine, "do_execute", _postgres_execute)
     return engine
 
 
@@ -457,6 +451,14 @@ def _postgres_connect(raw: Any, _record: Any) -> None:
     with raw.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_S * 1000)}")
     raw.commit()
+
+
+def _postgres_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    """True when it was run here: a statement of which no plan is to be kept."""
+    anew = context is not None and bool(PLANNED_ANEW.keys() & context.execution_options)
+    if anew:
+        cursor.execute(statement, parameters, prepare=False)
+    return anew
 
 
 def _sqlite_connect(raw: Any, _record: Any) -> None:

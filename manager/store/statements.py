@@ -9,18 +9,33 @@ from typing import Any, Generic, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from manager.store.events import Meta
 from manager.store.mapping import Row
 
 R = TypeVar("R", bound=Row)
 KEY = "key_"  # a key's parameter must not be mistaken for a column that is set
+# An option of a statement: planned for tables as large as they are now. A plan that was made for
+# small ones, and kept, would read all of a large one.
+PLANNED_ANEW = {"planned_anew": True}
+
+
+TIMELINE, MARK = "timeline", "mark"
+
+
+def _stored(key: str) -> Any:
+    return sa.select(Meta.__table__.c.value).where(Meta.__table__.c.key == key).scalar_subquery()
+
+
+STAMP = (sa.func.clock_timestamp(), _stored(TIMELINE), _stored(MARK))
+"""The database's clock, which history it belongs to, and how far in it it is."""
 
 
 class Asked:
-    """A select; `timed` tells the database's clock in a last column."""
+    """A select; `timed` has the STAMP in its last columns."""
 
     def __init__(self, select: Any) -> None:
         self.plain = select
-        self.timed = select.add_columns(sa.func.clock_timestamp())
+        self.timed = select.add_columns(*STAMP)
 
 
 class Query(Generic[R]):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from manager.store.engine import Tx
 from manager.store.events import Meta
+from manager.store.statements import MARK, TIMELINE
 
-TIMELINE, MARK, RISEN_AT = "timeline", "mark", "mark_risen_at"
+RISEN_AT = "mark_risen_at"
 ACCEPTED = "accepted:"
 
 
@@ -26,6 +27,13 @@ def current(tx: Tx) -> Mark:
     if row is None or mark is None:
         return advance(tx)
     return Mark(row.value, int(mark.value))
+
+
+def seen(tx: Tx) -> Mark:
+    """As it was when this transaction began to read: what is cast by it carries that."""
+    if tx.stamp is not None:
+        return Mark(tx.stamp[0], int(tx.stamp[1]))
+    return current(tx)
 
 
 def advance(tx: Tx, above: int = 0) -> Mark:

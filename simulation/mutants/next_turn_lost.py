@@ -16,10 +16,10 @@ class _Forgetful:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._commands, name)
 
-    def _pump(self) -> None:
-        return
+    def _following(self, _running: set[str]) -> list[Any]:
+        return []
 
 
 def apply(swap: Any) -> None:
-    good = Commands._run
-    swap(Commands, "_run", lambda self, work: good(_Forgetful(self), work))  # type: ignore[arg-type]
+    good = Commands._write_down_ended
+    swap(Commands, "_write_down_ended", lambda self: good(_Forgetful(self)))  # type: ignore[arg-type]

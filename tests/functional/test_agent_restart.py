@@ -480,10 +480,12 @@ def test_a_command_that_overtakes_the_welcome_is_held_and_not_lost(rig: Rig) -> 
 def test_managers_whose_database_went_back_are_told_every_floor_and_not_obeyed(rig: Rig) -> None:
     agent = rig.up()
     rig.running("i-1")
-    rig.manager.send("noop", "", 1, spec={"timeline": "t1", "mark": 50})
+    rig.manager.send("noop", "", 1, store_timeline="t1", store_mark=50)
     eventually(lambda: agent._journal.meta().store_mark == 50, "the mark is kept")
+    stop = rig.manager.send("stop_vm", "i-1", 2, store_timeline="t1", store_mark=48)
+    eventually(lambda: rig.manager.heartbeats[-1].dropped_casts == 1, "it is dropped")
     rig.manager.refuse = DbRolledBack("the database is older", "accept it", floors=0)
-    rig.manager.send("noop", "", 1, spec={"timeline": "t1", "mark": 49})
+    rig.manager.send("noop", "", 1, store_timeline="t1", store_mark=48)
 
     def told() -> dict[str, int]:
         return {f.instance: f.generation for a in list(rig.manager.answers) for f in a.floors}
@@ -492,13 +494,14 @@ def test_managers_whose_database_went_back_are_told_every_floor_and_not_obeyed(r
     assert agent.session.current is None
     rig.manager.send("stop_vm", "i-1", 2)
     assert rig.state_of("i-1") == "RUNNING"
+    assert not rig.manager.results(stop)
     rig.manager.refuse = None
     eventually(lambda: agent.session.current is not None, "accepted")
 
 
 def test_a_canary_of_another_database_asks_for_a_hello(rig: Rig) -> None:
     agent = rig.up()
-    rig.manager.send("noop", "", 1, spec={"timeline": "another", "mark": 10**6})
+    rig.manager.send("noop", "", 1, store_timeline="another", store_mark=10**6)
     eventually(lambda: len(rig.manager.hellos) == 2, "hello")
     assert rig.manager.hellos[-1].store_timeline == "t1"
     eventually(lambda: agent.session.current is not None, "a session")

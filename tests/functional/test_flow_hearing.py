@@ -259,6 +259,7 @@ def test_a_postgresql_that_does_not_answer_is_told_in_one_line(postgres: Postgre
 def test_postgresql_tells_the_time_of_the_moment(postgres: Postgres) -> None:
     """clock_timestamp(), not the start of the transaction, and not this machine's clock."""
     store = Store(Database(connection=postgres.new_database()), Clock())
+    create_all(store)
     assert store.run(lambda tx: tx.now) != Clock().now()
     assert store.run(lambda tx: tx.now).tzinfo is not None
     store.close()

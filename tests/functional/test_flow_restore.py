@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from common import messages as m
 from common.errors import EXIT_REFUSED, BadRequest, DbRolledBack, WrongState
-from common.states import HostState, PowerState, TombstoneState
+from common.states import HostState, JobState, PowerState, TaskState, TombstoneState, VmState
 from manager.intake.hello import hello
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.jobs import Job
 from manager.store.mapping import metadata
 from manager.store.rollbacks import AgentFloor, Rollback
-from tests.functional.fleet import INTERVAL_S, Fleet, ScriptedAgent
+from tests.functional.fleet import INTERVAL_S, Cast, Fleet, ScriptedAgent
 
 EVERY_S = 30.0
 
@@ -35,24 +37,26 @@ class Backup:
                 for table in metadata.sorted_tables
             }
 
-    def put_back(self) -> None:
+    def put_back(self, but: str = "") -> None:
+        """`but`: a table that stays as it is."""
         with self._fleet.store.engine.begin() as conn:
             for table in metadata.sorted_tables:
+                if table.name == but:
+                    continue
                 conn.execute(sa.delete(table))
                 if self._rows[table.name]:
                     conn.execute(sa.insert(table), self._rows[table.name])
 
 
-def canaries(fleet: Fleet, *agents: ScriptedAgent) -> list[dict[str, Any]]:
-    """What canaries carry to the agents, which answer and keep it as real ones do."""
+def canaries(fleet: Fleet, *agents: ScriptedAgent) -> list[int]:
+    """The marks that canaries carry to the agents, which answer and keep them as real ones do."""
     marks = []
     for cast in fleet.publish():
         for agent in agents:
             if cast.command.kind is m.CommandKind.NOOP and cast.host == agent.host:
                 agent.succeed(cast.command, look=None)
-                marks.append(cast.command.spec)
-                if cast.command.spec["mark"] >= agent.mark:
-                    agent.mark = cast.command.spec["mark"]
+                marks.append(cast.command.store_mark)
+                agent.mark = max(agent.mark, cast.command.store_mark)
     return marks
 
 
@@ -97,7 +101,7 @@ def test_an_agent_that_is_ahead_gets_no_session_until_the_restore_is_accepted(
 
     backup.put_back()
     fleet.pass_(1.0, h1, h2, step=1.0)
-    (mark,) = {spec["mark"] for spec in canaries(fleet, h1, h2)}
+    (mark,) = set(canaries(fleet, h1, h2))
     assert mark < h1.mark  # a real agent says hello now
     with pytest.raises(DbRolledBack) as refused:
         greet(fleet, h1)
@@ -294,3 +298,110 @@ def test_an_agent_of_another_database_does_not_hold_up_the_mark(
     assert h1.mark >= before + 5
     done = fleet.ask("db_accept_restore", operator="ann", reason="a new database on purpose")
     assert (done["hosts"], done["not_compared"], done["open_jobs"]) == (["h3"], [], 0)
+
+
+def test_every_command_carries_the_mark_of_its_managers_store(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1, "web-1")
+    go_on(fleet, 60.0, h1)
+    fleet.ask("vm_stop", vm="web-1")
+    (stop,) = [c.command for c in fleet.publish()]
+    assert (stop.store_timeline, stop.store_mark) == (h1.timeline, h1.mark)
+    fleet.clock.move(20.0)
+    fleet.tick()
+    (again,) = [c.command for c in fleet.publish() if c.command.id == stop.id]
+    assert again.store_mark == stop.store_mark + 1
+
+
+def start_of(fleet: Fleet, vm: Instance) -> Cast:
+    """The start_vm that is cast for it now."""
+    (cast,) = [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    assert cast.command.kind is m.CommandKind.START_VM
+    return cast
+
+
+def being_tried_elsewhere(fleet: Fleet, h1: ScriptedAgent) -> tuple[Instance, Backup]:
+    """A VM that h1 has refused, and a backup of that moment."""
+    h1.beat(full=True, capacity_mib=1 << 20)
+    vm = fleet.row(Instance, fleet.create("web-1")["instance"])
+    start = start_of(fleet, vm)
+    assert start.host == "h1"  # it has the most memory
+    h1.fail(start.command, error_code="HYPERVISOR_ERROR", error="no", look=h1.look(vm.uuid))
+    assert (fleet.vm().host, fleet.vm().vm_state) == (None, VmState.BUILDING)
+    return vm, Backup(fleet)
+
+
+@pytest.mark.parametrize("seen", ["after the restore", "before the backup"])
+def test_a_vm_is_not_started_once_more_while_a_guest_is_there_that_a_restored_database_forgot(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent, seen: str
+) -> None:
+    vm, backup = being_tried_elsewhere(fleet, h1)
+    fleet.tick()
+    start = start_of(fleet, vm)
+    h2.carry_out(start.command)
+
+    if seen == "after the restore":
+        backup.put_back()
+        h2.beat(full=True)
+    else:
+        backup.put_back(but="sightings")
+    fleet.tick()
+    assert not [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    vm = fleet.vm()
+    assert (vm.host, vm.vm_state, vm.power_state) == ("h2", VmState.ACTIVE, PowerState.RUNNING)
+    assert vm.generation >= start.command.generation
+    (job,) = fleet.rows(Job)
+    assert (job.state, job.error_code) == (JobState.FAILED, "OUTCOME_UNKNOWN")
+    assert "this database has no record of it" in (job.error or "")
+    claims = {h.name: h.memory_mib_claimed for h in fleet.rows(Host)}
+    assert claims == {"h1": 0, "h2": vm.memory_mib}
+    # It is a VM as any other.
+    fleet.ask("vm_stop", vm="web-1")
+    (stop,) = [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    h2.carry_out(stop.command)
+    assert fleet.vm().task_state is TaskState.NONE
+
+
+def test_a_vm_without_a_guest_that_was_started_in_the_forgotten_time_is_what_its_guest_is(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.row(Instance, fleet.create("web-1", start=False)["instance"])
+    backup = Backup(fleet)
+    fleet.ask("vm_start", vm="web-1")
+    h1.carry_out(start_of(fleet, vm).command)
+    h1.power(vm.uuid, PowerState.PAUSED)
+
+    backup.put_back()
+    assert fleet.vm().host is None
+    h1.beat(full=True)
+    vm = fleet.vm()
+    assert (vm.host, vm.vm_state, vm.power_state) == ("h1", VmState.PAUSED, PowerState.PAUSED)
+    (event,) = fleet.events("instance.taken_over")
+    assert "h1 shows its guest" in event.text
+
+
+def test_accepting_ends_the_start_of_a_vm_of_which_an_agent_knows_a_forgotten_one(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    vm, backup = being_tried_elsewhere(fleet, h1)
+    fleet.tick()
+    forgotten = start_of(fleet, vm).command
+    h2.carry_out(forgotten)
+
+    backup.put_back()
+    h2.guests, guests = {}, h2.guests  # its session is over before it could report
+    h2.mark = 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h2)
+    h2.say(floors=(m.FloorEntry(vm.uuid, forgotten.generation),))
+    h2.guests = guests
+    assert fleet.vm().vm_state is VmState.BUILDING
+    fleet.ask("db_accept_restore", operator="ann", reason="disk died")
+    vm = fleet.vm()
+    assert (vm.host, vm.vm_state, vm.task_state) == ("h2", VmState.ERROR, TaskState.NONE)
+    assert "the agent of h2 knows a later command of it" in vm.error
+    assert not [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    h2.session = greet(fleet, h2).session
+    h2.beat(full=True)
+    assert (fleet.vm().vm_state, fleet.vm().error) == (VmState.ACTIVE, "")

@@ -44,7 +44,7 @@ def test_a_whole_report_without_news_costs_the_same_for_many_guests(
 ) -> None:
     said = statements(fleet, lambda: h1.beat(full=True))
     assert len(said) < 10
-    assert not [text for text in said if text.startswith(("UPDATE sightings", "UPDATE instances"))]
+    assert not [text for text in said if "UPDATE sightings" in text or "UPDATE instances" in text]
 
 
 def test_what_has_changed_is_written_whoever_stays_as_he_was(
@@ -54,8 +54,8 @@ def test_what_has_changed_is_written_whoever_stays_as_he_was(
     h1.power(vm.uuid, PowerState.SHUTOFF)
     said = statements(fleet, lambda: h1.beat(full=True))
     assert fleet.vm("web-3").vm_state is VmState.SHUTOFF
-    assert len([text for text in said if text.startswith("UPDATE sightings")]) == 1
-    assert len([text for text in said if text.startswith("UPDATE instances")]) == 1
+    assert len([text for text in said if "UPDATE sightings" in text]) == 1
+    assert len([text for text in said if "UPDATE instances" in text]) == 1
 
 
 def test_a_look_from_before_a_whole_report_changes_nothing(fleet: Fleet, h1: ScriptedAgent) -> None:

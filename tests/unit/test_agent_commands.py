@@ -48,6 +48,7 @@ class Rig:
         self.told = Told()
         self.gate = threading.Event()
         self.gate.set()
+        self.slow: dict[str, threading.Event] = {}
         self.began: list[Work] = []
         self.commands = Commands(
             self.runtime,
@@ -57,10 +58,11 @@ class Rig:
             self._carry_out,
             max_parallel,
         )
+        self.runtime.spawn("results", self.commands.loop)
 
     def _carry_out(self, work: Work) -> m.Result:
         self.began.append(work)
-        assert self.gate.wait(30.0)
+        assert self.slow.get(work.command.id, self.gate).wait(30.0)
         given = work.command
         return m.Result(
             id=given.id,
@@ -138,13 +140,31 @@ def test_what_is_received_rings_only_when_it_brings_an_answer(rig: Rig) -> None:
 
 
 def test_a_result_waits_a_moment_only_while_another_command_runs(rig: Rig) -> None:
-    rig.gate.clear()
+    rig.slow["c-2"] = threading.Event()
+    rig.take("c-2", "i-2", 1)
+    rig.take("c-1", "i-1", 1)
+    wait_until(lambda: rig.told.rings == [True])
+    rig.slow["c-2"].set()
+    wait_until(lambda: rig.told.rings == [True, False])
+
+
+def test_what_ends_together_and_what_follows_is_one_write(rig: Rig) -> None:
+    rig.slow |= {f"c-{n}": threading.Event() for n in (1, 2, 3)}
     rig.take("c-1", "i-1", 1)
     rig.take("c-2", "i-2", 1)
+    rig.take("c-3", "i-1", 2)
     wait_until(lambda: len(rig.began) == 2)
-    rig.gate.set()
-    wait_until(lambda: len(rig.told.rings) == 2)
-    assert rig.told.rings == [True, False]
+    before = rig.journal.meta().journal_seq
+    with rig.commands._lock:
+        rig.slow["c-1"].set()
+        rig.slow["c-2"].set()
+        wait_until(lambda: len(rig.commands._ended) == 2)
+    wait_until(lambda: len(rig.began) == 3)
+    assert rig.journal.meta().journal_seq == before + 1
+    states = {e.command.id: e.state for e in rig.journal.unfinished()}
+    assert states == {"c-3": State.STARTED}
+    rig.slow["c-3"].set()
+    wait_until(lambda: len(rig.ended()) == 3)
 
 
 def test_no_more_than_max_parallel_run_and_the_rest_follow(tmp_path: Path) -> None:
@@ -172,7 +192,7 @@ def test_what_can_start_at_once_is_received_and_started_in_one_write(rig: Rig) -
     assert states == {"c-1": State.STARTED, "c-2": State.RECEIVED}
     rig.gate.set()
     wait_until(lambda: len(rig.ended()) == 2)
-    assert [work.mode for work in rig.began] == [Mode.BEGUN, Mode.FRESH]
+    assert [work.mode for work in rig.began] == [Mode.BEGUN, Mode.BEGUN]
 
 
 def test_what_is_started_is_on_disk_before_its_effect(rig: Rig, tmp_path: Path) -> None:

@@ -345,6 +345,20 @@ def test_a_welcome_raises_floors_and_is_remembered(journal: Journal, tmp_path: P
     again.close()
 
 
+def test_a_mark_below_the_known_one_is_not_followed_but_for_what_was_just_overtaken(
+    journal: Journal, tmp_path: Path
+) -> None:
+    assert journal.follow("t", 12)
+    assert journal.follow("t", 11)  # cast before the mark rose
+    assert not journal.follow("t", 10)
+    assert not journal.follow("another", 99)
+    assert journal.meta().store_mark == 12
+    again = reopened(journal, tmp_path)
+    assert not again.follow("t", 11)  # that was not just now
+    assert again.follow("t", 12)
+    again.close()
+
+
 def test_a_broken_file_is_set_aside_and_a_new_journal_begins(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
