@@ -14,9 +14,10 @@ from client.base import (
     ListCommand,
     Rows,
     ShowCommand,
+    add_object,
 )
 from common.errors import AlreadyDeleted, BadRequest, MusterError, RemoteError
-from common.states import JobState, TaskState, VmState
+from common.states import JobState, SettableState, TaskState, VmState
 
 
 class List(ListCommand):
@@ -163,6 +164,27 @@ class Resume(_OnVms):
     """Let a VM that was suspended go on where it was, or several"""
 
     method = "vm_resume"
+
+
+class SetState(ActionCommand):
+    """Say what a VM is, until its host reports otherwise"""
+
+    method = "vm_set_state"
+    needs_reason = True
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "vm")
+        parser.add_argument(
+            "vm_state",
+            metavar="STATE",
+            type=usage.one_of("vm_state", SettableState),
+            help=", ".join(SettableState),
+        )
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {"vm": args.vm, "vm_state": args.vm_state}
 
 
 class Delete(_OnVms):

@@ -150,6 +150,10 @@ class Script:
     def turn(self, who: str, verb: str, vm: str) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm})
 
+    @says(r"(\w+): vm set-state VM ([A-Z]+)")
+    def set_state(self, who: str, vm: str, state: str) -> None:
+        self._wish(who, "vm_set_state", {"vm": vm, "vm_state": state})
+
     @says(r"(\w+): host (enable|disable|set-down|unset-down) HOST")
     def host(self, who: str, verb: str, host: str) -> None:
         asked = {"host": host, "operator": who, "reason": f"{who} says so"}

@@ -17,9 +17,10 @@ from common.errors import (
     NotFound,
     Refused,
 )
+from common.states import VmState
 from manager.api import doctor, model, order, views
 from manager.api import requests as ask
-from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
+from manager.flows import cancel, delete, deploy, hosts, jobs, power, record, restore
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
 from manager.store.jobs import Job
@@ -69,6 +70,11 @@ def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
     vm = views.find_vm(tx, r.vm)
     force = isinstance(r, ask.VmPower) and r.force
     return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=force))
+
+
+def vm_set_state(tx: Tx, _cfg: Settings, r: ask.VmSetState) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    return views.job(tx, record.set_state(tx, r.wish("set-state"), vm, VmState(r.vm_state)))
 
 
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
@@ -202,6 +208,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_unpause": (ask.VmVerb, vm_unpause),
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_set_state": (ask.VmSetState, vm_set_state),
     "vm_delete": (ask.VmDelete, vm_delete),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
@@ -232,6 +239,7 @@ WISHES = {
     "vm_unpause": "unpause",
     "vm_suspend": "suspend",
     "vm_resume": "resume",
+    "vm_set_state": "set-state",
     "vm_delete": "delete",
 }
 

@@ -11,6 +11,7 @@ from common import fields
 from common.errors import BadRequest
 from common.messages import VM_NAME, VM_NAME_WORDS
 from common.model import MemoryMib, Ratio, SizeGib, Vcpus
+from common.states import SettableState
 from manager.flows.jobs import Wish
 from manager.rules.placement import Order
 
@@ -18,6 +19,7 @@ _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
 NameOrId = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 VmName = Annotated[str, msgspec.Meta(pattern=VM_NAME)]
 Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z", max_length=4096)]
 
@@ -110,6 +112,11 @@ class VmVerb(Change, frozen=True, kw_only=True):
     vm: NameOrId
 
 
+class VmSetState(VmVerb, frozen=True, kw_only=True):
+    vm_state: SettableState
+    reason: Reason
+
+
 class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
 
@@ -167,7 +174,7 @@ class JobCancel(Request, frozen=True, kw_only=True):
 
 class AcceptRestore(Request, frozen=True, kw_only=True):
     operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    reason: Reason
 
 
 class AlienList(Request, frozen=True, kw_only=True):
@@ -197,6 +204,7 @@ _REMEDIES = {
     "initrd": "an absolute path on the host",
     "job": "a UUID",
     "vm": "a name or a UUID",
+    "vm_state": f"one of {', '.join(SettableState)}",
     "host": "a name",
     "reason": "at most 1000 characters",
 }

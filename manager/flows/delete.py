@@ -55,7 +55,8 @@ STARTED_AT = (
 )
 IS_DUE = sa.and_(J.kind == "delete", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
-IS_OWED = sa.and_(I.deletion_owed, I.vm_state == VmState.ERROR)
+# Whatever an operator says that its state is.
+IS_OWED = I.deletion_owed
 OWED = Query(Instance, IS_OWED, limit=100)
 
 

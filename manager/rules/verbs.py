@@ -106,10 +106,7 @@ class Admission(enum.Enum):
 
 def admit(verb: Verb, vm: str, state: VmState, task: TaskState, job: str | None) -> Admission:
     """Cast it or find it done; raises TaskUnderWay naming the job, or WrongState."""
-    if task is not TaskState.NONE:
-        raise TaskUnderWay(
-            f"{vm} is {task}, by job {job}", f"wait for it: muster job wait {job}", job=job
-        )
+    _idle(vm, task, job)
     if state in verb.already:
         return Admission.ALREADY_THERE
     if state not in verb.sources:
@@ -117,6 +114,24 @@ def admit(verb: Verb, vm: str, state: VmState, task: TaskState, job: str | None)
             f"{verb.name} is not possible while {vm} is {state}", _remedy(verb, vm, state)
         )
     return Admission.CAST
+
+
+def admit_state(
+    wanted: VmState, vm: str, state: VmState, task: TaskState, job: str | None, *, on_host: bool
+) -> None:
+    """Row set-state: from any state, with nothing in flight; raises TaskUnderWay or WrongState."""
+    if state is VmState.DELETED:
+        raise WrongState(f"{vm} is DELETED, and stays so", "create it again")
+    _idle(vm, task, job)
+    if not on_host and wanted not in (VmState.SHUTOFF, VmState.ERROR):
+        raise WrongState(f"{vm} is on no host: it can not be {wanted}", "possible: SHUTOFF, ERROR")
+
+
+def _idle(vm: str, task: TaskState, job: str | None) -> None:
+    if task is not TaskState.NONE:
+        raise TaskUnderWay(
+            f"{vm} is {task}, by job {job}", f"wait for it: muster job wait {job}", job=job
+        )
 
 
 def _remedy(verb: Verb, vm: str, state: VmState) -> str:

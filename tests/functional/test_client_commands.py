@@ -450,6 +450,7 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm unpause web-1", "vm_unpause", {}),
         ("vm suspend web-1", "vm_suspend", {}),
         ("vm resume web-1", "vm_resume", {}),
+        ("vm set-state web-1 error", "vm_set_state", {"vm_state": "ERROR"}),
         (
             "vm delete web-1 --force --idempotent",
             "vm_delete",

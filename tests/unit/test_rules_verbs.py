@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import EXIT_REFUSED, TaskUnderWay, WrongState
 from common.messages import CommandKind
-from common.states import TaskState, VmState
-from manager.rules.verbs import VERBS, Admission, admit
+from common.states import SettableState, TaskState, VmState
+from manager.rules.verbs import VERBS, Admission, admit, admit_state
 
 FROM = {
     "start": {VmState.SHUTOFF, VmState.ERROR},
@@ -114,3 +114,35 @@ def test_a_task_under_way_refuses_and_names_its_job(
     assert caught.value.code == "TASK_UNDER_WAY"
     assert "job-7" in caught.value.message
     assert caught.value.data == {"job": "job-7"}
+
+
+SETTABLE = [VmState(state) for state in SettableState]
+LIVE = [state for state in VmState if state is not VmState.DELETED]
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+@pytest.mark.parametrize("state", LIVE)
+def test_a_state_is_set_from_any_other_with_nothing_in_flight(
+    state: VmState, wanted: VmState
+) -> None:
+    admit_state(wanted, "web-1", state, TaskState.NONE, None, on_host=True)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_state_is_set_while_a_task_is_under_way(task: TaskState) -> None:
+    with pytest.raises(TaskUnderWay, match="job-7"):
+        admit_state(VmState.ERROR, "web-1", VmState.ACTIVE, task, "job-7", on_host=True)
+
+
+def test_what_is_deleted_stays_deleted() -> None:
+    with pytest.raises(WrongState, match="web-1 is DELETED"):
+        admit_state(VmState.ERROR, "web-1", VmState.DELETED, TaskState.NONE, None, on_host=False)
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_what_is_on_no_host_is_off_or_in_error(wanted: VmState) -> None:
+    if wanted in (VmState.SHUTOFF, VmState.ERROR):
+        admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)
+        return
+    with pytest.raises(WrongState, match="on no host"):
+        admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)
