@@ -36,7 +36,7 @@ class List(ListCommand):
         "host_state",
         "address",
     )
-    more = ("vcpus", "memory_mib", "mac", "missing", "stale")
+    more = ("vcpus", "memory_mib", "mac", "missing", "stale", "protected")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -185,6 +185,26 @@ class SetState(ActionCommand):
 
     def wish(self, args: argparse.Namespace) -> Answer:
         return {"vm": args.vm, "vm_state": args.vm_state}
+
+
+class Set(ActionCommand):
+    """Protect a VM from deletion, or no longer"""
+
+    method = "vm_set"
+    needs_reason = True
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "vm")
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument(
+            "--protected", action="store_true", help="refuse every delete, forced or not"
+        )
+        which.add_argument("--unprotected", action="store_true", help="it may be deleted")
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {"vm": args.vm, "protected": args.protected}
 
 
 class Delete(_OnVms):

@@ -154,6 +154,10 @@ class Script:
     def set_state(self, who: str, vm: str, state: str) -> None:
         self._wish(who, "vm_set_state", {"vm": vm, "vm_state": state})
 
+    @says(r"(\w+): vm set VM --(protected|unprotected)")
+    def protect(self, who: str, vm: str, word: str) -> None:
+        self._wish(who, "vm_set", {"vm": vm, "protected": word == "protected"})
+
     @says(r"(\w+): host (enable|disable|set-down|unset-down) HOST")
     def host(self, who: str, verb: str, host: str) -> None:
         asked = {"host": host, "operator": who, "reason": f"{who} says so"}

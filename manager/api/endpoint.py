@@ -77,6 +77,11 @@ def vm_set_state(tx: Tx, _cfg: Settings, r: ask.VmSetState) -> Any:
     return views.job(tx, record.set_state(tx, r.wish("set-state"), vm, VmState(r.vm_state)))
 
 
+def vm_set(tx: Tx, _cfg: Settings, r: ask.VmSet) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    return views.job(tx, record.set_protected(tx, r.wish("set"), vm, r.protected))
+
+
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
     if r.force and not r.reason:
         raise BadRequest("reason: --force needs one", "say why in --reason TEXT", field="reason")
@@ -209,6 +214,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
     "vm_set_state": (ask.VmSetState, vm_set_state),
+    "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
@@ -240,6 +246,7 @@ WISHES = {
     "vm_suspend": "suspend",
     "vm_resume": "resume",
     "vm_set_state": "set-state",
+    "vm_set": "set",
     "vm_delete": "delete",
 }
 

@@ -117,6 +117,11 @@ class VmSetState(VmVerb, frozen=True, kw_only=True):
     reason: Reason
 
 
+class VmSet(VmVerb, frozen=True, kw_only=True):
+    protected: bool
+    reason: Reason
+
+
 class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
 
@@ -204,6 +209,7 @@ _REMEDIES = {
     "initrd": "an absolute path on the host",
     "job": "a UUID",
     "vm": "a name or a UUID",
+    "protected": "true or false",
     "vm_state": f"one of {', '.join(SettableState)}",
     "host": "a name",
     "reason": "at most 1000 characters",

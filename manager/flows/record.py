@@ -7,7 +7,8 @@ from typing import Any
 from common.states import JobEvent, VmState
 from manager.flows import jobs, restore
 from manager.flows.jobs import Wish
-from manager.rules import verbs
+from manager.flows.power import require_wanted
+from manager.rules import deletion, verbs
 from manager.store.engine import Tx
 from manager.store.instances import Instance
 from manager.store.jobs import Job
@@ -30,6 +31,20 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
         changes["error"] = said if wanted is VmState.ERROR else ""
     tx.swap(vm, **changes)
     return _done(tx, wish, "set-state", vm, "instance.state", text)
+
+
+def set_protected(tx: Tx, wish: Wish, vm: Instance, wanted: bool) -> Job:
+    """A delete of the VM is refused from now on, forced or not; or no longer.
+
+    Raises TaskUnderWay or WrongState where a delete has begun.
+    """
+    deletion.admit_protection(vm.name, vm.vm_state, vm.task_state, vm.job)
+    require_wanted(vm)
+    word = "protected from deletion" if wanted else "not protected from deletion"
+    if vm.protected is wanted:
+        return _done(tx, wish, "set", vm, "instance.protection", f"{word} already")
+    tx.swap(vm, protected=wanted)
+    return _done(tx, wish, "set", vm, "instance.protection", word)
 
 
 def _done(tx: Tx, wish: Wish, kind: str, vm: Instance, event: str, text: str) -> Job:

@@ -165,7 +165,7 @@ def test_vm_list_asks_with_its_filters(fleet: Fleet) -> None:
 def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
     fleet.answers["vm_list"] = {"vms": [VM]}
     (row,) = fleet.muster("vm", "list", "--long", "-f", "json").json
-    assert list(row)[9:] == ["vcpus", "memory_mib", "mac", "missing", "stale"]
+    assert list(row)[9:] == ["vcpus", "memory_mib", "mac", "missing", "stale", "protected"]
 
 
 @pytest.mark.parametrize(
@@ -450,6 +450,8 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm unpause web-1", "vm_unpause", {}),
         ("vm suspend web-1", "vm_suspend", {}),
         ("vm resume web-1", "vm_resume", {}),
+        ("vm set web-1 --protected", "vm_set", {"protected": True}),
+        ("vm set web-1 --unprotected", "vm_set", {"protected": False}),
         ("vm set-state web-1 error", "vm_set_state", {"vm_state": "ERROR"}),
         (
             "vm delete web-1 --force --idempotent",

@@ -1,4 +1,4 @@
-"""What an operator says of a VM's record: its state (section 6, set-state)."""
+"""What an operator says of a VM's record: its state (section 6) and its protection (section 3)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import uuid
 
 import pytest
 
-from common.errors import BadRequest, NotFound, TaskUnderWay, WrongState
+from common.errors import BadRequest, NotFound, TaskUnderWay, VmProtected, WrongState
 from common.states import PowerState, SettableState, TaskState, VmState
 from manager.store.commands import CommandRow
 from manager.store.events import Event
 from tests.functional.fleet import Fleet, ScriptedAgent
 
 STATES = list(SettableState)
+
+
+def protect(fleet: Fleet, protected: bool = True, **kwargs: str) -> dict[str, object]:
+    return fleet.ask("vm_set", vm="web-1", protected=protected, reason="payroll", **kwargs)
 
 
 def set_state(fleet: Fleet, state: str, vm: str = "web-1", **kwargs: str) -> dict[str, object]:
@@ -130,3 +134,80 @@ def test_a_reason_is_needed(fleet: Fleet, h1: ScriptedAgent, reason: object) -> 
 def test_a_vm_that_is_not_there_is_not_found(fleet: Fleet, h1: ScriptedAgent) -> None:
     with pytest.raises(NotFound):
         set_state(fleet, "ERROR")
+    with pytest.raises(NotFound):
+        protect(fleet)
+
+
+# protection
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_protected_vm_is_not_deleted_until_it_is_not_protected_any_more(
+    fleet: Fleet, h1: ScriptedAgent, force: bool
+) -> None:
+    fleet.deploy(h1)
+    job = protect(fleet)
+    assert (job["kind"], job["state"]) == ("set", "SUCCEEDED")
+    assert fleet.ask("vm_show", vm="web-1")["protected"] is True
+    (foreseen,) = fleet.delete(dry_run=True)["decisions"]
+    assert (foreseen["decision"], foreseen["row"]) == ("refused", 2)
+    before = fleet.everything()
+    with pytest.raises(VmProtected) as caught:
+        fleet.delete(force=force, reason="tidying up")
+    assert caught.value.remedy.endswith("muster vm set web-1 --unprotected --reason TEXT")
+    assert fleet.everything() == before
+    protect(fleet, False)
+    assert fleet.delete(force=force, reason="tidying up")["kind"] == "delete"
+
+
+def test_who_protected_it_and_why_is_told(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    protect(fleet)
+    protect(fleet)
+    assert {(e.source, e.text) for e in fleet.events("instance.protection")} == {
+        ("ann", "web-1: protected from deletion (payroll)"),
+        ("ann", "web-1: protected from deletion already (payroll)"),
+    }
+    assert fleet.publish() == []
+
+
+def test_a_vm_is_protected_whatever_else_is_under_way(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    fleet.ask("vm_stop", vm="web-1")
+    (cast,) = fleet.publish()
+    protect(fleet)
+    h1.carry_out(cast.command)
+    assert (fleet.vm().protected, fleet.vm().vm_state) == (True, VmState.SHUTOFF)
+
+
+def test_once_its_delete_has_begun_it_is_too_late(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    delete = fleet.delete()
+    with pytest.raises(TaskUnderWay, match=delete["uuid"]):
+        protect(fleet)
+    fleet.publish()
+    fleet.pass_(fleet.cfg.manager.delete_timeout + 20, h1)
+    with pytest.raises(WrongState, match="owed a deletion"):
+        protect(fleet)
+    h1.carry_out(fleet.publish()[-1].command)
+    fleet.tick()
+    with pytest.raises(WrongState, match="DELETED"):
+        protect(fleet)
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"protected": "yes", "reason": "r"}, "protected"),
+        ({"reason": "r"}, "protected"),
+        ({"protected": True}, "reason"),
+        ({"protected": True, "reason": ""}, "reason"),
+    ],
+)
+def test_a_protection_without_its_fields_names_them(
+    fleet: Fleet, h1: ScriptedAgent, asked: dict[str, object], field: str
+) -> None:
+    fleet.deploy(h1)
+    with pytest.raises(BadRequest, match=field):
+        fleet.ask("vm_set", vm="web-1", **asked)
+    assert not fleet.vm().protected
