@@ -65,6 +65,11 @@ class Holdings:
         query = "SELECT 1 FROM macs WHERE mac = ? UNION ALL SELECT 1 FROM addresses WHERE ip = ?"
         return not self._rows(query, address, address)
 
+    def command(self, id_: str) -> tuple[str, str] | None:
+        """The state of a command, and the instance that it is about; None for an unknown one."""
+        rows = self._rows("SELECT state, instance FROM commands WHERE id = ?", id_)
+        return rows[0] if rows else None
+
     def tried_again(self, command: str) -> Iterator[Problem]:
         """A start that makes a guest, where or while it may not be."""
         query = """

@@ -77,19 +77,22 @@ _WATCHES = {
 }
 
 
-def install(database: sqlite3.Connection, told: Callable[..., None]) -> None:
-    """Call `told(name, ...)` for each change that is watched, within its transaction."""
-    database.create_function("told", -1, _plain(told))
-    for name, (change, when, values) in _WATCHES.items():
-        database.execute(
-            f"CREATE TEMP TRIGGER watch_{name} AFTER {change} WHEN {when}"
-            f" BEGIN SELECT told({', '.join(filter(None, (repr(name), values)))}); END"
-        )
+class Watches:
+    """`told(name, ...)` is called for each change that is watched, within its transaction."""
 
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.told: Callable[..., None] = nobody
+        database.create_function("told", -1, self._tell)
+        for name, (change, when, values) in _WATCHES.items():
+            database.execute(
+                f"CREATE TEMP TRIGGER watch_{name} AFTER {change} WHEN {when}"
+                f" BEGIN SELECT told({', '.join(filter(None, (repr(name), values)))}); END"
+            )
 
-def _plain(told: Callable[..., None]) -> Callable[..., int]:
-    def call(*values: Any) -> int:
-        told(*values)
+    def _tell(self, *values: Any) -> int:
+        self.told(*values)
         return 0
 
-    return call
+
+def nobody(*_: Any) -> None:
+    """There is no one to be told."""

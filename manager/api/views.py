@@ -45,6 +45,7 @@ THESE = Joined(
     Instance.__table__.outerjoin(Host.__table__, Host.__table__.c.name == I.host),
     I.uuid.in_(ask_any("uuids")),
 )
+LATEST_OF_NAME = Query(Instance, I.name == ask("name"), order=[I.deleted_at.desc()], limit=1)
 OF_JOB = Query(CommandRow, C.job == ask("job"), order=[C.accepted_at])
 
 
@@ -61,7 +62,7 @@ def find_vm(tx: Tx, name_or_id: str, *, deleted: bool = False) -> Instance:
             return vm
     named = [vm for vm in found if vm.name == name_or_id and vm.live]
     if not named and deleted:
-        named = tx.all(Instance, I.name == name_or_id, order=[I.deleted_at.desc()], limit=1)
+        named = tx.ask(LATEST_OF_NAME, name=name_or_id)
     if not named:
         raise NotFound(f"no VM {name_or_id}", "muster vm list shows all")
     if len(named) > 1:

@@ -14,7 +14,19 @@ from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.sightings import Sighting
+from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
+
+S, T, V = (kind.__table__.c for kind in (Sighting, Tombstone, Instance))
+OF_HOST = Query(Instance, V.host == ask("host"), order=[V.name])
+ONE = sa.func.count()
+VMS = sa.select(V.host, sa.literal("vms"), ONE).where(V.host.is_not(None)).group_by(V.host)
+GUESTS = sa.select(S.host, S.kind, ONE).where(S.present).group_by(S.host, S.kind)
+STONES = (
+    sa.select(T.host, sa.literal("tombstones"), ONE)
+    .where(T.state == TombstoneState.OPEN)
+    .group_by(T.host)
+)
 
 
 def named(tx: Tx, name: str) -> Host:
@@ -52,9 +64,8 @@ def set_down(
 def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
     """What a delete of each VM of this host would do once the flag is changed."""
     host = named(tx, name)
-    i = Instance.__table__.c
     decisions = []
-    for vm in tx.all(Instance, i.host == name, order=[i.name]):
+    for vm in tx.ask(OF_HOST, host=name):
         if down:
             decisions.append(
                 delete.Foreseen(
@@ -71,30 +82,13 @@ def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
 
 def counts(tx: Tx) -> dict[str, dict[str, int]]:
     """Live VMs, guests of each kind and open tombstones, by host."""
-    i, s, t = Instance.__table__.c, Sighting.__table__.c, Tombstone.__table__.c
     result: dict[str, dict[str, int]] = {}
 
     def add(rows: Any) -> None:
         for host, what, number in rows:
             result.setdefault(host, {})[what] = number
 
-    one = sa.func.count()
-    add(
-        tx.rows(
-            sa.select(i.host, sa.literal("vms"), one).where(i.host.is_not(None)).group_by(i.host)
-        )
-    )
-    add(
-        (host, kind.value.lower(), number)
-        for host, kind, number in tx.rows(
-            sa.select(s.host, s.kind, one).where(s.present).group_by(s.host, s.kind)
-        )
-    )
-    add(
-        tx.rows(
-            sa.select(t.host, sa.literal("tombstones"), one)
-            .where(t.state == TombstoneState.OPEN)
-            .group_by(t.host)
-        )
-    )
+    add(tx.rows(VMS))
+    add((host, kind.value.lower(), number) for host, kind, number in tx.rows(GUESTS))
+    add(tx.rows(STONES))
     return result
