@@ -17,8 +17,9 @@ from common.errors import (
     NotFound,
     Refused,
 )
+from common.since import earliest
 from common.states import VmState
-from manager.api import doctor, model, order, views
+from manager.api import doctor, history, model, order, views
 from manager.api import requests as ask
 from manager.flows import cancel, delete, deploy, hosts, jobs, power, record, restore
 from manager.store.engine import Store, Tx
@@ -128,6 +129,20 @@ def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     return {**views.vm(tx, vm, host), "spec": vm.spec}
 
 
+def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
+    since = earliest(r.since, tx.now) if r.since is not None else None
+    return history.of_vm(tx, views.find_vm(tx, r.vm, deleted=True), since, r.limit)
+
+
+def host_history(tx: Tx, _cfg: Settings, r: ask.HostHistory) -> Any:
+    since = earliest(r.since, tx.now) if r.since is not None else None
+    return history.of_host(tx, hosts.named(tx, r.host), since, r.limit)
+
+
+def event_list(tx: Tx, _cfg: Settings, r: ask.EventList) -> Any:
+    return history.events(tx, r.object, r.kind, r.limit)
+
+
 def host_list(tx: Tx, _cfg: Settings, _r: ask.Nothing) -> Any:
     return {"hosts": views.hosts(tx), "notices": views.notices(tx)}
 
@@ -218,6 +233,9 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_delete": (ask.VmDelete, vm_delete),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
+    "vm_history": (ask.VmHistory, vm_history),
+    "host_history": (ask.HostHistory, host_history),
+    "event_list": (ask.EventList, event_list),
     "host_list": (ask.Nothing, host_list),
     "host_show": (ask.HostShow, host_show),
     "host_enable": (ask.HostChange, host_enable),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from common import fields
+from common import fields, since
 from common.errors import BadRequest
 from common.messages import VM_NAME, VM_NAME_WORDS
 from common.model import MemoryMib, Ratio, SizeGib, Vcpus
@@ -152,6 +152,27 @@ class VmShow(Request, frozen=True, kw_only=True):
     vm: NameOrId
 
 
+Entries = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class VmHistory(Request, frozen=True, kw_only=True):
+    vm: NameOrId
+    since: str | None = None
+    limit: Entries = 1000
+
+
+class HostHistory(Request, frozen=True, kw_only=True):
+    host: NameOrId
+    since: str | None = None
+    limit: Entries = 1000
+
+
+class EventList(Request, frozen=True, kw_only=True):
+    object: NameOrId | None = None
+    kind: NameOrId | None = None
+    limit: Entries = 100
+
+
 class HostShow(Request, frozen=True, kw_only=True):
     host: NameOrId
 
@@ -212,6 +233,8 @@ _REMEDIES = {
     "protected": "true or false",
     "vm_state": f"one of {', '.join(SettableState)}",
     "host": "a name",
+    "since": since.WORDS,
+    "limit": "a whole number from 1 to 1000",
     "reason": "at most 1000 characters",
 }
 Q = TypeVar("Q", bound=Request)

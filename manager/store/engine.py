@@ -82,6 +82,7 @@ class Tx:
         self._now: dt.datetime | None = None
         self._timed = store.dialect == "postgresql"
         self._unit = Unit()
+        self._events = 0
 
     @property
     def now(self) -> dt.datetime:
@@ -319,8 +320,10 @@ class Tx:
                 source=source,
                 text=text,
                 data=data,
+                n=self._events,
             )
         )
+        self._events += 1
 
 
 def _key_values(kind: type[Row], key: tuple[Any, ...]) -> dict[str, Any]:
