@@ -20,6 +20,8 @@ from manager.flows import commands, jobs
 from manager.store import timeline
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
+from manager.store.events import Meta
+from manager.store.freezing import FROZEN
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
@@ -132,6 +134,14 @@ class Invariants:
             self._one_place(instance)
         if act.verb == "destroy":
             self._in_turn(host, instance, generation)
+            self._undone(host, instance, generation)
+
+    def _undone(self, host: str, instance: str, generation: int) -> None:
+        """What a start that goes on has undone itself, it may make again."""
+        these = {"instance": instance, "generation": generation, "host": host}
+        row = self._fleet.read(lambda tx: tx.ask_first(questions.COMMAND_OF, **these))
+        if row is not None and row.kind == "start_vm" and row.state in commands.OPEN:
+            self._done.discard((instance, generation, "create"))
 
     def _in_turn(self, host: str, instance: str, generation: int) -> None:
         """What waits at an agent that has nothing else to do is carried out."""
@@ -148,9 +158,13 @@ class Invariants:
     def _one_place(self, instance: str) -> None:
         if instance in self._faults.moved or self._nobody_can_know(instance):
             return
-        places = {host for host, _ in self._guests_of(instance)}
+        places = {host for host, g in self._guests_of(instance) if not self._lies_still(g)}
         if len(places) > 1:
             raise Broken(f"instance {instance} is on {sorted(places)} by our doing", instance)
+
+    def _lies_still(self, guest: SimGuest) -> bool:
+        """It was switched off with its host, which was fenced, and nobody has started it since."""
+        return guest.uuid in self._operators.cut_off and guest.power_state is PowerState.SHUTOFF
 
     def _nobody_can_know(self, instance: str) -> bool:
         """A guest of a restored database's VM, of which no host has reported since.
@@ -188,7 +202,7 @@ class Invariants:
         if instance in self._faults.moved | self._faults.lost.displaced:
             return
         for host, guest in self._guests_of(instance):
-            if address in guest.addresses:
+            if address in guest.addresses and not self._lies_still(guest):
                 self._tell("early", address, instance, host)
 
     def _early(self, address: str, instance: str, host: str) -> None:
@@ -199,6 +213,8 @@ class Invariants:
         for host, agent in self._fleet.agents.items():
             for guest in agent.hypervisor.guests.values():
                 if address not in guest.addresses or guest.mark is None or guest.stranger:
+                    continue
+                if self._lies_still(guest):
                     continue
                 owner, lost = guest.mark.instance, self._faults.lost
                 # What a restored database or a delete behind its back has let go of is nobody's.
@@ -221,6 +237,21 @@ class Invariants:
     def _must_not(self, found: Iterable[tuple[str, str | None]]) -> None:
         for what, about in found:
             raise Broken(what, about)
+
+    def _reaped(self, command: str) -> None:
+        """A terminate was sent by a frozen fleet."""
+        row = self._fleet.read(lambda tx: tx.find(CommandRow, command))
+        job = self._fleet.read(lambda tx: tx.find(Job, row.job)) if row and row.job else None
+        if row is None or (job is not None and job.state in jobs.OPEN):
+            return
+        if self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
+            raise Broken(f"a frozen fleet reaps {row.instance} on {row.host}", row.instance)
+
+    def _db_only(self, job: str) -> None:
+        """A step of a delete that nobody has forced was done from the database alone."""
+        row = self._fleet.read(lambda tx: tx.find(Job, job))
+        if row is not None and self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
+            raise Broken(f"a frozen fleet deletes {row.instance} from the database", row.instance)
 
     def _older_power(self, instance: str) -> None:
         raise Broken(f"an older power state of {instance} overwrote a newer one", instance)
@@ -304,6 +335,8 @@ class Invariants:
 
     def _greeted(self, host: str, session: int) -> None:
         def left_out(tx: Tx) -> list[Tombstone]:
+            if tx.find(Meta, FROZEN) is not None:
+                return []
             return [
                 stone
                 for stone in tx.ask(questions.OPEN_STONES_AT, host=host)
@@ -392,7 +425,7 @@ class Invariants:
         for stone in tx.ask(questions.OPEN_STONES):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
         for host in tx.ask(questions.HOSTS):
-            if host.state is not HostState.UP and not host.forced_down:
+            if host.state is not HostState.UP and not (host.forced_down or host.fenced):
                 found.append((f"{host.name} is {host.state}: {host.reason}", None))
         for void in tx.ask(questions.VOIDS):
             found.append((f"void of {void.instance} is owed to {void.host}", void.instance))

@@ -11,6 +11,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from manager.rules.deletion import FORCED
+
+FROZEN = "EXISTS (SELECT 1 FROM meta WHERE key = 'frozen')"
+
 # name: what it fires on, when, and what it tells
 _WATCHES = {
     "older_power": (
@@ -45,6 +49,18 @@ _WATCHES = {
         "UPDATE OF error_code ON commands",
         "NEW.error_code IN ('INTERNAL_ERROR', 'BAD_MESSAGE')",
         "NEW.instance, NEW.error",
+    ),
+    "reaped": (
+        "UPDATE OF publishes ON commands",
+        f"NEW.kind = 'terminate_instance' AND {FROZEN}",
+        "NEW.id",
+    ),
+    "db_only": (
+        "UPDATE OF steps ON jobs",
+        f"NEW.kind = 'delete' AND NEW.strength < {FORCED} AND {FROZEN} AND"
+        " length(replace(NEW.steps, '\"DB-only', '')) - length(NEW.steps)"
+        " != length(replace(OLD.steps, '\"DB-only', '')) - length(OLD.steps)",
+        "NEW.uuid",
     ),
     "tried": ("INSERT ON commands", "NEW.kind = 'start_vm'", "NEW.id"),
     "closed": (

@@ -17,6 +17,8 @@ from common.states import (
     TombstoneState,
     VmState,
 )
+from manager.api import holders
+from manager.flows import freeze
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.rules.liveness import LATE
@@ -312,22 +314,37 @@ def tombstones(tx: Tx, state: str | None) -> list[dict[str, Any]]:
     where = []
     if state is not None:
         where.append(columns.state == state_named(TombstoneState, state))
-    return [
-        {
-            "uuid": row.uuid,
-            "name": row.name,
-            "instance": row.instance,
-            "host": row.host,
-            "generation": row.generation,
-            "state": row.state.value,
-            "reason": row.reason,
-            "age_s": round((tx.now - row.created_at).total_seconds(), 3),
-            "holds": [held for what in row.holds if (held := _held(row, what))],
-            "closed_at": row.closed_at,
-            "answer": row.answer or None,
-        }
-        for row in tx.all(Tombstone, *where, order=[columns.created_at])
-    ]
+    return [tombstone(tx, row) for row in tx.all(Tombstone, *where, order=[columns.created_at])]
+
+
+def tombstone(tx: Tx, row: Tombstone) -> dict[str, Any]:
+    return {
+        "uuid": row.uuid,
+        "name": row.name,
+        "instance": row.instance,
+        "host": row.host,
+        "generation": row.generation,
+        "state": row.state.value,
+        "reason": row.reason,
+        "age_s": round((tx.now - row.created_at).total_seconds(), 3),
+        "holds": [held for what in row.holds if (held := _held(row, what))],
+        "closed_at": row.closed_at,
+        "answer": row.answer or None,
+    }
+
+
+def tombstone_whole(tx: Tx, row: Tombstone) -> dict[str, Any]:
+    """As `tombstone`, with what it waits for, and what the quarantine really keeps."""
+    host_row = tx.find(Host, row.host)
+    return {
+        **tombstone(tx, row),
+        "host_state": host_row.state.value if host_row is not None else None,
+        "created_at": row.created_at,
+        "tries": row.tries,
+        "next_try_at": row.issue_at,
+        "quarantined": holders.of(tx, row.instance) if row.holds else [],
+        "notices": notices(tx),
+    }
 
 
 def _held(row: Tombstone, what: str) -> str:
@@ -338,9 +355,16 @@ def _held(row: Tombstone, what: str) -> str:
     return f"{what} {values[what]}" if values[what] else ""
 
 
+def frozen(tx: Tx) -> list[str]:
+    """That the fleet is frozen, if it is: told with every listing."""
+    why = freeze.why(tx)
+    until = "nothing is reaped, stopped again or deleted from the database alone until unfreeze"
+    return [f"{why} ({until})"] if why else []
+
+
 def notices(tx: Tx) -> list[str]:
     """What an operator must know before believing a listing."""
-    found = []
+    found = frozen(tx)
     columns = Host.__table__.c
     if tx.first(Host, columns.blind) is not None:
         found.append(
