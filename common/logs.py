@@ -55,6 +55,9 @@ def setup(level: str, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # What our lines do not tell is not looked up for each of them.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # These tell of every reconnect and every statement; ours say what matters of it.
     logging.getLogger("amqp").setLevel(logging.ERROR)  # warns of what a closing channel still gets
     for noisy in ("kombu", "oslo", "oslo_messaging", "oslo_service", "alembic", "stevedore"):
