@@ -34,8 +34,7 @@ THREADING = "threading"
 EVENTLET = "eventlet"
 # A process that is told to stop has ended after ten seconds; this leaves two to a busy machine.
 LAST_S = 8
-# A wait looks this often whether the runtime stops.
-SLICE_S = 0.5
+PATIENCE_S = 1.0
 
 
 class Stopped(BaseException):
@@ -118,6 +117,34 @@ class Task:
             fn()
         finally:
             self._busy.release()
+
+
+class _Stopping(threading.Event):
+    """Set once and for all; it ends the waits for other events too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._beside: dict[object, Any] = {}
+
+    def set(self) -> None:
+        super().set()
+        for event in list(self._beside.values()):
+            # Not for ever: a signal handler may have come upon its own thread, which holds it.
+            if event._cond.acquire(timeout=PATIENCE_S):
+                event._cond.notify_all()
+                event._cond.release()
+
+    def wait_beside(self, event: Any, timeout_s: float) -> None:
+        """Wait for `event` or for the stop, whichever comes first."""
+        token = object()
+        self._beside[token] = event
+        try:
+            # Under its lock, which `set` takes: a stop comes before this look or wakes the wait.
+            with event._cond:
+                if not event.is_set() and not self.is_set():
+                    event._cond.wait(max(0.0, timeout_s))
+        finally:
+            del self._beside[token]
 
 
 class _Hands:
@@ -231,7 +258,7 @@ class Runtime:
 
     def __init__(self, name: str = "main") -> None:
         self.name = name
-        self.stopping = threading.Event()
+        self.stopping = _Stopping()
         self.killed = False
         self._tasks: list[Task] = []
         self._tidy_at = 32
@@ -274,15 +301,11 @@ class Runtime:
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         """True when `event` was set within the limit; ends early when the runtime stops."""
-        deadline = self.monotonic() + timeout_s
-        while not event.is_set():
-            self._check()
-            left = deadline - self.monotonic()
-            if left <= 0 or self.stopping.is_set():
-                return event.is_set()
-            event.wait(min(left, SLICE_S))
         self._check()
-        return True
+        if not event.is_set():
+            self.stopping.wait_beside(event, timeout_s)
+        self._check()
+        return event.is_set()
 
     def sleep(self, seconds: float) -> None:
         """Let time pass; ends early when the runtime stops."""

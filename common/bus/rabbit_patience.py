@@ -15,7 +15,7 @@ from oslo_messaging._drivers import impl_rabbit
 from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Outage, drain, read_ahead
 from common.messages import AGENT_TOPIC, DEAD_EXCHANGE, MANAGER_TOPIC
 
-POLL_S = 0.5
+POLL_S = 1.0
 LISTEN_S = 5.0
 REFUSED_S = 1.0
 # What oslo says of an outage that Outage tells of, with its reason.

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -129,3 +130,13 @@ def test_steps_end_with_their_runtime_after_the_call_that_was_under_way() -> Non
     gate.set()
     assert task.join(30.0)
     assert ended == ["stopped"]
+
+
+@pytest.mark.parametrize("end", [Runtime.stop, Runtime.kill])
+def test_a_wait_ends_with_the_runtime_at_once(end: Callable[[Runtime], object]) -> None:
+    runtime, bell = Runtime(), threading.Event()
+    waits = [runtime.spawn("waits", runtime.wait, bell, 3600.0) for _ in range(3)]
+    wait_until(lambda: len(runtime.stopping._beside) == 3)
+    end(runtime)
+    assert all(wait.join(30.0) for wait in waits)
+    assert not bell.is_set()
