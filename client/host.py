@@ -38,7 +38,7 @@ class List(ListCommand):
         "memory_mib_total",
         "agent_version",
     )
-    more = ("cluster", "tags", "reason")
+    more = ("cluster", "tags", "maintenance", "fenced", "reason")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -72,11 +72,13 @@ class _Switch(Command):
     def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
         return List.columns
 
+    def wish(self, args: argparse.Namespace) -> Answer:
+        """The arguments of the request."""
+        return {"host": args.host, "reason": args.reason, "operator": operator()}
+
     def ask(self, args: argparse.Namespace) -> Answer:
         """The manager's answer: the host, and what becomes of its VMs."""
-        return self.app.client.ask(
-            self.method, host=args.host, reason=args.reason, operator=operator()
-        )
+        return self.app.client.ask(self.method, **self.wish(args))
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
         answer = self.ask(parsed_args)
@@ -113,14 +115,8 @@ class _Verdict(_Switch):
     def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
         return DECISION_COLUMNS if args.dry_run else List.columns
 
-    def ask(self, args: argparse.Namespace) -> Answer:
-        return self.app.client.ask(
-            self.method,
-            host=args.host,
-            reason=args.reason,
-            operator=operator(),
-            dry_run=args.dry_run,
-        )
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {**super().wish(args), "dry_run": args.dry_run}
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
         if not parsed_args.dry_run:
@@ -141,3 +137,37 @@ class UnsetDown(_Verdict):
     """Believe a host's heartbeats again"""
 
     method = "host_unset_down"
+
+
+class Fence(_Verdict):
+    """Vouch that a host runs nothing: what was deleted without it gives its addresses back"""
+
+    method = "host_fence"
+    needs_reason = True
+
+
+class Unfence(_Verdict):
+    """Take that back: guests on the host may run again"""
+
+    method = "host_unfence"
+
+
+class Delete(_Verdict):
+    """Forget a host that is gone for good; its tombstones stay"""
+
+    method = "host_delete"
+    needs_reason = True
+
+
+class Maintenance(_Verdict):
+    """Keep new VMs off a host that is being worked on (on), or no longer (off)"""
+
+    method = "host_maintenance"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("switch", metavar="on|off", choices=("on", "off"), help="on or off")
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {**super().wish(args), "on": args.switch == "on"}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from client import usage
-from client.base import Answer, ListCommand
+from client.base import (
+    Answer,
+    Command,
+    ListCommand,
+    Rows,
+    ShowCommand,
+    add_object,
+    add_reason,
+)
+from client.rpc import operator
 from common.states import TombstoneState
 
 
 class List(ListCommand):
-    """List the tombstones"""
+    """List the open tombstones"""
 
     method = "tombstone_list"
     key = "tombstones"
@@ -28,13 +38,45 @@ class List(ListCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--all", action="store_true", help="those that are closed, too")
+        which.add_argument(
             "--state",
             metavar="STATE",
             type=usage.one_of("state", TombstoneState),
-            help="OPEN or CLOSED",
+            help="OPEN (as without this option) or CLOSED",
         )
         return parser
 
     def filters(self, args: argparse.Namespace) -> Answer:
-        return {"state": args.state}
+        return {"state": None if args.all else args.state or str(TombstoneState.OPEN)}
+
+
+class Show(ShowCommand):
+    """Show all that is known of a tombstone"""
+
+    method = "tombstone_show"
+    noun = "tombstone"
+    columns = List.columns
+
+
+class Forget(Command):
+    """Give back all that a tombstone holds; it stays, and reaps should its host return"""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "tombstone")
+        add_reason(parser, required=True)
+        return parser
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return List.columns
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        answer = self.app.client.ask(
+            "tombstone_forget",
+            tombstone=parsed_args.tombstone,
+            reason=parsed_args.reason,
+            operator=operator(),
+        )
+        return self.one(List.columns, answer)

@@ -166,11 +166,18 @@ def one_of(field: str, words: type[E]) -> Callable[[str], str]:
     return read
 
 
-def job_uuid(text: str) -> str:
-    """The uuid of a job, as everyone writes it."""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError as exc:
-        raise BadRequest(
-            f"job: {text!r} is not a UUID", "give the one that was printed", field="job"
-        ) from exc
+def uuid_of(field: str) -> Callable[[str], str]:
+    """A reader of uuids, as everyone writes them."""
+
+    def read(text: str) -> str:
+        try:
+            return str(uuid.UUID(text))
+        except ValueError as exc:
+            raise BadRequest(
+                f"{field}: {text!r} is not a UUID", "give the one that was printed", field=field
+            ) from exc
+
+    return read
+
+
+job_uuid = uuid_of("job")

@@ -7,6 +7,7 @@ straight on the driver: its connections, contexts and cursors cost several times
 from __future__ import annotations
 
 import functools
+import operator
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,12 +16,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from manager.store.mapping import EnumText, PlainText, UtcDateTime, metadata
+from simulation import watch
 
 _DIALECT = SQLiteDialect_pysqlite(paramstyle="qmark")
 _STATEMENTS_KEPT = 1000
 _VALUES_KEPT = 5000  # of a type and direction
 _NOTHING: Mapping[str, Any] = {}
-_SPARE: list[sqlite3.Connection] = []
+_SPARE: list[tuple[sqlite3.Connection, watch.Watches]] = []
 
 Row = tuple[Any, ...]
 # A parameter's name, its place within a list (None: it is no list) and how it is converted.
@@ -57,9 +59,11 @@ class _Prepared:
         self.compiled = compiled
         self.sql: str = compiled.string
         convert = compiled._bind_processors
-        self.names = [
-            (name, _kept(compiled.binds[name].type, convert.get(name), "bind"))
-            for name in compiled.positiontup
+        self._take = _taker(compiled.positiontup)
+        self._bind = [
+            (at, fn)
+            for at, name in enumerate(compiled.positiontup)
+            if (fn := _kept(compiled.binds[name].type, convert.get(name), "bind")) is not None
         ]
         literal = compiled.literal_execute_params
         self._written = [
@@ -77,9 +81,10 @@ class _Prepared:
     def bind(self, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
         """The statement as text, and what goes with it."""
         if not self._written:
-            return self.sql, [
-                values[name] if fn is None else fn(values[name]) for name, fn in self.names
-            ]
+            taken = self._take(values)
+            for n, change in self._bind:
+                taken[n] = change(taken[n])
+            return self.sql, taken
         # Lists and literals are written into the text: it is another one for other lengths.
         shape = tuple(
             values[name] if literal else len(values[name]) for name, literal in self._written
@@ -120,9 +125,15 @@ class _Prepared:
         return found
 
 
+def _taker(names: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """Takes the values of these names out of a mapping, in their order."""
+    if len(names) < 2:
+        return lambda values: [values[name] for name in names]
+    take = operator.itemgetter(*names)
+    return lambda values: list(take(values))
+
+
 _BY_KEY: dict[Any, _Prepared] = {}
-
-
 _KEPT: dict[Any, Callable[[Any], Any]] = {}
 
 
@@ -148,7 +159,7 @@ class Straight:
     """`execute` of a sqlalchemy.Connection."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
-        self._raw = raw
+        self._cursor = raw.cursor()
 
     def execute(
         self,
@@ -156,8 +167,14 @@ class Straight:
         parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> Answer:
         if isinstance(parameters, list):
-            return Answer((), sum(self.execute(statement, each).rowcount for each in parameters))
-        values: Mapping[str, Any] = _NOTHING if parameters is None else parameters  # type: ignore[assignment]
+            count = 0
+            for each in parameters:
+                count += self._run(statement, each)[1]
+            return Answer((), count)
+        return Answer(*self._run(statement, parameters or _NOTHING))  # type: ignore[arg-type]
+
+    def _run(self, statement: Any, values: Mapping[str, Any]) -> tuple[Sequence[Row], int]:
+        """The rows that were found, and how many were changed."""
         keys = tuple(values)
         # A statement made from this one has its attributes too: whose is it?
         known = statement.__dict__.get("_straight")
@@ -169,11 +186,11 @@ class Straight:
             prepared, values = _prepare(statement, keys, values)
         sql, bound = prepared.bind(values)
         try:
-            cursor = self._raw.execute(sql, bound)
-            rows = cursor.fetchall()
+            self._cursor.execute(sql, bound)
+            rows = self._cursor.fetchall()
         except sqlite3.Error as exc:
             raise sa.exc.DBAPIError.instance(sql, bound, exc, sqlite3.Error) from exc
-        return Answer(prepared.read(rows), cursor.rowcount)
+        return prepared.read(rows) if rows else rows, self._cursor.rowcount
 
 
 def _prepare(
@@ -201,11 +218,10 @@ def _prepare(
 
 
 class Database:
-    """One fleet's database, with the schema ready."""
+    """One fleet's database, with the schema ready and no row."""
 
     def __init__(self) -> None:
-        self.raw = _SPARE.pop() if _SPARE else _connect()
-        _template().backup(self.raw)
+        self.raw, self.watches = _SPARE.pop() if _SPARE else _made()
         self.straight = Straight(self.raw)
 
     def copy(self) -> sqlite3.Connection:
@@ -219,32 +235,25 @@ class Database:
         aside.backup(self.raw)
 
     def give_back(self) -> None:
-        """Its connection, with the statements that the driver has kept, serves another fleet."""
+        """It serves another fleet, with all statements prepared: that takes longer than to
+        delete the rows."""
         if self.raw.in_transaction:
             self.raw.rollback()
-        triggers = self.raw.execute("SELECT name FROM temp.sqlite_schema WHERE type = 'trigger'")
-        for (name,) in triggers.fetchall():
-            self.raw.execute(f"DROP TRIGGER {name}")
-        _SPARE.append(self.raw)
+        self.watches.told = watch.nobody
+        self.raw.execute("BEGIN")
+        for table in metadata.tables:
+            self.raw.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
+        self.raw.execute("COMMIT")
+        _SPARE.append((self.raw, self.watches))
 
 
-def _connect() -> sqlite3.Connection:
-    return sqlite3.connect(
+def _made() -> tuple[sqlite3.Connection, watch.Watches]:
+    raw = sqlite3.connect(
         ":memory:",
         check_same_thread=False,
         isolation_level=None,  # we say BEGIN ourselves
         cached_statements=_STATEMENTS_KEPT,
     )
-
-
-_TEMPLATE: list[sqlite3.Connection] = []
-
-
-def _template() -> sqlite3.Connection:
-    """A database with the schema ready, copied for each fleet."""
-    if not _TEMPLATE:
-        raw = _connect()
-        engine = sa.create_engine("sqlite://", creator=lambda: raw, poolclass=sa.pool.StaticPool)
-        metadata.create_all(engine)
-        _TEMPLATE.append(raw)
-    return _TEMPLATE[0]
+    engine = sa.create_engine("sqlite://", creator=lambda: raw, poolclass=sa.pool.StaticPool)
+    metadata.create_all(engine)
+    return raw, watch.Watches(raw)

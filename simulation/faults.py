@@ -438,7 +438,7 @@ class Faults:
             (a.hypervisor, g)
             for a in self._fleet.agents.values()
             for g in a.hypervisor.guests.values()
-            if not g.stranger
+            if not g.stranger and not a.hypervisor.off
         ]
         return self._pick(found) if found else (None, None)
 

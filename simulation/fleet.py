@@ -96,6 +96,10 @@ class AgentProcess(Process):
         self.state_dir = fleet.folder / host
         self.hypervisor = Hypervisor(fleet.world, host)
 
+    def start(self) -> None:
+        if not self.hypervisor.off:
+            super().start()
+
     def make(self, runtime: SimRuntime) -> None:
         self.driver = SimDriver(self.hypervisor, runtime)
         self.service = Agent(self.fleet.settings(self.name), self.bus, runtime, self.driver)

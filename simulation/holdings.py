@@ -65,20 +65,27 @@ class Holdings:
         query = "SELECT 1 FROM macs WHERE mac = ? UNION ALL SELECT 1 FROM addresses WHERE ip = ?"
         return not self._rows(query, address, address)
 
+    def command(self, id_: str) -> tuple[str, str] | None:
+        """The state of a command, and the instance that it is about; None for an unknown one."""
+        rows = self._rows("SELECT state, instance FROM commands WHERE id = ?", id_)
+        return rows[0] if rows else None
+
     def tried_again(self, command: str) -> Iterator[Problem]:
         """A start that makes a guest, where or while it may not be."""
         query = """
-            SELECT n.instance, n.host, o.host, o.state, coalesce(o.error_code, ''), h.fenced
+            SELECT n.instance, n.host, o.host, o.state, coalesce(o.error_code, ''),
+                h.fenced OR coalesce(t.state, '') = 'CLOSED'
             FROM commands n JOIN commands o ON o.instance = n.instance AND o.id != n.id
                 AND o.generation < n.generation AND o.kind = 'start_vm'
                 AND json_extract(o.spec, '$.create') AND o.job = n.job
                 LEFT JOIN hosts h ON h.name = o.host
+                LEFT JOIN tombstones t ON t.host = o.host AND t.instance = o.instance
             WHERE n.id = ? AND n.kind = 'start_vm' AND json_extract(n.spec, '$.create')
         """
-        for instance, host, before, state, code, fenced in self._rows(query, command):
+        for instance, host, before, state, code, clean in self._rows(query, command):
             if host == before and code != "STALE_COMMAND":
                 yield f"{instance} is tried again on {host}, which refused it: {code}", instance
-            elif state not in ("FAILED", "NOT_RUN") and not fenced:
+            elif state not in ("FAILED", "NOT_RUN") and not clean:
                 text = f"{instance} is tried on {host} while its start on {before} is {state}"
                 yield text, instance
 

@@ -73,7 +73,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 class Hypervisor:
     """The guests of one host. `down`: it does not answer; `slow_s`: the most that a step takes.
 
-    `ambush`: what happens right after the next change of a guest.
+    `ambush`: what happens right after the next change of a guest. `off`: its power is cut, and
+    nobody switches anything on there.
     """
 
     def __init__(self, world: World, host: str) -> None:
@@ -81,6 +82,7 @@ class Hypervisor:
         self.guests: dict[str, SimGuest] = {}
         self.acts: list[Act] = []
         self.down = False
+        self.off = False
         self.partial = False
         self.failure_rate = 0.0
         self.after_error_rate = 0.0

@@ -18,16 +18,15 @@ from common.states import (
 )
 from manager.flows import commands, jobs
 from manager.store import timeline
-from manager.store.addresses import Mac
-from manager.store.commands import CommandRow, Void
+from manager.store.commands import CommandRow
 from manager.store.engine import Tx
+from manager.store.events import Meta
+from manager.store.freezing import FROZEN
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
-from manager.store.rollbacks import Rollback
-from manager.store.sightings import Sighting
 from manager.store.tombstones import Tombstone
-from simulation import watch
+from simulation import questions
 from simulation.faults import Faults
 from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
@@ -82,7 +81,7 @@ class Invariants:
         self._accepted_at: dict[str, dt.datetime] = {}
         self._well_since: dict[str, tuple[object, float]] = {}
         self._idle_since: dict[str, float] = {}
-        watch.install(fleet.database.raw, self._hear)
+        fleet.database.watches.told = self._hear
         fleet.told = self._hear
         self._look_at_hosts()
 
@@ -131,12 +130,19 @@ class Invariants:
             self._one_place(instance)
         if act.verb == "destroy":
             self._in_turn(host, instance, generation)
+            self._undone(host, instance, generation)
+
+    def _undone(self, host: str, instance: str, generation: int) -> None:
+        """What a start that goes on has undone itself, it may make again."""
+        these = {"instance": instance, "generation": generation, "host": host}
+        row = self._fleet.read(lambda tx: tx.ask_first(questions.COMMAND_OF, **these))
+        if row is not None and row.kind == "start_vm" and row.state in commands.OPEN:
+            self._done.discard((instance, generation, "create"))
 
     def _in_turn(self, host: str, instance: str, generation: int) -> None:
         """What waits at an agent that has nothing else to do is carried out."""
-        c = CommandRow.__table__.c
-        these = c.instance == instance, c.generation == generation, c.host == host
-        row = self._fleet.read(lambda tx: tx.first(CommandRow, *these))
+        these = {"instance": instance, "generation": generation, "host": host}
+        row = self._fleet.read(lambda tx: tx.ask_first(questions.COMMAND_OF, **these))
         if row is None or row.received_at is None or row.kind != "terminate_instance":
             return
         received_s = (row.received_at - EPOCH).total_seconds()
@@ -148,9 +154,13 @@ class Invariants:
     def _one_place(self, instance: str) -> None:
         if instance in self._faults.moved or self._nobody_can_know(instance):
             return
-        places = {host for host, _ in self._guests_of(instance)}
+        places = {host for host, g in self._guests_of(instance) if not self._lies_still(g)}
         if len(places) > 1:
             raise Broken(f"instance {instance} is on {sorted(places)} by our doing", instance)
+
+    def _lies_still(self, guest: SimGuest) -> bool:
+        """It was switched off with its host, which was fenced, and nobody has started it since."""
+        return guest.uuid in self._operators.cut_off and guest.power_state is PowerState.SHUTOFF
 
     def _nobody_can_know(self, instance: str) -> bool:
         """A guest of a restored database's VM, of which no host has reported since.
@@ -188,7 +198,7 @@ class Invariants:
         if instance in self._faults.moved | self._faults.lost.displaced:
             return
         for host, guest in self._guests_of(instance):
-            if address in guest.addresses:
+            if address in guest.addresses and not self._lies_still(guest):
                 self._tell("early", address, instance, host)
 
     def _early(self, address: str, instance: str, host: str) -> None:
@@ -199,6 +209,8 @@ class Invariants:
         for host, agent in self._fleet.agents.items():
             for guest in agent.hypervisor.guests.values():
                 if address not in guest.addresses or guest.mark is None or guest.stranger:
+                    continue
+                if self._lies_still(guest):
                     continue
                 owner, lost = guest.mark.instance, self._faults.lost
                 # What a restored database or a delete behind its back has let go of is nobody's.
@@ -222,6 +234,21 @@ class Invariants:
         for what, about in found:
             raise Broken(what, about)
 
+    def _reaped(self, command: str) -> None:
+        """A terminate was sent by a frozen fleet."""
+        row = self._fleet.read(lambda tx: tx.find(CommandRow, command))
+        job = self._fleet.read(lambda tx: tx.find(Job, row.job)) if row and row.job else None
+        if row is None or (job is not None and job.state in jobs.OPEN):
+            return
+        if self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
+            raise Broken(f"a frozen fleet reaps {row.instance} on {row.host}", row.instance)
+
+    def _db_only(self, job: str) -> None:
+        """A step of a delete that nobody has forced was done from the database alone."""
+        row = self._fleet.read(lambda tx: tx.find(Job, job))
+        if row is not None and self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
+            raise Broken(f"a frozen fleet deletes {row.instance} from the database", row.instance)
+
     def _older_power(self, instance: str) -> None:
         raise Broken(f"an older power state of {instance} overwrote a newer one", instance)
 
@@ -242,20 +269,13 @@ class Invariants:
     _seen_otherwise = _seen
 
     def _closed(self, instance: str, host: str) -> None:
-        c, t = CommandRow.__table__.c, Tombstone.__table__.c
+        these = {"instance": instance, "host": host}
 
         def answered(tx: Tx) -> bool:
-            stone = tx.first(Tombstone, t.host == host, t.instance == instance)
+            stone = tx.ask_first(questions.STONE_OF, **these)
             if stone is None or stone.state is not TombstoneState.CLOSED:
                 return True
-            done = tx.first(
-                CommandRow,
-                c.instance == instance,
-                c.host == host,
-                c.kind == "terminate_instance",
-                c.state == CommandState.SUCCEEDED,
-            )
-            return done is not None
+            return tx.ask_first(questions.TERMINATED, **these) is not None
 
         if not self._fleet.read(answered):
             text = f"the tombstone of {instance} on {host} closed without its agent's answer"
@@ -299,24 +319,23 @@ class Invariants:
     def _received(self, command: str) -> None:
         if command in self._faults.lost.commands:
             return
-        if self._fleet.read(lambda tx: tx.find(CommandRow, command)) is None:
+        if self._holdings.command(command) is None:
             raise Broken(f"an agent was given {command}, which nobody had accepted")
 
     def _confirmed(self, answer: str) -> None:
-        row = self._fleet.read(lambda tx: tx.find(CommandRow, answer))
         if answer in self._faults.lost.commands:
             return
-        if row is not None and row.state in commands.OPEN:
-            raise Broken(f"the result of {row.id} was confirmed and not kept", row.instance)
+        known = self._holdings.command(answer)
+        if known is not None and CommandState(known[0]) in commands.OPEN:
+            raise Broken(f"the result of {answer} was confirmed and not kept", known[1])
 
     def _greeted(self, host: str, session: int) -> None:
-        t = Tombstone.__table__.c
-
         def left_out(tx: Tx) -> list[Tombstone]:
-            stones = tx.all(Tombstone, t.host == host, t.state == TombstoneState.OPEN)
+            if tx.find(Meta, FROZEN) is not None:
+                return []
             return [
                 stone
-                for stone in stones
+                for stone in tx.ask(questions.OPEN_STONES_AT, host=host)
                 if commands.in_flight(tx, stone.instance, host, CommandKind.TERMINATE_INSTANCE)
                 is None
             ]
@@ -378,7 +397,7 @@ class Invariants:
 
     def _database(self, tx: Tx) -> list[tuple[str, str | None]]:
         found: list[tuple[str, str | None]] = []
-        for job in tx.all(Job, Job.__table__.c.same_as.is_(None)):
+        for job in tx.ask(questions.WISHES):
             if job.state in jobs.OPEN:
                 found.append((f"job {job.kind} {job.uuid} is {job.state}", job.instance))
         lost = self._faults.lost
@@ -387,31 +406,31 @@ class Invariants:
                 continue
             if tx.find(Job, asked) is None and tx.find(Job, answered) is None:
                 found.append((f"accepted job {asked} is lost", None))
-        for row in tx.all(CommandRow, CommandRow.__table__.c.state.in_(commands.OPEN)):
+        for row in tx.ask(questions.OPEN_COMMANDS):
             if row.kind == CANARY:
                 continue  # there is always another canary
             found.append((f"{row.kind} {row.id} is {row.state}", row.instance))
         live = {}
-        for vm in tx.all(Instance):
+        for vm in tx.ask(questions.INSTANCES):
             if vm.live:
                 live[vm.uuid] = vm
             if vm.task_state is not TaskState.NONE:
                 found.append((f"{vm.name} is stuck in {vm.task_state}", vm.uuid))
             if vm.deletion_owed:
                 found.append((f"{vm.name} is still owed its deletion", vm.uuid))
-        for stone in tx.all(Tombstone, Tombstone.__table__.c.state == TombstoneState.OPEN):
+        for stone in tx.ask(questions.OPEN_STONES):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
-        for host in tx.all(Host):
-            if host.state is not HostState.UP and not host.forced_down:
+        for host in tx.ask(questions.HOSTS):
+            if host.state is not HostState.UP and not (host.forced_down or host.fenced):
                 found.append((f"{host.name} is {host.state}: {host.reason}", None))
-        for void in tx.all(Void):
+        for void in tx.ask(questions.VOIDS):
             found.append((f"void of {void.instance} is owed to {void.host}", void.instance))
-        for ahead in tx.all(Rollback):
+        for ahead in tx.ask(questions.ROLLBACKS):
             found.append((f"{ahead.host} is ahead of the restored database", None))
         unowned = self._faults.moved | lost.instances
         macs = {
             mac.mac: mac.instance
-            for mac in tx.all(Mac)
+            for mac in tx.ask(questions.MACS)
             if mac.instance in live or mac.instance not in unowned
         }
         wanted = {nic.mac: vm.uuid for vm in live.values() if vm.reserved for nic in vm.nics}
@@ -428,8 +447,7 @@ class Invariants:
     def _stale_for_nothing(self, tx: Tx) -> list[tuple[str, str | None]]:
         """Commands that were refused as stale although nothing newer had been asked for."""
         found: list[tuple[str, str | None]] = []
-        c = CommandRow.__table__.c
-        for row in tx.all(CommandRow, c.error_code == "STALE_COMMAND"):
+        for row in tx.ask(questions.STALE_COMMANDS):
             if row.asked_at is not None or row.host in self._faults.forgetful:
                 continue
             if self._of_before(row):
@@ -437,8 +455,8 @@ class Invariants:
             job = tx.find(Job, row.job) if row.job else None
             if job is not None and job.state is JobState.CANCELLED:
                 continue  # the void that it was taken back with has overtaken it
-            newer = tx.first(CommandRow, c.instance == row.instance, c.generation > row.generation)
-            if newer is None:
+            above = {"instance": row.instance, "generation": row.generation}
+            if tx.ask_first(questions.NEWER, **above) is None:
                 found.append((f"{row.kind} {row.id} was stale for nothing", row.instance))
         return found
 
@@ -451,7 +469,7 @@ class Invariants:
 
     def _sightings(self, tx: Tx) -> list[tuple[str, str | None]]:
         """What the managers have seen is what is there, strangers included."""
-        seen = {(s.host, s.hypervisor_uuid): s.power_state for s in tx.all(Sighting) if s.present}
+        seen = {(s.host, s.hypervisor_uuid): s.power_state for s in tx.ask(questions.SIGHTINGS)}
         there = {
             (host, g.uuid): g.power_state
             for host, agent in self._fleet.agents.items()

@@ -26,6 +26,8 @@ VERBS = (
     ("change_of_mind", 4),
     ("force", 2),
     ("set_down", 2),
+    ("fence", 2),
+    ("freeze", 1),
 )
 
 
@@ -38,6 +40,10 @@ class Operators:
         self.accepted: dict[str, str] = {}
         self.refused: list[str] = []
         self.set_down: set[str] = set()
+        self.fenced: set[str] = set()
+        self.freezes = 0  # that somebody wants to last
+        # Guests that were switched off with their host before it was fenced.
+        self.cut_off: set[str] = set()
         self.forgotten: set[str] = set()  # jobs that a restored database does not know
         self._requests: dict[str, tuple[str, dict[str, Any]]] = {}
         self._names = [f"vm{n}" for n in range(1, 7)]
@@ -70,6 +76,12 @@ class Operators:
         world = self._fleet.world
         if verb == "set_down":
             self._set_down(world.random.choice(list(self._fleet.agents)))
+            return
+        if verb == "fence":
+            self._fence(world.random.choice(list(self._fleet.agents)))
+            return
+        if verb == "freeze":
+            self._freeze()
             return
         if verb == "brief":
             self._wish("create", f"{name}-brief")
@@ -124,6 +136,46 @@ class Operators:
         self.ask("host_unset_down", asked)
         self.set_down.discard(host)
 
+    def _fence(self, host: str) -> None:
+        """Cut the power of a host and say so; some time later it is switched on again."""
+        agent, operator, world = self._fleet.agents[host], self._fleet.operator, self._fleet.world
+        if agent.hypervisor.off:
+            return
+        self._fleet.tell(f"the power of {host} is cut")
+        agent.kill()
+        agent.hypervisor.off = True
+        agent.hypervisor.reboot()
+        self.cut_off |= set(agent.hypervisor.guests)
+        asked = {"host": host, "operator": "op", "reason": "its power is cut"}
+        self.fenced.add(host)
+        self.ask("host_fence", asked)
+        operator.sleep(world.random.uniform(5.0, 150.0))
+        late = world.chance(0.5)  # it may well speak before the operator takes his word back
+        for turn in (self._switch_on, self._unfence)[:: 1 if late else -1]:
+            turn(host)
+            operator.sleep(world.random.uniform(0.0, 30.0))
+
+    def _freeze(self) -> None:
+        asked = {"operator": "op", "reason": "at random"}
+        self.freezes += 1
+        self.ask("freeze", asked)
+        self._fleet.operator.sleep(self._fleet.world.random.uniform(5.0, 150.0))
+        self.freezes -= 1
+        while self.ask("unfreeze", asked) is None:
+            self._fleet.operator.sleep(TRY_AFTER_S)
+
+    def _switch_on(self, host: str) -> None:
+        agent = self._fleet.agents[host]
+        self._fleet.tell(f"{host} is switched on")
+        agent.hypervisor.off = False
+        agent.start()
+
+    def _unfence(self, host: str) -> None:
+        asked = {"host": host, "operator": "op", "reason": "it is mended"}
+        while self.ask("host_unfence", asked) is None:
+            self._fleet.operator.sleep(TRY_AFTER_S)
+        self.fenced.discard(host)
+
     def accept_restore(self) -> None:
         """Go on with a restored database, and set right what an operator had set since."""
         self._fleet.operator.spawn("accept-restore", self._accept_restore)
@@ -134,9 +186,13 @@ class Operators:
         if ahead is not None and self.ask("db_accept_restore", asked) is not None:
             self._fleet.tell("op: the restored database is accepted")
             self._fleet.operator.spawn("try all", self._try_all)
+        if not self.freezes:
+            self.ask("unfreeze", asked)
         for row in (self.ask("host_list", {}) or {}).get("hosts", ()):
             if row["state"] == "DOWN" and row["name"] not in self.set_down:
                 self.ask("host_unset_down", {"host": row["name"], **asked})
+            if row["fenced"] and row["name"] not in self.fenced:
+                self.ask("host_unfence", {"host": row["name"], **asked})
 
     def _try_all(self) -> None:
         """Does every VM still do as it is told?"""

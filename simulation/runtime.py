@@ -23,16 +23,17 @@ class SimEvent:
     def __init__(self, world: World) -> None:
         self._world = world
         self._set = False
-        self.waiters: list[Fiber] = []
+        self.waiters: dict[Fiber, None] = {}  # a set that keeps their order
 
     def is_set(self) -> bool:
         return self._set
 
     def set(self) -> None:
         self._set = True
-        waiters, self.waiters = self.waiters, []
-        for fiber in waiters:
-            self._world.wake(fiber)
+        if self.waiters:
+            waiters, self.waiters = self.waiters, {}
+            for fiber in waiters:
+                self._world.wake(fiber)
 
     def clear(self) -> None:
         self._set = False
@@ -62,7 +63,8 @@ class SimLock:
         self._depth -= 1
         if self._depth == 0:
             self._owner = None
-            self._free.set()
+            if self._free.waiters:
+                self._free.set()
 
 
 class SimTask:
@@ -139,11 +141,12 @@ class SimRuntime(Runtime):
         return SimLock(self)
 
     def wait(self, event: Any, timeout_s: float) -> bool:
-        if event.is_set() or self.stopping.is_set():
+        stopping: Any = self.stopping
+        if event._set or stopping._set:
             self._check()
         else:
             self.wait_until(event, timeout_s)
-        return bool(event.is_set())
+        return bool(event._set)
 
     def wait_until(self, event: SimEvent, timeout_s: float) -> None:
         """Sleep until `event`, the stop of the process, or the time."""
@@ -151,17 +154,13 @@ class SimRuntime(Runtime):
         fiber = self.world.current()
         if fiber is None:
             return
-        event.waiters.append(fiber)
         stopping: Any = self.stopping
-        if event is not stopping:
-            stopping.waiters.append(fiber)
+        event.waiters[fiber] = stopping.waiters[fiber] = None
         try:
             self.world.pause(timeout_s, fiber)
         finally:
-            if fiber in event.waiters:
-                event.waiters.remove(fiber)
-            if fiber in stopping.waiters:
-                stopping.waiters.remove(fiber)
+            event.waiters.pop(fiber, None)
+            stopping.waiters.pop(fiber, None)
         self._check()
 
     def sleep(self, seconds: float) -> None:

@@ -145,15 +145,30 @@ class Script:
     def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm, "force": force is not None})
 
-    @says(r"(\w+): host (enable|disable|set-down|unset-down) HOST")
+    @says(r"(\w+): host (enable|disable|set-down|unset-down|fence|unfence|delete) HOST")
     def host(self, who: str, verb: str, host: str) -> None:
         asked = {"host": host, "operator": who, "reason": f"{who} says so"}
         self._ask(who, f"host_{verb.replace('-', '_')}", asked)
+
+    @says(r"(\w+): host maintenance HOST (on|off)")
+    def maintenance(self, who: str, host: str, switch: str) -> None:
+        asked = {"host": host, "operator": who, "reason": f"{who} says so", "on": switch == "on"}
+        self._ask(who, "host_maintenance", asked)
+
+    @says(r"(\w+): tombstone forget VM at HOST")
+    def forget(self, who: str, vm: str, host: str) -> None:
+        stone = self._stage.stone_of(vm, host)
+        asked = {"tombstone": stone, "operator": who, "reason": f"{who} says so"}
+        self._ask(who, "tombstone_forget", asked)
 
     @says(r"(\w+): job cancel (job \d+)")
     def cancel(self, who: str, job: str) -> None:
         asked = {"job": self._stage.uuid_of(job), "operator": who, "reason": f"{who} says so"}
         self._ask(who, "job_cancel", asked)
+
+    @says(r"(\w+): (freeze|unfreeze)")
+    def switch(self, who: str, verb: str) -> None:
+        self._ask(who, verb, {"operator": who, "reason": f"{who} says so"})
 
     @says(r"(\w+): db accept-restore")
     def accept_restore(self, who: str) -> None:
@@ -193,7 +208,7 @@ class Script:
                     continue
                 stage.tell(f"  {who} is refused: {exc.code}: {exc.message}")
                 return
-            if "uuid" in answer:
+            if {"uuid", "kind"} <= answer.keys():
                 where = f" on {answer['host']}" if answer["host"] else ""
                 job = f"{answer['kind']} {answer['instance']}{where}, {answer['state']}"
                 stage.tell(f"  {who} is given {answer['uuid']}: {job}")

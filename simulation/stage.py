@@ -24,6 +24,7 @@ from common.runtime import Stopped
 from manager.api.endpoint import Wished
 from manager.service import Manager
 from manager.store.engine import Tx
+from manager.store.tombstones import Tombstone
 from simulation.fleet import AgentProcess, ManagerProcess, Process, SimFleet
 from simulation.hypervisor import Hypervisor, SimDriver, SimGuest
 from simulation.ports import FaultyBus, SimStore
@@ -162,6 +163,14 @@ class Stage(SimFleet):
     def uuid_of(self, name: str) -> str:
         """The id that was given this name; KeyError when none was."""
         return {known: uuid for uuid, known in self._aliases.items()}[name]
+
+    def stone_of(self, vm: str, host: str) -> str:
+        """The tombstone of a VM by its name, on a host; KeyError when there is none."""
+        at = Tombstone.__table__.c
+        stone = self.read(lambda tx: tx.first(Tombstone, at.name == vm, at.host == host))
+        if stone is None:
+            raise KeyError(f"tombstone of {vm} at {host}")
+        return str(stone.uuid)
 
     def name_of(self, uuid: str) -> str:
         return self._aliases.get(uuid, "?")

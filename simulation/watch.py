@@ -11,6 +11,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from manager.rules.deletion import FORCED
+
+FROZEN = "EXISTS (SELECT 1 FROM meta WHERE key = 'frozen')"
+
 # name: what it fires on, when, and what it tells
 _WATCHES = {
     "older_power": (
@@ -46,6 +50,18 @@ _WATCHES = {
         "NEW.error_code IN ('INTERNAL_ERROR', 'BAD_MESSAGE')",
         "NEW.instance, NEW.error",
     ),
+    "reaped": (
+        "UPDATE OF publishes ON commands",
+        f"NEW.kind = 'terminate_instance' AND {FROZEN}",
+        "NEW.id",
+    ),
+    "db_only": (
+        "UPDATE OF steps ON jobs",
+        f"NEW.kind = 'delete' AND NEW.strength < {FORCED} AND {FROZEN} AND"
+        " length(replace(NEW.steps, '\"DB-only', '')) - length(NEW.steps)"
+        " != length(replace(OLD.steps, '\"DB-only', '')) - length(OLD.steps)",
+        "NEW.uuid",
+    ),
     "tried": ("INSERT ON commands", "NEW.kind = 'start_vm'", "NEW.id"),
     "closed": (
         "UPDATE OF state ON tombstones",
@@ -77,19 +93,22 @@ _WATCHES = {
 }
 
 
-def install(database: sqlite3.Connection, told: Callable[..., None]) -> None:
-    """Call `told(name, ...)` for each change that is watched, within its transaction."""
-    database.create_function("told", -1, _plain(told))
-    for name, (change, when, values) in _WATCHES.items():
-        database.execute(
-            f"CREATE TEMP TRIGGER watch_{name} AFTER {change} WHEN {when}"
-            f" BEGIN SELECT told({', '.join(filter(None, (repr(name), values)))}); END"
-        )
+class Watches:
+    """`told(name, ...)` is called for each change that is watched, within its transaction."""
 
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.told: Callable[..., None] = nobody
+        database.create_function("told", -1, self._tell)
+        for name, (change, when, values) in _WATCHES.items():
+            database.execute(
+                f"CREATE TEMP TRIGGER watch_{name} AFTER {change} WHEN {when}"
+                f" BEGIN SELECT told({', '.join(filter(None, (repr(name), values)))}); END"
+            )
 
-def _plain(told: Callable[..., None]) -> Callable[..., int]:
-    def call(*values: Any) -> int:
-        told(*values)
+    def _tell(self, *values: Any) -> int:
+        self.told(*values)
         return 0
 
-    return call
+
+def nobody(*_: Any) -> None:
+    """There is no one to be told."""

@@ -26,9 +26,9 @@ class Fiber(greenlet.greenlet):  # type: ignore[misc] # it publishes no types
     owner: Any
     name: str
     number: int
-    queued: bool
-    ended: bool
-    ticket: int
+    queued = False
+    ended = False
+    ticket = 0
 
 
 class World:
@@ -75,8 +75,6 @@ class World:
 
         fiber = Fiber(run, parent=self._main)
         fiber.owner, fiber.name, fiber.number = owner, name, next(self._numbers)
-        fiber.queued = fiber.ended = False
-        fiber.ticket = 0
         self.wake(fiber)
         return fiber
 
@@ -143,9 +141,13 @@ class World:
                 self.wake(sleeper)
 
     def _take(self) -> Fiber | None:
-        ready = self._ready
+        ready, draw = self._ready, self.random.getrandbits
         while ready:
-            at = self.random.randrange(len(ready)) if len(ready) > 1 else 0
+            # As randrange does it, which takes its time to look at what it was given.
+            count = len(ready)
+            at = draw(count.bit_length()) if count > 1 else 0
+            while at >= count:
+                at = draw(count.bit_length())
             fiber = ready[at]
             ready[at] = ready[-1]
             ready.pop()

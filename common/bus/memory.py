@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import fnmatch
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ class Broker:
         self._up = True
         self._buses: list[MemoryBus] = []
         self.servers: dict[str, dict[str, _Queue]] = {}
-        self.streams: dict[str, tuple[str, _Queue]] = {}
+        self.streams: dict[str, tuple[Callable[[str], Any], _Queue]] = {}
         self.dead: list[tuple[str, bytes, str]] = []
         self._turn = 0
         self._lock = runtime.lock()
@@ -195,7 +196,7 @@ class MemoryBus:
         now = self._runtime.monotonic()
         expires = None if ttl_s is None else now + ttl_s
         with self._broker._lock:
-            targets = [q for pattern, q in self._broker.streams.values() if _fits(key, pattern)]
+            targets = [q for fits, q in self._broker.streams.values() if fits(key)]
         for target in targets:
             target.put(_Report(key, body, self._user, now, expires))
 
@@ -209,7 +210,8 @@ class MemoryBus:
         with self._broker._lock:
             for name, pattern in streams.items():
                 if name not in self._broker.streams:
-                    self._broker.streams[name] = (pattern, _Queue(self._runtime, STREAM_LENGTH))
+                    queue = _Queue(self._runtime, STREAM_LENGTH)
+                    self._broker.streams[name] = (_fitting(pattern), queue)
         made = _Consumer(self, self._broker, self._runtime, list(streams), handler, on_gap, stall_s)
         self._consumers.append(made)
         return made
@@ -218,9 +220,11 @@ class MemoryBus:
         pass
 
 
-def _fits(key: str, pattern: str) -> bool:
-    # A pattern without a star is somebody's own: none of these is worth compiling.
-    return fnmatch.fnmatchcase(key, pattern) if "*" in pattern else key == pattern
+def _fitting(pattern: str) -> Callable[[str], Any]:
+    """Does a key fit the pattern?"""
+    if "*" in pattern:
+        return re.compile(fnmatch.translate(pattern)).match
+    return pattern.__eq__  # somebody's own
 
 
 class _Server:

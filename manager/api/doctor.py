@@ -7,9 +7,9 @@ from typing import Any
 
 from common.conf import Settings
 from common.states import GuestKind, HostState, TaskState, TombstoneState, VmState
+from manager.flows import freeze, liveness, restore
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
-from manager.flows import liveness, restore
 from manager.rules.liveness import is_blind
 from manager.store.commands import Void
 from manager.store.engine import Tx
@@ -68,6 +68,9 @@ def _cluster(tx: Tx, cfg: Settings) -> list[Finding]:
                 "wait; if it stays, look at the broker and the managers' logs",
             )
         )
+    if why := freeze.why(tx):
+        text = f"{why}; nothing is reaped, stopped again or deleted from the database alone"
+        found.append(_finding("FROZEN", WARNING, "fleet", text, "muster unfreeze"))
     found += [
         _finding(
             "DB_ROLLED_BACK",
@@ -99,14 +102,16 @@ def _hosts(tx: Tx) -> list[Finding]:
     found = []
     for host in tx.all(Host):
         if host.state is HostState.DOWN:
-            by_operator = host.forced_down or host.fenced
+            named = host.forced_down or host.fenced
+            known = named or host.maintenance
+            remedy = "muster host unfence" if host.fenced else "muster host unset-down"
             found.append(
                 _finding(
                     "HOST_DOWN",
-                    INFO if by_operator else ERROR,
+                    INFO if known else ERROR,
                     host.name,
                     host.reason,
-                    "muster host unset-down" if by_operator else "look at the machine",
+                    remedy if named else "look at the machine",
                 )
             )
         elif host.state is HostState.SUSPECT:
@@ -116,6 +121,10 @@ def _hosts(tx: Tx) -> list[Finding]:
         if not host.enabled:
             text = "takes no new VMs"
             found.append(_finding("HOST_DISABLED", INFO, host.name, text, "muster host enable"))
+        if host.maintenance:
+            text = f"takes no new VMs: {host.operator_reason or 'no reason given'}"
+            remedy = "muster host maintenance HOST off"
+            found.append(_finding("HOST_MAINTENANCE", INFO, host.name, text, remedy))
         if abs(host.clock_skew_s) > SKEW_S:
             text = f"its clock is {host.clock_skew_s:+.1f} s off the database's"
             found.append(_finding("CLOCK_SKEW", WARNING, host.name, text, "check its NTP"))
@@ -173,15 +182,19 @@ def _tombstones(tx: Tx) -> list[Finding]:
     columns = Tombstone.__table__.c
     found = []
     for stone in tx.all(Tombstone, columns.state == TombstoneState.OPEN):
+        held = ", ".join(stone.holds)
         hours = (tx.now - stone.created_at).total_seconds() / 3600
         found.append(
             _finding(
                 "TOMBSTONE_OPEN",
-                WARNING,
+                WARNING if held else INFO,
                 f"{stone.name} on {stone.host}",
-                f"open for {hours:.1f} h, holds {', '.join(stone.holds) or 'nothing'}"
+                f"open for {hours:.1f} h, holds {held or 'nothing'}"
                 + (f"; last answer: {stone.answer}" if stone.answer else ""),
-                "it closes when the host's agent answers",
+                "it closes when the host's agent answers; if that never comes back: muster"
+                " tombstone forget"
+                if held
+                else "it closes when the host's agent answers",
             )
         )
     return found

@@ -17,9 +17,11 @@ from common.errors import (
     NotFound,
     Refused,
 )
-from manager.api import doctor, model, order, views
+from common.model import Kind
+from manager.api import doctor, holders, model, order, services, views
 from manager.api import requests as ask
-from manager.flows import cancel, delete, deploy, hosts, jobs, power, restore
+from manager.flows import cancel, delete, deploy, freeze, hosts, jobs, power, quarantine, restore
+from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
 from manager.store.jobs import Job
@@ -131,13 +133,52 @@ def host_unset_down(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
 
 
 def _set_down(tx: Tx, cfg: Settings, r: ask.HostChange, *, down: bool) -> Any:
-    if down and not r.reason:
-        raise BadRequest("reason: set-down needs one", "say why in --reason TEXT", field="reason")
+    if down:
+        _reason(r, "set-down")
     foreseen = msgspec.to_builtins(hosts.foresee_down(tx, r.host, down))
     if r.dry_run:
         return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
     row = hosts.set_down(tx, cfg, r.host, down, r.operator, r.reason)
     return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def host_maintenance(tx: Tx, _cfg: Settings, r: ask.HostMaintenance) -> Any:
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": []}
+    row = hosts.set_maintenance(tx, r.host, r.on, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": []}
+
+
+def host_fence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
+    reason = _reason(r, "fence")
+    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, r.host, True))
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
+    row = hosts.fence(tx, cfg, r.host, r.operator, reason)
+    return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def host_unfence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
+    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, r.host, False))
+    if r.dry_run:
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
+    row = hosts.unfence(tx, cfg, r.host, r.operator, r.reason)
+    return {"host": _host(tx, row), "decisions": foreseen}
+
+
+def host_delete(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
+    reason = _reason(r, "delete")
+    shown = _host(tx, hosts.named(tx, r.host))
+    foreseen = msgspec.to_builtins(hosts.foresee_removal(tx, r.host))
+    if not r.dry_run:
+        hosts.remove(tx, r.host, r.operator, reason)
+    return {"host": shown, "decisions": foreseen}
+
+
+def _reason(r: ask.HostChange, verb: str) -> str:
+    if not r.reason:
+        raise BadRequest(f"reason: {verb} needs one", "say why in --reason TEXT", field="reason")
+    return r.reason
 
 
 def job_list(tx: Tx, _cfg: Settings, r: ask.JobList) -> Any:
@@ -155,6 +196,16 @@ def job_cancel(tx: Tx, cfg: Settings, r: ask.JobCancel) -> Any:
     return views.job(tx, cancel.cancel(tx, cfg, r.job, r.operator, r.reason))
 
 
+def freeze_(tx: Tx, _cfg: Settings, r: ask.Freeze) -> Any:
+    frozen = freeze.begin(tx, r.operator, r.reason)
+    return {"frozen": True, **msgspec.to_builtins(frozen)}
+
+
+def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
+    freeze.end(tx, r.operator, r.reason)
+    return {"frozen": False}
+
+
 def db_accept_restore(tx: Tx, _cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
     alive = {stone.uuid for stone in done["tombstones"]}
@@ -170,6 +221,27 @@ def alien_list(tx: Tx, _cfg: Settings, r: ask.AlienList) -> Any:
 
 def tombstone_list(tx: Tx, _cfg: Settings, r: ask.TombstoneList) -> Any:
     return {"tombstones": views.tombstones(tx, r.state), "notices": views.notices(tx)}
+
+
+def tombstone_show(tx: Tx, _cfg: Settings, r: ask.TombstoneShow) -> Any:
+    return views.tombstone_whole(tx, quarantine.named(tx, r.tombstone))
+
+
+def tombstone_forget(tx: Tx, _cfg: Settings, r: ask.TombstoneForget) -> Any:
+    stone = quarantine.named(tx, r.tombstone)
+    return views.tombstone(tx, quarantine.forget(tx, stone, r.operator, r.reason))
+
+
+def address_list(tx: Tx, _cfg: Settings, r: ask.AddressList) -> Any:
+    if r.network is not None:
+        nouns.named(tx, Kind.NETWORK, r.network)
+    vm = views.find_vm(tx, r.vm, deleted=True) if r.vm is not None else None
+    held = holders.addresses(tx, network=r.network, instance=vm.uuid if vm else None)
+    return {"addresses": held, "notices": views.notices(tx)}
+
+
+def service_list(tx: Tx, cfg: Settings, _r: ask.Nothing) -> Any:
+    return {"services": services.services(tx, cfg), "notices": views.notices(tx)}
 
 
 def doctor_(tx: Tx, cfg: Settings, _r: ask.Nothing) -> Any:
@@ -190,12 +262,22 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "host_disable": (ask.HostChange, host_disable),
     "host_set_down": (ask.HostChange, host_set_down),
     "host_unset_down": (ask.HostChange, host_unset_down),
+    "host_maintenance": (ask.HostMaintenance, host_maintenance),
+    "host_fence": (ask.HostChange, host_fence),
+    "host_unfence": (ask.HostChange, host_unfence),
+    "host_delete": (ask.HostChange, host_delete),
     "job_list": (ask.JobList, job_list),
     "job_show": (ask.JobShow, job_show),
     "job_cancel": (ask.JobCancel, job_cancel),
+    "freeze": (ask.Freeze, freeze_),
+    "unfreeze": (ask.Unfreeze, unfreeze),
     "db_accept_restore": (ask.AcceptRestore, db_accept_restore),
     "alien_list": (ask.AlienList, alien_list),
     "tombstone_list": (ask.TombstoneList, tombstone_list),
+    "tombstone_show": (ask.TombstoneShow, tombstone_show),
+    "tombstone_forget": (ask.TombstoneForget, tombstone_forget),
+    "address_list": (ask.AddressList, address_list),
+    "service_list": (ask.Nothing, service_list),
     "doctor": (ask.Nothing, doctor_),
     **model.METHODS,
 }

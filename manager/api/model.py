@@ -10,6 +10,7 @@ import msgspec
 from common.conf import Settings
 from common.fields import plain
 from common.model import Kind
+from manager.api import views
 from manager.api.requests import NameOrId, Request, Text
 from manager.flows import apply, limits, model
 from manager.store.engine import Tx
@@ -57,7 +58,7 @@ class QuotaShow(Request, frozen=True, kw_only=True):
 
 def model_list(tx: Tx, _cfg: Settings, r: ModelList) -> Any:
     rows = tx.ask(model.OF_KIND, kind=r.kind)
-    return {"objects": [_shown(row) for row in rows]}
+    return {"objects": [_shown(row) for row in rows], "notices": views.frozen(tx)}
 
 
 def model_show(tx: Tx, _cfg: Settings, r: ModelShow) -> Any:

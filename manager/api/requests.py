@@ -148,6 +148,10 @@ class HostChange(Request, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class HostMaintenance(HostChange, frozen=True, kw_only=True):
+    on: bool
+
+
 class JobList(Request, frozen=True, kw_only=True):
     all: bool = False
 
@@ -167,12 +171,36 @@ class AcceptRestore(Request, frozen=True, kw_only=True):
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
+class Freeze(Request, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class Unfreeze(Request, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Text | None = None
+
+
 class AlienList(Request, frozen=True, kw_only=True):
     host: NameOrId | None = None
 
 
 class TombstoneList(Request, frozen=True, kw_only=True):
     state: str | None = None
+
+
+class TombstoneShow(Request, frozen=True, kw_only=True):
+    tombstone: JobId
+
+
+class TombstoneForget(TombstoneShow, frozen=True, kw_only=True):
+    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class AddressList(Request, frozen=True, kw_only=True):
+    network: NameOrId | None = None
+    vm: NameOrId | None = None
 
 
 class Nothing(Request, frozen=True, kw_only=True):
@@ -193,6 +221,7 @@ _REMEDIES = {
     "kernel": "an absolute path on the host",
     "initrd": "an absolute path on the host",
     "job": "a UUID",
+    "tombstone": "a UUID",
     "vm": "a name or a UUID",
     "host": "a name",
     "reason": "at most 1000 characters",

@@ -17,6 +17,8 @@ from common.states import (
     TombstoneState,
     VmState,
 )
+from manager.api import holders
+from manager.flows import freeze
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.rules.liveness import LATE
@@ -45,6 +47,7 @@ THESE = Joined(
     Instance.__table__.outerjoin(Host.__table__, Host.__table__.c.name == I.host),
     I.uuid.in_(ask_any("uuids")),
 )
+LATEST_OF_NAME = Query(Instance, I.name == ask("name"), order=[I.deleted_at.desc()], limit=1)
 OF_JOB = Query(CommandRow, C.job == ask("job"), order=[C.accepted_at])
 
 
@@ -61,7 +64,7 @@ def find_vm(tx: Tx, name_or_id: str, *, deleted: bool = False) -> Instance:
             return vm
     named = [vm for vm in found if vm.name == name_or_id and vm.live]
     if not named and deleted:
-        named = tx.all(Instance, I.name == name_or_id, order=[I.deleted_at.desc()], limit=1)
+        named = tx.ask(LATEST_OF_NAME, name=name_or_id)
     if not named:
         raise NotFound(f"no VM {name_or_id}", "muster vm list shows all")
     if len(named) > 1:
@@ -310,22 +313,37 @@ def tombstones(tx: Tx, state: str | None) -> list[dict[str, Any]]:
     where = []
     if state is not None:
         where.append(columns.state == state_named(TombstoneState, state))
-    return [
-        {
-            "uuid": row.uuid,
-            "name": row.name,
-            "instance": row.instance,
-            "host": row.host,
-            "generation": row.generation,
-            "state": row.state.value,
-            "reason": row.reason,
-            "age_s": round((tx.now - row.created_at).total_seconds(), 3),
-            "holds": [held for what in row.holds if (held := _held(row, what))],
-            "closed_at": row.closed_at,
-            "answer": row.answer or None,
-        }
-        for row in tx.all(Tombstone, *where, order=[columns.created_at])
-    ]
+    return [tombstone(tx, row) for row in tx.all(Tombstone, *where, order=[columns.created_at])]
+
+
+def tombstone(tx: Tx, row: Tombstone) -> dict[str, Any]:
+    return {
+        "uuid": row.uuid,
+        "name": row.name,
+        "instance": row.instance,
+        "host": row.host,
+        "generation": row.generation,
+        "state": row.state.value,
+        "reason": row.reason,
+        "age_s": round((tx.now - row.created_at).total_seconds(), 3),
+        "holds": [held for what in row.holds if (held := _held(row, what))],
+        "closed_at": row.closed_at,
+        "answer": row.answer or None,
+    }
+
+
+def tombstone_whole(tx: Tx, row: Tombstone) -> dict[str, Any]:
+    """As `tombstone`, with what it waits for, and what the quarantine really keeps."""
+    host_row = tx.find(Host, row.host)
+    return {
+        **tombstone(tx, row),
+        "host_state": host_row.state.value if host_row is not None else None,
+        "created_at": row.created_at,
+        "tries": row.tries,
+        "next_try_at": row.issue_at,
+        "quarantined": holders.of(tx, row.instance) if row.holds else [],
+        "notices": notices(tx),
+    }
 
 
 def _held(row: Tombstone, what: str) -> str:
@@ -336,9 +354,16 @@ def _held(row: Tombstone, what: str) -> str:
     return f"{what} {values[what]}" if values[what] else ""
 
 
+def frozen(tx: Tx) -> list[str]:
+    """That the fleet is frozen, if it is: told with every listing."""
+    why = freeze.why(tx)
+    until = "nothing is reaped, stopped again or deleted from the database alone until unfreeze"
+    return [f"{why} ({until})"] if why else []
+
+
 def notices(tx: Tx) -> list[str]:
     """What an operator must know before believing a listing."""
-    found = []
+    found = frozen(tx)
     columns = Host.__table__.c
     if tx.first(Host, columns.blind) is not None:
         found.append(

@@ -15,6 +15,7 @@ from common import model
 from common.conf import Settings
 from common.errors import Conflict, NameTaken, NoAddress, NoValidHost
 from manager.rules import addresses as rule
+from manager.rules.quarantine import IDENTITY
 from manager.store.addresses import Address, Hostname, Mac
 from manager.store.engine import Tx
 from manager.store.instances import Instance, Nic
@@ -111,29 +112,61 @@ def why_taken(tx: Tx, network: str, ip: str) -> NoAddress | None:
 
 def hold_again(tx: Tx, instance: str, mac: str | None, nics: Sequence[Nic], host: str) -> None:
     """What a guest may be using goes (back) into quarantine; an alarm when it is another's."""
-    if mac is not None and mac not in {nic.mac for nic in nics}:
-        hold_mac(tx, instance, mac, host)
+    for _kind, what, owner in _hold(tx, instance, mac, nics):
+        _alarm(tx, instance, host, what, owner)
+
+
+def hold_free(
+    tx: Tx, instance: str, mac: str | None, nics: Sequence[Nic]
+) -> tuple[tuple[str, ...], str]:
+    """As `hold_again`, of what nobody else was given: the kinds that are held whole, and the rest.
+
+    The rest is told in words, each with its new owner; nobody is alarmed.
+    """
+    lost = _hold(tx, instance, mac, nics)
+    kinds = {kind for kind, _what, _owner in lost}
+    told = ", ".join(f"{what} belongs to instance {owner}" for _kind, what, owner in lost)
+    return tuple(kind for kind in IDENTITY if kind not in kinds), told
+
+
+def _hold(
+    tx: Tx, instance: str, mac: str | None, nics: Sequence[Nic]
+) -> list[tuple[str, str, str]]:
+    """Take what is free; what is another's, as its kind, itself and its owner."""
+    lost = []
+    for each in dict.fromkeys([*([mac] if mac else []), *(nic.mac for nic in nics)]):
+        owner = _hold_mac(tx, instance, each)
+        if owner is not None:
+            lost.append(("mac", each, owner))
     for nic in nics:
-        hold_mac(tx, instance, nic.mac, host)
         for ip in (nic.address, nic.address6):
             if ip is None or nic.network is None:
                 continue
-            owner = tx.find(Address, nic.network, ip)
-            if owner is None:
+            row = tx.find(Address, nic.network, ip)
+            if row is None:
                 if not tx.insert_if_new(_row(tx, instance, nic.mac, nic.network, ip)):
                     raise Conflict(f"{ip} was taken by another manager")
-            elif owner.instance != instance:
-                _alarm(tx, instance, host, ip, owner.instance)
+            elif row.instance != instance:
+                lost.append(("address", ip, row.instance))
+    return lost
 
 
 def hold_mac(tx: Tx, instance: str, mac: str, host: str) -> None:
     """As `hold_again`, for the MAC that a guest shows."""
-    owner = tx.find(Mac, mac)
-    if owner is None:
+    owner = _hold_mac(tx, instance, mac)
+    if owner is not None:
+        _alarm(tx, instance, host, mac, owner)
+
+
+def _hold_mac(tx: Tx, instance: str, mac: str) -> str | None:
+    """Take a MAC; whose it is, if it is another's."""
+    row = tx.find(Mac, mac)
+    if row is None:
         if not tx.insert_if_new(Mac(mac=mac, instance=instance, since=tx.now)):
             raise Conflict(f"{mac} was taken by another manager")
-    elif owner.instance != instance:
-        _alarm(tx, instance, host, mac, owner.instance)
+    elif row.instance != instance:
+        return row.instance
+    return None
 
 
 def release(tx: Tx, instance: str, vm: Instance | None) -> None:

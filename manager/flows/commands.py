@@ -8,6 +8,7 @@ from typing import Any
 from common.conf import Settings
 from common.messages import Command, CommandKind, Receipt, Step, TrailEntry, builtins
 from common.states import COMMAND, CommandEffect, CommandEvent, CommandState
+from manager.flows import freeze
 from manager.store import timeline
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
@@ -111,7 +112,7 @@ def claim(tx: Tx, cfg: Settings, row: CommandRow) -> CommandRow | None:
     comes.
     """
     host = tx.find(Host, row.host)
-    if host is None or not host.session_open:
+    if host is None or not host.session_open or freeze.holds_back(tx, row):
         return None
     row = tx.swap(
         row,

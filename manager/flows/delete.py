@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, deploy, inventory, jobs, placing, reap, restore
+from manager.flows import commands, deploy, freeze, inventory, jobs, placing, reap, restore
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine
@@ -120,7 +120,7 @@ def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
     return [
         Foreseen(vm.uuid, vm.name, host, found.outcome.value, found.row, found.reason)
         for host in places
-        for found in [rule.at_host(_place(tx, host, forced=force))]
+        for found in [_decide(tx, host, forced=force)]
     ]
 
 
@@ -135,11 +135,11 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
     vm = tx.find(Instance, job.instance) if job.instance else None
     if held is None or held.state not in jobs.OPEN or vm is None:
         return
-    job, waiting = held, []
+    job, waiting, frozen = held, [], False
     for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
             continue
-        decision = rule.at_host(_place(tx, step.host, forced=job.strength == rule.FORCED))
+        decision = _decide(tx, step.host, forced=job.strength == rule.FORCED)
         if decision.outcome is rule.Outcome.DB_ONLY:
             vm = tx.get(Instance, vm.uuid)
             reap.bury(
@@ -149,9 +149,10 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
         else:
             job, awaited = _terminate(tx, cfg, job, n, decision.reason)
             waiting.append(awaited)
+            frozen = frozen or decision.outcome is rule.Outcome.FROZEN
     if not waiting:
         _finish(tx, job, tx.get(Instance, vm.uuid), under_way)
-    elif job.deadline_at is not None and tx.now >= job.deadline_at:
+    elif job.deadline_at is not None and tx.now >= job.deadline_at and not frozen:
         _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
     else:
         soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
@@ -220,7 +221,7 @@ def settle_owed(tx: Tx, cfg: Settings) -> None:
                 why = "seen while its deletion was owed"
                 stone = reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=why, pair=(0, 0))
                 reap.issue(tx, cfg, stone, why)
-            decision = rule.at_host(_place(tx, host, forced=False))
+            decision = _decide(tx, host, forced=False)
             open_places += decision.outcome is not rule.Outcome.DB_ONLY
         if not open_places:
             _forget(tx, tx.get(Instance, vm.uuid), "the deletion that was owed is done")
@@ -256,6 +257,14 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)
+
+
+def _decide(tx: Tx, host: str, *, forced: bool) -> rule.Decision:
+    """Rows 6 to 9 for one host, as far as a freeze lets them."""
+    decision = rule.at_host(_place(tx, host, forced=forced))
+    if forced or decision.outcome is not rule.Outcome.DB_ONLY:
+        return decision
+    return rule.unless_frozen(decision, freeze.why(tx))
 
 
 def _place(tx: Tx, name: str, *, forced: bool) -> rule.Place:

@@ -31,7 +31,6 @@ from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
-from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.statements import Query, among, ask
@@ -130,7 +129,7 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
 def _unclean(tx: Tx, instance: str) -> str:
     """A host where a guest of the VM may be running still; one that is fenced runs nothing."""
     stones = [s for s in reap.of(tx, instance) if s.state is TombstoneState.OPEN]
-    return next((s.host for s in stones if not _is_fenced(tx, s.host)), "")
+    return next((s.host for s in stones if not reap.is_fenced(tx, s.host)), "")
 
 
 def _is_found(tx: Tx, vm: Instance) -> bool:
@@ -190,7 +189,7 @@ def command_ended(
             limit=cfg.manager.start_retries,
             stale=_stale(job, command),
             named=vm.wishes.host is not None,
-            fenced=_is_fenced(tx, command.host),
+            fenced=reap.is_fenced(tx, command.host),
             cancelling=job.cancelling,
         )
     )
@@ -250,7 +249,7 @@ def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -
         job = jobs.end_steps(tx, job, JobEvent.FAIL, f"{code}: {error}")
         jobs.end(tx, job, JobEvent.FAIL, code=code, error=error, unconfirmed=True)
         return
-    if _is_fenced(tx, host):
+    if reap.is_fenced(tx, host):
         _go_on(tx, cfg, job, vm, host, f"{code}: {error}, and it is fenced", bury=True)
         return
     _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)
@@ -325,8 +324,3 @@ def _stale(job: Job, command: CommandRow) -> int:
 
 def _told(command: CommandRow) -> str:
     return f"{command.error_code}: {command.error}"
-
-
-def _is_fenced(tx: Tx, name: str) -> bool:
-    host = tx.find(Host, name)
-    return host is not None and host.fenced

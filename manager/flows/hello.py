@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from common.conf import Settings
 from common.errors import BadRequest, MusterError, WrongFleet
 from common.messages import FloorEntry, Hello, Welcome
 from common.model import Kind
 from common.states import HostState
-from manager.flows import canary, commands, model, reap, restore
+from manager.flows import canary, commands, model, placing, reap, restore
 from manager.rules.liveness import LATE
 from manager.store import timeline
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
+from manager.store.sightings import Sighting
 from manager.store.statements import Query, ask
+from manager.store.tombstones import Tombstone
 
 C, V = CommandRow.__table__.c, Void.__table__.c
 OPEN_OF_HOST = Query(CommandRow, C.host == ask("host"), commands.IS_OPEN)
@@ -26,7 +30,14 @@ OPEN_OF_VM = Query(
     order=[C.generation],
     limit=1,
 )
-VMS_OF_HOST = Query(Instance, Instance.__table__.c.host == ask("host"))
+S, T = Sighting.__table__.c, Tombstone.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as the others
+SESSIONS = sa.union_all(
+    sa.select(sa.func.max(S.session)).where(S.host == ask("host")),
+    sa.select(sa.func.max(T.closed_session)).where(T.host == ask("host")),
+    sa.select(sa.func.max(I.power_session)).where(I.host == ask("host")),
+)
+VMS_OF_HOST = Query(Instance, I.host == ask("host"))
 VOIDS_OF_HOST = Query(Void, V.host == ask("host"))
 
 
@@ -161,6 +172,8 @@ def heard_from(tx: Tx, cfg: Settings, host: Host, run: str) -> Host:
 def _meet(tx: Tx, cfg: Settings, hello: Hello) -> Host:
     """A host that was never seen: known from now on, but not used before an operator says so."""
     enabled = cfg.manager.auto_enable_hosts
+    # Its record may have been deleted, and VMs of that time may still be here.
+    vcpus, memory_mib = placing.promised(tx, hello.host)
     host = Host(
         name=hello.host,
         fleet=hello.fleet,
@@ -172,6 +185,9 @@ def _meet(tx: Tx, cfg: Settings, hello: Hello) -> Host:
         state_since=tx.now,
         enabled=enabled,
         heard_at=tx.now,
+        session=_last_session(tx, hello.host),
+        vcpus_claimed=vcpus,
+        memory_mib_claimed=memory_mib,
     )
     tx.insert(host)
     tx.event(
@@ -181,6 +197,13 @@ def _meet(tx: Tx, cfg: Settings, hello: Hello) -> Host:
         "first hello" + ("" if enabled else "; disabled until: muster host enable"),
     )
     return host
+
+
+def _last_session(tx: Tx, host: str) -> int:
+    """The highest session that anything which a deleted record has left behind tells of."""
+    return max(
+        int(row[0] or 0) for row in tx.rows(SESSIONS, (Sighting, Tombstone, Instance), host=host)
+    )
 
 
 def _resume(tx: Tx, host: str, unfinished: frozenset[str]) -> tuple[str, ...]:

@@ -7,14 +7,33 @@ from typing import Any
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import NotFound
-from common.states import TombstoneState
-from manager.flows import delete, liveness
+from common.errors import NotFound, WrongState
+from common.states import GuestKind, TombstoneState
+from manager.flows import canary, delete, liveness, quarantine, reap
+from manager.rules import quarantine as quarantine_rule
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
+from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
+from manager.store.statements import Query, Removal, among, ask
 from manager.store.tombstones import Tombstone
+
+NAMED = 5  # VMs in a message; the rest are counted
+S, T, V = (kind.__table__.c for kind in (Sighting, Tombstone, Instance))
+OF_HOST = Query(Instance, V.host == ask("host"), order=[V.name, V.uuid])
+# Who is not ours is listed of hosts that are known; what is ours a delete has to find.
+NOT_OURS = Removal(
+    Sighting, S.host == ask("host"), among(S.kind, (GuestKind.ALIEN, GuestKind.ORPHAN))
+)
+ONE = sa.func.count()
+VMS = sa.select(V.host, sa.literal("vms"), ONE).where(V.host.is_not(None)).group_by(V.host)
+GUESTS = sa.select(S.host, S.kind, ONE).where(S.present).group_by(S.host, S.kind)
+STONES = (
+    sa.select(T.host, sa.literal("tombstones"), ONE)
+    .where(T.state == TombstoneState.OPEN)
+    .group_by(T.host)
+)
 
 
 def named(tx: Tx, name: str) -> Host:
@@ -49,12 +68,110 @@ def set_down(
     return liveness.judge_now(tx, cfg, name)
 
 
-def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
-    """What a delete of each VM of this host would do once the flag is changed."""
+def set_maintenance(tx: Tx, name: str, on: bool, operator: str, reason: str | None) -> Host:
+    """Keep new VMs off a host that is being worked on; what runs there is left alone."""
+    named(tx, name)
+    host = tx.lock(Host, name)
+    if host is None or host.maintenance == on:
+        return named(tx, name)
+    word = "on" if on else "off"
+    tx.event(f"host.maintenance_{word}", name, operator, reason or "no reason given")
+    return tx.put(host, maintenance=on, operator_reason=reason or "")
+
+
+def fence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> Host:
+    """Nothing runs on this host, by an operator's word: DOWN, and identities are given back."""
+    named(tx, name)
+    host = tx.lock(Host, name)
+    if host is not None and not host.fenced:
+        tx.event("host.fenced", name, operator, reason)
+        # Whoever says hello after this is alive: see `reap.is_fenced`.
+        host = canary.forget(tx, host)
+        tx.put(host, fenced=True, session_open=False, operator_reason=reason)
+    quarantine.fenced(tx, name, operator)
+    return liveness.judge_now(tx, cfg, name)
+
+
+def unfence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str | None) -> Host:
+    """Its guests may run again; judged by what is heard of it at once."""
+    named(tx, name)
+    host = tx.lock(Host, name)
+    if host is not None and host.fenced:
+        tx.event("host.unfenced", name, operator, reason or "no reason given")
+        tx.put(host, fenced=False, operator_reason=reason or "")
+        quarantine.unfenced(tx, name, operator)
+    return liveness.judge_now(tx, cfg, name)
+
+
+def remove(tx: Tx, name: str, operator: str, reason: str) -> None:
+    """Forget a host; its tombstones stay, and its VMs are deleted without it from then on.
+
+    Raises WrongState while its agent has a session, and while VMs live on it that nobody has
+    given up by fencing the host or setting it down.
+    """
+    named(tx, name)
+    host = tx.lock(Host, name)
+    if host is None:
+        return
+    why, remedy = _in_the_way(tx, host)
+    if why:
+        raise WrongState(why, remedy)
+    host = canary.forget(tx, host)
+    tx.remove(NOT_OURS, host=name)
+    tx.delete(host)
+    tx.event("host.deleted", name, operator, reason)
+
+
+def _in_the_way(tx: Tx, host: Host) -> tuple[str, str]:
+    """Why a host can not be forgotten, and what to do about it."""
+    if host.session_open:
+        why = f"the agent of {host.name} has a session"
+        return why, "stop the agent, and wait until the host is DOWN: muster host list"
+    if tx.find(Rollback, host.name) is not None:
+        why = f"the agent of {host.name} knows a later state of the database"
+        return why, "muster doctor; then: muster db accept-restore --reason TEXT"
+    vms = [] if host.fenced or host.forced_down else tx.ask(OF_HOST, host=host.name)
+    if vms:
+        names = ", ".join(vm.name for vm in vms[:NAMED])
+        more = f" and {len(vms) - NAMED} more" if len(vms) > NAMED else ""
+        some = "1 VM" if len(vms) == 1 else f"{len(vms)} VMs"
+        return (
+            f"{host.name} has {some}: {names}{more}",
+            "delete them; or say what became of the host: muster host fence, muster host set-down",
+        )
+    return "", ""
+
+
+def foresee_removal(tx: Tx, name: str) -> list[delete.Foreseen]:
+    """What a delete of each VM of this host would do once the host is forgotten."""
     host = named(tx, name)
-    i = Instance.__table__.c
+    why, _ = _in_the_way(tx, host)
+    if why:
+        return [delete.Foreseen("", "", name, "refused", 6, why)]
+    reason = f"the record of host {name} will be gone"
+    return [
+        delete.Foreseen(vm.uuid, vm.name, name, "DB-only", 6, reason)
+        for vm in tx.ask(OF_HOST, host=name)
+    ]
+
+
+def foresee_fence(tx: Tx, name: str, fenced: bool) -> list[delete.Foreseen]:
+    """As `foresee_down`, with the tombstones that would give back what they hold."""
+    decisions = foresee_down(tx, name, fenced)
+    for stone in tx.ask(reap.OPEN_OF_HOST, host=name) if fenced else ():
+        if quarantine_rule.holds_identity(stone.holds):
+            reason = "its tombstone gives back the addresses that it holds, and still reaps"
+            decisions.append(
+                delete.Foreseen(stone.instance, stone.name, name, "given back", 9, reason)
+            )
+    return decisions
+
+
+def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
+    """What a delete of each VM of this host would do once an operator's word is changed."""
+    host = named(tx, name)
     decisions = []
-    for vm in tx.all(Instance, i.host == name, order=[i.name]):
+    for vm in tx.ask(OF_HOST, host=name):
         if down:
             decisions.append(
                 delete.Foreseen(
@@ -71,30 +188,13 @@ def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
 
 def counts(tx: Tx) -> dict[str, dict[str, int]]:
     """Live VMs, guests of each kind and open tombstones, by host."""
-    i, s, t = Instance.__table__.c, Sighting.__table__.c, Tombstone.__table__.c
     result: dict[str, dict[str, int]] = {}
 
     def add(rows: Any) -> None:
         for host, what, number in rows:
             result.setdefault(host, {})[what] = number
 
-    one = sa.func.count()
-    add(
-        tx.rows(
-            sa.select(i.host, sa.literal("vms"), one).where(i.host.is_not(None)).group_by(i.host)
-        )
-    )
-    add(
-        (host, kind.value.lower(), number)
-        for host, kind, number in tx.rows(
-            sa.select(s.host, s.kind, one).where(s.present).group_by(s.host, s.kind)
-        )
-    )
-    add(
-        tx.rows(
-            sa.select(t.host, sa.literal("tombstones"), one)
-            .where(t.state == TombstoneState.OPEN)
-            .group_by(t.host)
-        )
-    )
+    add(tx.rows(VMS))
+    add((host, kind.value.lower(), number) for host, kind, number in tx.rows(GUESTS))
+    add(tx.rows(STONES))
     return result

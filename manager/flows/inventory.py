@@ -12,7 +12,7 @@ from common.conf import Settings
 from common.messages import GuestReport, Inventory, Look, digest
 from common.ownership import is_ours
 from common.states import GuestKind, TombstoneState, VmState
-from manager.flows import addresses, commands, found, power, reap
+from manager.flows import addresses, commands, found, power, quarantine, reap
 from manager.rules import inventory as rule
 from manager.store.engine import LOG, Tx
 from manager.store.hosts import Host
@@ -146,6 +146,7 @@ def see(
         if guest.mark.generation > held > 0:
             ahead(tx, host, instance, guest.mark.generation)
     if kind is GuestKind.DOOMED and stone is not None:
+        stone = quarantine.seen(tx, stone, guest, host)
         reap.issue(tx, cfg, stone, f"seen on {host}")
     elif kind is GuestKind.ORPHAN and instance is not None:
         for mac in guest.macs:

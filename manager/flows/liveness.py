@@ -76,6 +76,11 @@ def _hearing(tx: Tx, cfg: Settings, managers: list[ManagerRow]) -> rule.Hearing:
     return rule.Hearing(max(spans) if spans else None)
 
 
+def is_blind(tx: Tx, cfg: Settings, manager: ManagerRow) -> bool:
+    """True for a manager whose own hearing would not do to call a host DOWN."""
+    return rule.is_blind(_hearing(tx, cfg, [manager]), limits(cfg))
+
+
 def limits(cfg: Settings) -> rule.Limits:
     return rule.Limits(cfg.manager.service_down_time, cfg.manager.silence_budget)
 

@@ -83,6 +83,7 @@ CLAIMED = (
     _sum(S.vcpus, *STRANGERS),
     _sum(S.memory_mib, *STRANGERS),
 )
+PROMISED = sa.select(_sum(I.vcpus, *OURS), _sum(I.memory_mib, *OURS))
 EVERY_POOL = (
     sa.select(V.pool, sa.func.sum(V.size_gib))
     .where(V.pool.is_not(None), V.instance != ask("instance"))
@@ -308,6 +309,12 @@ def release(tx: Tx, vm: Instance) -> None:
     """Give back the claim of a VM that leaves its host: its record is changed by the caller."""
     if vm.host is not None:
         tx.change(Host, RELEASE, at=vm.host, vcpus=vm.vcpus, memory_mib=vm.memory_mib)
+
+
+def promised(tx: Tx, host: str) -> tuple[int, int]:
+    """The vCPUs and MiB of all VMs that are placed on a host, counted anew."""
+    vcpus, memory_mib = tx.rows(PROMISED, (Instance,), host=host, instance="")[0]
+    return int(vcpus), int(memory_mib)
 
 
 def _free(tx: Tx, look: Look, demand: rule.Demand) -> tuple[rule.Placement, dict[str, str]]:

@@ -8,7 +8,7 @@ from common.conf import Settings
 from common.errors import WrongState
 from common.messages import CommandKind, GuestReport, Result
 from common.states import CommandState, JobEvent, PowerState, TaskState, VmState
-from manager.flows import commands, jobs, restore
+from manager.flows import commands, freeze, jobs, restore
 from manager.flows.jobs import Wish
 from manager.rules import power as rule
 from manager.rules import verbs
@@ -274,7 +274,7 @@ def _carry_out(
             source,
             f"DUPLICATE: {vm.name} belongs to {vm.host} and is seen by {source}; nothing changed",
         )
-    if reaction.act is rule.Act.STOP_AGAIN:
+    if reaction.act is rule.Act.STOP_AGAIN and not freeze.why(tx):
         tx.event("instance.stop_again", vm.uuid, source, f"{vm.name}: {reaction.text}")
         _stop_again(tx, cfg, vm, reaction.text)
         return tx.get(Instance, vm.uuid)

@@ -136,8 +136,9 @@ def claim_due(tx: Tx, cfg: Settings) -> int:
     rows = tx.due(DUE, now=tx.now)
     for row in rows:
         if commands.claim(tx, cfg, row) is None:
-            # Nobody to take it: its hello makes it due again at once. A session counts for more
-            # than the state: a host that an operator called down may still have VMs to reap.
+            # Nobody to take it, or it is held back by a freeze: its hello makes it due again at
+            # once. A session counts for more than the state: a host that an operator called down
+            # may still have VMs to reap.
             tx.swap(row, publish_at=tx.now + resend)
     voids = tx.due(VOIDS_DUE, now=tx.now)
     for void in voids:

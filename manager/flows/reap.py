@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind, Outcome, Result, TrailEntry
 from common.states import TombstoneState
-from manager.flows import addresses, commands
+from manager.flows import addresses, commands, freeze
 from manager.rules import quarantine
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
@@ -47,19 +47,21 @@ def bury(
     tx: Tx, vm: Instance, host: str, *, state: TombstoneState, reason: str, pair: tuple[int, int]
 ) -> Tombstone:
     """Leave a tombstone for a VM on a host, or bring the one that is there up to date."""
-    fenced = _fenced(tx, host)
+    old = at(tx, host, vm.uuid)
+    holds = quarantine.held(state, fenced=is_fenced(tx, host))
+    if old is not None and old.state is state:
+        holds = old.holds  # what an operator has released stays released
     fields = {
         "generation": vm.generation,
         "state": state,
         "reason": reason,
-        "holds": quarantine.held(state, fenced=fenced),
+        "holds": holds,
         "closed_at": tx.now if state is TombstoneState.CLOSED else None,
         "closed_session": pair[0],
         "closed_seq": pair[1],
         # At once if its agent is there, as that of a host which an operator has set down may be.
         "issue_at": tx.now if state is TombstoneState.OPEN else None,
     }
-    old = at(tx, host, vm.uuid)
     if old is not None:
         fields["generation"] = max(old.generation, vm.generation)
         return tx.swap(old, **fields)
@@ -86,6 +88,9 @@ def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
         return
     kind = CommandKind.TERMINATE_INSTANCE
     if commands.in_flight(tx, stone.instance, stone.host, kind) is not None:
+        return
+    if freeze.why(tx):
+        tx.swap(stone, issue_at=None)  # due again at its end
         return
     generation = commands.next_generation(tx, stone.instance)
     tx.swap(stone, generation=generation, issue_at=None)
@@ -190,7 +195,7 @@ def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
         stone,
         state=TombstoneState.OPEN,
         closed_at=None,
-        holds=quarantine.held(TombstoneState.OPEN, fenced=_fenced(tx, host)),
+        holds=quarantine.held(TombstoneState.OPEN, fenced=is_fenced(tx, host)),
         reason=f"seen again on {host} after it was answered for as gone",
     )
     tx.event("tombstone.reopened", stone.instance, f"host {host}", f"{stone.name}: {stone.reason}")
@@ -198,6 +203,10 @@ def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
     issue(tx, cfg, stone, "seen again")
 
 
-def _fenced(tx: Tx, host: str) -> bool:
-    row = tx.find(Host, host)
-    return row is not None and row.fenced
+def is_fenced(tx: Tx, name: str) -> bool:
+    """An operator vouches that nothing runs on this host, and no agent has spoken there since.
+
+    Fencing ends the session; whoever says hello after it is alive, and so may be its guests.
+    """
+    host = tx.find(Host, name)
+    return host is not None and host.fenced and not host.session_open

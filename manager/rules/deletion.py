@@ -27,6 +27,7 @@ class Outcome(enum.Enum):
     WAIT = "remote, and wait"
     REMOTE = "remote"
     DB_ONLY = "DB-only"
+    FROZEN = "FROZEN"
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,11 @@ def at_host(place: Place) -> Decision:
         Outcome.DB_ONLY,
         f"{place.host} is DOWN ({place.reason}): the record goes, a tombstone stays",
     )
+
+
+def unless_frozen(decision: Decision, frozen: str) -> Decision:
+    """What becomes of a decision that nobody has forced while the fleet is `frozen`, in words."""
+    if not frozen or decision.outcome is not Outcome.DB_ONLY:
+        return decision
+    wait = f"{frozen}; no record goes by itself until muster unfreeze ({decision.reason})"
+    return Decision(decision.row, Outcome.FROZEN, wait)

@@ -7,7 +7,8 @@ many hosts fall silent together it doubts itself first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from common.states import HostState
 
@@ -16,8 +17,7 @@ MASS_LEAST = 3  # silent hosts that can be a mass
 MASS_WINDOW = 10  # service_down_times within which a silence must have begun to count as new
 
 
-@dataclass(frozen=True)
-class HostFacts:
+class HostFacts(msgspec.Struct, frozen=True):
     """What is known of one host. Ages are seconds by the database's clock.
 
     `reported`: its session has brought an inventory, so that its capacity is known.
@@ -54,8 +54,7 @@ class HostFacts:
         return self.forced_down or self.fenced
 
 
-@dataclass(frozen=True)
-class Hearing:
+class Hearing(msgspec.Struct, frozen=True):
     """What the cluster of managers itself could hear.
 
     `gapless_s`: for how long the best-hearing manager has consumed reports without a gap; None
@@ -65,16 +64,14 @@ class Hearing:
     gapless_s: float | None
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """[manager] service_down_time in seconds and silence_budget (0-1)."""
 
     service_down_time_s: float
     silence_budget: float
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What a host is; `row` of the table that decided, `reason` with the numbers behind it.
 
     `doubt` tells the reasons of row 5 apart.

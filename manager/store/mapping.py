@@ -62,12 +62,14 @@ class Json(sa.types.TypeDecorator[Any]):
     def __init__(self, kind: Any) -> None:
         super().__init__()
         self.kind = kind
+        # Made once: looking at a kind takes longer than decoding most values.
+        self._decode = msgspec.json.Decoder(kind).decode
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else msgspec.json.decode(value, type=self.kind)
+        return None if value is None else self._decode(value)
 
 
 class EnumText(sa.types.TypeDecorator[enum.Enum]):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+
+import msgspec
 
 from manager.store.engine import Tx
 from manager.store.events import Meta
-from manager.store.statements import MARK, TIMELINE
+from manager.store.statements import MARK, TIMELINE, Query
 
 RISEN_AT = "mark_risen_at"
 ACCEPTED = "accepted:"
+ALL = Query(Meta)
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """Which history this database belongs to, and how far in it we are."""
 
     timeline: str
@@ -23,7 +24,7 @@ class Mark:
 
 def current(tx: Tx) -> Mark:
     """The timeline and its mark; both begin when they are first asked for."""
-    row, mark = tx.find(Meta, TIMELINE), tx.find(Meta, MARK)
+    row, mark = _value(tx, TIMELINE), _value(tx, MARK)
     if row is None or mark is None:
         return advance(tx)
     return Mark(row.value, int(mark.value))
@@ -52,10 +53,17 @@ def advance(tx: Tx, above: int = 0) -> Mark:
 
 def age_s(tx: Tx) -> float:
     """Seconds since the mark has risen, by the database's clock."""
-    risen = tx.find(Meta, RISEN_AT)
+    risen = _value(tx, RISEN_AT)
     if risen is None or not risen.value:
         return float("inf")
     return abs((tx.now - dt.datetime.fromisoformat(risen.value)).total_seconds())
+
+
+def _value(tx: Tx, key: str) -> Meta | None:
+    """One of the few single values; who asks for one mostly asks for the others as well."""
+    if not tx.has_looked_for(Meta, key):
+        tx.ask(ALL)
+    return tx.find(Meta, key)
 
 
 def accept(tx: Tx, timeline: str, mark: int) -> None:

@@ -134,7 +134,8 @@ class Stage:
         return found
 
     def tombstone(self, name: str) -> dict[str, Any]:
-        return next((t for t in self.ask("tombstone", "list") if t["name"] == name), {})
+        stones = self.ask("tombstone", "list", "--all")
+        return next((t for t in stones if t["name"] == name), {})
 
     def findings(self, code: str) -> list[dict[str, Any]]:
         return [f for f in self.ask("doctor") if f["code"] == code]

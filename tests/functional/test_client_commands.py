@@ -31,6 +31,8 @@ LISTINGS = {
         "tombstones",
         "uuid name instance host generation state reason age_s holds",
     ),
+    "address list": ("addresses", "ip mac network instance vm why since"),
+    "service list": ("services", "service id host state version started_at heard_since blind"),
     "doctor": ("findings", "code level object message remedy"),
 }
 VM = {
@@ -100,7 +102,8 @@ def test_an_empty_listing_is_empty_in_every_format(fleet: Fleet, command: str) -
 def test_a_long_listing_of_hosts_says_where_they_stand(fleet: Fleet) -> None:
     fleet.answers["host_list"] = {"hosts": [{"name": "h1", "cluster": "c1", "tags": ["ssd"]}]}
     (row,) = fleet.typed("host list --long -f json").json
-    assert list(row) == [*LISTINGS["host list"][1].split(), "cluster", "tags", "reason"]
+    more = ["cluster", "tags", "maintenance", "fenced", "reason"]
+    assert list(row) == [*LISTINGS["host list"][1].split(), *more]
     assert (row["cluster"], row["tags"]) == ("c1", ["ssd"])
 
 
@@ -174,7 +177,15 @@ def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
         ("job list", "job_list", {"all": False}),
         ("job list --all", "job_list", {"all": True}),
         ("alien list --host h1", "alien_list", {"host": "h1"}),
-        ("tombstone list", "tombstone_list", {"state": None}),
+        ("tombstone list", "tombstone_list", {"state": "OPEN"}),
+        ("tombstone list --all", "tombstone_list", {"state": None}),
+        ("tombstone list --state closed", "tombstone_list", {"state": "CLOSED"}),
+        ("address list", "address_list", {"network": None, "vm": None}),
+        (
+            "address list --network lan --vm web-1",
+            "address_list",
+            {"network": "lan", "vm": "web-1"},
+        ),
         ("tombstone list --state open", "tombstone_list", {"state": "OPEN"}),
     ],
 )
@@ -474,7 +485,7 @@ def test_a_dry_run_of_delete_lists_the_decisions(fleet: Fleet) -> None:
     assert fleet.asked[0][1]["dry_run"] is True
 
 
-@pytest.mark.parametrize("verb", ["set-down", "unset-down"])
+@pytest.mark.parametrize("verb", ["set-down", "unset-down", "fence", "unfence", "delete"])
 def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -> None:
     method = f"host_{verb.replace('-', '_')}"
     fleet.answers[method] = {"host": {"name": "h1"}, "decisions": DECISIONS}
@@ -483,7 +494,10 @@ def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -
     assert fleet.asked[0][1]["dry_run"] is True
 
 
-@pytest.mark.parametrize("verb", ["enable", "disable", "set-down", "unset-down"])
+VERBS = ("enable", "disable", "set-down", "unset-down", "fence", "unfence", "delete")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_host_verb_prints_the_host(fleet: Fleet, verb: str) -> None:
     method = f"host_{verb.replace('-', '_')}"
     fleet.answers[method] = {"host": {"name": "h1", "enabled": True}, "decisions": DECISIONS}
@@ -495,6 +509,52 @@ def test_a_host_verb_prints_the_host(fleet: Fleet, verb: str) -> None:
     assert called == method
     assert (kwargs["host"], kwargs["reason"]) == ("h1", "rack moved")
     assert "@" in kwargs["operator"]
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_maintenance_is_switched_on_and_off(fleet: Fleet, switch: str) -> None:
+    fleet.answers["host_maintenance"] = {"host": {"name": "h1"}, "decisions": []}
+    done = fleet.muster("host", "maintenance", "h1", switch, "--reason", "new fans")
+    assert (done.code, done.err) == (0, "")
+    ((called, kwargs),) = fleet.asked
+    assert called == "host_maintenance"
+    assert (kwargs["host"], kwargs["on"], kwargs["reason"]) == ("h1", switch == "on", "new fans")
+    assert fleet.muster("host", "maintenance", "h1", "perhaps").code == 2
+
+
+def test_freeze_needs_a_reason_and_unfreeze_does_not(fleet: Fleet) -> None:
+    frozen = {"frozen": True, "since": "2026-11-20T12:00:00Z", "operator": "ann", "reason": "why"}
+    fleet.answers["freeze"], fleet.answers["unfreeze"] = frozen, {"frozen": False}
+    assert fleet.muster("freeze").code == 2
+    done = fleet.muster("freeze", "--reason", "why", "-f", "json")
+    assert (done.code, done.json) == (0, frozen)
+    assert fleet.muster("unfreeze", "-f", "value", "-c", "frozen").out.strip() == "False"
+    assert [(method, asked["reason"]) for method, asked in fleet.asked] == [
+        ("freeze", "why"),
+        ("unfreeze", None),
+    ]
+
+
+def test_forgetting_a_tombstone_needs_a_reason_and_shows_it(fleet: Fleet) -> None:
+    uuid = "0e8f3f0a-0000-4000-8000-0000000000aa"
+    stone = {"uuid": uuid, "name": "web-1", "state": "OPEN", "holds": []}
+    fleet.answers["tombstone_forget"] = stone
+    assert fleet.muster("tombstone", "forget", uuid).code == 2
+    assert fleet.muster("tombstone", "forget", "42", "--reason", "scrapped").code == 2
+    assert fleet.asked == []
+    done = fleet.muster("tombstone", "forget", uuid, "--reason", "scrapped", "-f", "json")
+    assert (done.code, done.json["holds"]) == (0, [])
+    ((called, kwargs),) = fleet.asked
+    assert called == "tombstone_forget"
+    assert (kwargs["tombstone"], kwargs["reason"]) == (uuid, "scrapped")
+
+
+def test_tombstone_show_prints_all_that_is_known(fleet: Fleet) -> None:
+    uuid = "0e8f3f0a-0000-4000-8000-0000000000aa"
+    fleet.answers["tombstone_show"] = {"uuid": uuid, "quarantined": ["0a:4d:75:00:00:01"]}
+    shown = fleet.muster("tombstone", "show", uuid, "-f", "json").json
+    assert shown["quarantined"] == ["0a:4d:75:00:00:01"]
+    assert fleet.asked == [("tombstone_show", {"tombstone": uuid})]
 
 
 def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:

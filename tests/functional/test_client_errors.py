@@ -64,6 +64,9 @@ def refused(done: Ran, code: int, *words: str) -> None:
         ("vm delete web-1 --force", "say why with --reason"),
         ("vm delete web-1 --force --reason=", "reason: is empty"),
         ("host set-down h1", "required: --reason"),
+        ("host fence h1", "required: --reason"),
+        ("host delete h1", "required: --reason"),
+        ("host maintenance h1", "required: on|off"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said_before_anything_is_asked_of_a_manager(

@@ -146,6 +146,10 @@ def test_an_ambiguous_name_lists_its_candidates(desk: Desk) -> None:
         ("host_disable", {"host": "h9"}),
         ("host_set_down", {"host": "h9", "reason": "x"}),
         ("host_unset_down", {"host": "h9"}),
+        ("host_fence", {"host": "h9", "reason": "x"}),
+        ("host_unfence", {"host": "h9"}),
+        ("host_maintenance", {"host": "h9", "on": True}),
+        ("host_delete", {"host": "h9", "reason": "x"}),
         ("job_show", {"job": str(uuid.uuid4())}),
     ],
 )
@@ -257,6 +261,8 @@ def test_times_are_iso_8601_utc(desk: Desk) -> None:
     [
         ({"state": HostState.DOWN}, "HOST_DOWN", "ERROR"),
         ({"state": HostState.DOWN, "forced_down": True}, "HOST_DOWN", "INFO"),
+        ({"state": HostState.DOWN, "fenced": True}, "HOST_DOWN", "INFO"),
+        ({"maintenance": True}, "HOST_MAINTENANCE", "INFO"),
         ({"state": HostState.SUSPECT}, "HOST_SUSPECT", "WARNING"),
         ({"enabled": False}, "HOST_DISABLED", "INFO"),
         ({"clock_skew_s": -9.0}, "CLOCK_SKEW", "WARNING"),

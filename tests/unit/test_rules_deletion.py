@@ -17,6 +17,7 @@ from manager.rules.deletion import (
     Wish,
     admit,
     at_host,
+    unless_frozen,
 )
 
 LIVE = [s for s in VmState if s is not VmState.DELETED]
@@ -127,3 +128,24 @@ def test_section3_row_9_down_is_db_only_and_says_why() -> None:
     assert outcome(found) == (9, Outcome.DB_ONLY)
     assert "silent for 61 s" in found.reason
     assert "tombstone" in found.reason
+
+
+# a freeze
+
+
+def test_a_freeze_turns_db_only_of_every_row_into_waiting_and_says_why() -> None:
+    for place in (
+        Place("h1", known=False, state=HostState.DOWN, reason=""),
+        Place("h1", known=True, state=HostState.DOWN, reason="silent"),
+    ):
+        decision = at_host(place)
+        assert unless_frozen(decision, "") == decision
+        frozen = unless_frozen(decision, "FROZEN since noon by ann: odd")
+        assert (frozen.row, frozen.outcome) == (decision.row, Outcome.FROZEN)
+        assert frozen.reason.startswith("FROZEN since noon by ann: odd")
+        assert decision.reason in frozen.reason
+
+
+def test_a_freeze_leaves_remote_deletes_alone() -> None:
+    remote = at_host(Place("h1", known=True, state=HostState.UP, reason=""))
+    assert unless_frozen(remote, "FROZEN since noon") == remote

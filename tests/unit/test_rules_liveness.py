@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from common.states import HostState
 from manager.rules.liveness import Hearing, HostFacts, Limits, Verdict, judge, mass_silence
