@@ -9,7 +9,7 @@ from typing import Any
 from common.bus.base import HEARTBEATS, RESULTS, Address, Bus, Handle
 from common.conf import Settings
 from common.errors import BrokerUnavailable, Conflict, DatabaseUnavailable, MusterError
-from common.messages import MANAGER_TOPIC, within_limit
+from common.messages import MANAGER_TOPIC, prepare, within_limit
 from common.runtime import Runtime
 from manager import ticks
 from manager.api.endpoint import Api
@@ -34,6 +34,7 @@ class Manager:
     def __init__(
         self, settings: Settings, bus: Bus, runtime: Runtime, store: Store | None = None
     ) -> None:
+        prepare()
         self.settings, self.bus, self.runtime = settings, bus, runtime
         self.id = runtime.new_id()
         self._store_given = store is not None
