@@ -299,6 +299,8 @@ class Tx:
 
         Conflict when a key is taken or another manager has changed a versioned row.
         """
+        if self._unit.is_written:
+            return
         new, changes = self._unit.take_new(kinds), self._unit.take_changes(kinds)
         if new or changes:
             writes.write(self.conn, self.store.dialect, new, changes)

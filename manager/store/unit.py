@@ -114,6 +114,11 @@ class Unit:
             self._changes.setdefault(at, Change({})).values.update(changes)
         return changed
 
+    @property
+    def is_written(self) -> bool:
+        """True when nothing waits to be written."""
+        return not (self._new or self._changes)
+
     def take_new(self, kinds: Iterable[type[Row]] | None) -> dict[type[Row], list[Row]]:
         """The new rows that have to be written now, by kind; None for all kinds."""
         wanted = None if kinds is None else set(kinds)
