@@ -13,6 +13,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from common.bus.base import Notice
 from common.conf.database import Database
 from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
 from common.runtime import Runtime
@@ -77,6 +78,7 @@ class Tx:
         self.conn = conn
         self.attempt = attempt
         self.casts: list[Cast] = []
+        self.notices: list[Notice] = []
         self.commands_due = False
         self.stamp: tuple[str, str] | None = None
         self._now: dt.datetime | None = None
@@ -306,6 +308,10 @@ class Tx:
     def cast(self, host: str, method: str, **kwargs: Any) -> None:
         """Cast to an agent after the commit. It may be lost: its cause is stored and repeats it."""
         self.casts.append(Cast(host, method, kwargs))
+
+    def notify(self, event: str, payload: dict[str, Any], *, error: bool = False) -> None:
+        """Tell whoever listens, after the commit and at most once."""
+        self.notices.append(Notice(event, "ERROR" if error else "INFO", payload))
 
     def event(self, kind: str, object_: str, source: str, text: str, **data: Any) -> None:
         """Record what happened, for `history`, `doctor` and the log."""
