@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 
+from common.bus.base import Notice
+from common.bus.memory import Broker
+from common.bus.notifier import Notifier
 from common.errors import VmProtected
+from common.runtime import Runtime
 from common.states import HostState
+from manager.service import Manager
+from manager.store.engine import Store
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
+from tests.wait import wait_until
 
 START, END, ERROR = (f"instance.delete.{what}" for what in ("start", "end", "error"))
 
@@ -111,3 +119,21 @@ def test_what_was_rolled_back_is_not_told(fleet: Fleet, h1: ScriptedAgent) -> No
     with pytest.raises(OSError, match="about to die"):
         fleet.store.run(fails)
     assert told(fleet) == []
+
+
+def test_a_manager_tells_what_it_has_committed_and_what_waits_when_it_stops(
+    fleet: Fleet, store: Store
+) -> None:
+    runtime, sent = Runtime("manager"), list[Notice]()
+    own = copy.copy(store)
+    own.runtime = runtime
+    bus = Broker(Runtime("edge")).bus(runtime)
+    manager = Manager(fleet.cfg, bus, runtime, own, Notifier(sent.append))
+    own.close = lambda: None  # type: ignore[method-assign] # the fleet goes on with it
+    manager.start()
+    own.run(lambda tx: tx.notify("first", {}))
+    wait_until(lambda: len(sent) == 1, 20, "the first notice is sent")
+    runtime.stopping.set()
+    own.run(lambda tx: tx.notify("last", {}))
+    manager.stop()
+    assert [notice.event for notice in sent] == ["first", "last"]
