@@ -113,8 +113,13 @@ def _connect(path: Path, runtime: Runtime) -> sqlite3.Connection:
 
 def _make(db: sqlite3.Connection, runtime: Runtime) -> None:
     db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION};")
+    name(db, runtime)
+    db.execute("COMMIT")
+
+
+def name(db: sqlite3.Connection, runtime: Runtime) -> None:
+    """What tells a new journal from all others."""
     db.executemany(
         "INSERT INTO meta VALUES (?, ?)",
         [("journal_id", runtime.new_id()), ("journal_seq", "0")],
     )
-    db.execute("COMMIT")

@@ -50,11 +50,16 @@ def load_driver(settings: Settings, runtime: Runtime) -> Driver:
 class Agent:
     """One agent. It owns its runtime: `stop` and `kill` end it, and the agent is not started again.
 
-    `driver` is given by embedders; otherwise it is the one that the settings name.
+    `driver` and `journal` are given by embedders; otherwise they are those of the settings.
     """
 
     def __init__(
-        self, settings: Settings, bus: Bus, runtime: Runtime, driver: Driver | None = None
+        self,
+        settings: Settings,
+        bus: Bus,
+        runtime: Runtime,
+        driver: Driver | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if not settings.agent.state_dir:
             raise BadConfig("[agent] state_dir is not set", "name a folder for the journal")
@@ -71,7 +76,7 @@ class Agent:
         self._bus = bus
         self._driver = driver if driver is not None else load_driver(settings, runtime)
         self._handle: Handle | None = None
-        self._journal = Journal(conf.state_dir, runtime)
+        self._journal = journal if journal is not None else Journal(conf.state_dir, runtime)
         calls = Calls(runtime, conf.call_timeout, 2 * conf.max_parallel + 2)
         finder = Finder(self._driver, identity.fleet, calls)
         effects = Effects(self._driver, finder, calls, self._journal, self.session, runtime)

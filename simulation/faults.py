@@ -354,7 +354,7 @@ class Faults:
         self._fleet.tell(f"{agent.name} loses its journal")
         self.forgetful.add(agent.name)
         agent.kill()
-        agent.lose_journal()
+        agent.disk.lose()
         world = self._fleet.world
         after_s = world.random.uniform(1.0, 60.0)
         world.after(after_s, agent.start)
@@ -363,11 +363,10 @@ class Faults:
 
     def journal_rolled_back(self) -> None:
         agent = self._agent()
-        aside = self._fleet.folder / f"{agent.name}.old"
         agent.kill()
-        if not agent.state_dir.exists():
+        if agent.disk.is_empty:
             return
-        agent.keep_journal(aside)
+        agent.disk.keep()
         world = self._fleet.world
         world.after(1.0, agent.start)
 
@@ -375,7 +374,7 @@ class Faults:
             self._fleet.tell(f"{agent.name} gets an older copy of its journal")
             self.forgetful.add(agent.name)
             agent.kill()
-            agent.roll_back_journal(aside)
+            agent.disk.roll_back()
             world.after(2.0, agent.start)
             if world.chance(0.5):
                 world.after(7.0, self.echo)

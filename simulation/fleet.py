@@ -18,6 +18,7 @@ from manager.service import Manager
 from manager.store import engine as store_engine
 from simulation.database import Database
 from simulation.hypervisor import Hypervisor, SimDriver
+from simulation.journals import Disk, SimJournal
 from simulation.ports import Chaos, FaultyBus, SimStore
 from simulation.runtime import SimRuntime
 from simulation.world import World
@@ -93,7 +94,7 @@ class ManagerProcess(Process):
 class AgentProcess(Process):
     def __init__(self, fleet: SimFleet, host: str) -> None:
         super().__init__(fleet, host)
-        self.state_dir = fleet.folder / host
+        self.disk = Disk()
         self.hypervisor = Hypervisor(fleet.world, host)
 
     def start(self) -> None:
@@ -102,10 +103,13 @@ class AgentProcess(Process):
 
     def make(self, runtime: SimRuntime) -> None:
         self.driver = SimDriver(self.hypervisor, runtime)
-        self.service = Agent(self.fleet.settings(self.name), self.bus, runtime, self.driver)
-        journal = self.service._journal
-        journal._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # nobody else opens it: faster
-        self._overhear(journal)
+        self.service = self.agent(runtime)
+        self._overhear(self.service._journal)
+
+    def agent(self, runtime: SimRuntime) -> Agent:
+        settings = self.fleet.settings(self.name)
+        journal = SimJournal(settings.agent.state_dir, runtime, self.disk)
+        return Agent(settings, self.bus, runtime, self.driver, journal)
 
     def _overhear(self, journal: Any) -> None:
         """Tell the fleet what the journal is told by managers."""
@@ -139,19 +143,6 @@ class AgentProcess(Process):
         query = "SELECT key, value FROM meta WHERE key LIKE 'store_%'"
         kept = dict(database.execute(query).fetchall())
         return (kept["store_timeline"], int(kept["store_mark"])) if len(kept) == 2 else None
-
-    def lose_journal(self) -> None:
-        """The disk with the journal is gone; the agent has to be dead."""
-        shutil.rmtree(self.state_dir, ignore_errors=True)
-
-    def keep_journal(self, aside: Path) -> None:
-        """A copy of the journal as it is now."""
-        shutil.copytree(self.state_dir, aside, dirs_exist_ok=True)
-
-    def roll_back_journal(self, aside: Path) -> None:
-        """An older copy of its own journal is put back; the agent has to be dead."""
-        shutil.rmtree(self.state_dir, ignore_errors=True)
-        shutil.copytree(aside, self.state_dir)
 
 
 class SimFleet:
@@ -236,6 +227,7 @@ class SimFleet:
         for agent in self.agents.values():
             if agent.service is not None:
                 agent.buried()
+            agent.disk.lose()
         self.chaos.sent.clear()  # it holds on to everything
         self.operator.kill()
         self.edge.kill()

@@ -50,14 +50,18 @@ class SimLock:
 
     def __enter__(self) -> SimLock:
         me = greenlet.getcurrent()
-        while self._owner is not None and self._owner is not me:
+        if self._owner is not None and self._owner is not me:
+            self._wait()
+        self._owner = me
+        self._depth += 1
+        return self
+
+    def _wait(self) -> None:
+        while self._owner is not None:
             if getattr(self._owner, "ended", False):
                 break  # its holder died; the process did too
             self._free.clear()
             self._runtime.wait(self._free, 3600.0)
-        self._owner = me
-        self._depth += 1
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -79,7 +78,6 @@ class Script:
         self._bus = stage.broker.bus(stage.operator)
         self._last: tuple[str, str, dict[str, Any]] | None = None
         self._taken: dict[str, SimGuest] = {}
-        self._asides: dict[str, Path] = {}
         self._deaf: dict[str, Any] = {}
 
     def lay_out(self) -> None:
@@ -303,15 +301,14 @@ class Script:
     def journal(self, host: str, word: str) -> None:
         agent = self._stage.agents[host]
         if word == "kept aside":
-            self._asides[host] = self._stage.folder / f"{host}.aside"
-            agent.keep_journal(self._asides[host])
+            agent.disk.keep()
             return
         if agent.alive:
             raise BadScenario(f"{self._scenario.path.name}: kill agent {host} first")
         if word == "lost":
-            agent.lose_journal()
+            agent.disk.lose()
         else:
-            agent.roll_back_journal(self._asides[host])
+            agent.disk.roll_back()
 
     # other hands
 

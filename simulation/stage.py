@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from agent.service import Agent
 from common import messages as m
 from common.bus.base import Address
 from common.conf import Settings
@@ -441,7 +440,7 @@ class StageAgent(AgentProcess):
     def make(self, runtime: SimRuntime) -> None:
         self.bus = StageBus(self, self.fleet)
         self.driver = StageDriver(self, self.fleet, runtime)
-        self.service = Agent(self.fleet.settings(self.name), self.bus, runtime, self.driver)
+        self.service = self.agent(runtime)
 
 
 Stage.manager_type = StageManager

@@ -13,6 +13,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from common import logs
 from common.bus.base import Notice
 from common.conf.database import Database
 from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
@@ -79,6 +80,7 @@ class Tx:
         self.attempt = attempt
         self.casts: list[Cast] = []
         self.notices: list[Notice] = []
+        self.events: list[events.Event] = []
         self.commands_due = False
         self.stamp: tuple[str, str] | None = None
         self._now: dt.datetime | None = None
@@ -299,6 +301,8 @@ class Tx:
 
         Conflict when a key is taken or another manager has changed a versioned row.
         """
+        if self._unit.is_written:
+            return
         new, changes = self._unit.take_new(kinds), self._unit.take_changes(kinds)
         if new or changes:
             writes.write(self.conn, self.store.dialect, new, changes)
@@ -314,19 +318,25 @@ class Tx:
         self.notices.append(Notice(event, "ERROR" if error else "INFO", payload))
 
     def event(self, kind: str, object_: str, source: str, text: str, **data: Any) -> None:
-        """Record what happened, for `history`, `doctor` and the log."""
-        LOG.info("%s %s: %s (%s)", kind, object_, text, source)
-        self.insert(
-            events.Event(
-                id=self.new_id(),
-                at=self.now,
-                kind=kind,
-                object=object_,
-                source=source,
-                text=text,
-                data=data,
-            )
+        """Record what happened, for `history`, `doctor` and, once it is committed, the log."""
+        event = events.Event(
+            id=self.new_id(),
+            at=self.now,
+            kind=kind,
+            object=object_,
+            source=source,
+            text=text,
+            data=data,
         )
+        self.events.append(event)
+        self.insert(event)
+
+    def log(self) -> None:
+        """Tell the log of what has happened."""
+        if self.events:
+            with logs.together():
+                for event in self.events:
+                    LOG.info("%s %s: %s (%s)", event.kind, event.object, event.text, event.source)
 
 
 def _key_values(kind: type[Row], key: tuple[Any, ...]) -> dict[str, Any]:
@@ -364,6 +374,7 @@ class Store:
                 self.runtime.sleep(self.runtime.jitter(0.0, 0.01 * (tried + 1)))
                 continue
             self.after_commit(tx)
+            tx.log()
             return result
         raise AssertionError("unreachable")
 
@@ -428,6 +439,7 @@ def _engine(settings: Database) -> Engine:
         max_overflow=settings.pool_size,
         pool_pre_ping=False,
         pool_recycle=300,
+        paramstyle="numeric_dollar",  # as the cursor wants it
         connect_args={"connect_timeout": 5, "cursor_factory": _Cursor},
     )
     sa.event.listen(engine, "connect", _postgres_connect)
@@ -435,10 +447,11 @@ def _engine(settings: Database) -> Engine:
     return engine
 
 
-class _Cursor(psycopg.Cursor[Any]):
+class _Cursor(psycopg.RawCursor[Any]):
     """Describes its columns by name and type alone, which is all that SQLAlchemy asks for.
 
-    psycopg makes an object of each; for a wide row that costs more than the query itself.
+    psycopg makes an object of each; for a wide row that costs more than the query itself. Raw: the
+    statement has PostgreSQL's own parameters, and is not searched for others.
     """
 
     @property
@@ -456,6 +469,7 @@ def _postgres_connect(raw: Any, _record: Any) -> None:
     """A manager that freezes or vanishes inside a transaction must not keep its rows for ever."""
     with raw.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_S * 1000)}")
+        cursor.execute("SET timezone = 'UTC'")  # times are read as such
     raw.commit()
 
 

@@ -42,6 +42,12 @@ class UtcDateTime(sa.types.TypeDecorator[dt.datetime]):
         when: dt.datetime = value
         return when.replace(tzinfo=dt.UTC) if when.tzinfo is None else when.astimezone(dt.UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        if dialect.name == "sqlite":
+            return super().result_processor(dialect, coltype)
+        # The driver reads them so already, in the time zone of our connections.
+        return None
+
 
 class PlainText(sa.types.TypeDecorator[str]):
     """Any text; a NUL, which PostgreSQL can not keep, becomes the sign for what is unreadable."""
@@ -68,8 +74,9 @@ class Json(sa.types.TypeDecorator[Any]):
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else self._decode(value)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        decode = self._decode
+        return lambda value: None if value is None else decode(value)
 
 
 class EnumText(sa.types.TypeDecorator[enum.Enum]):
@@ -89,8 +96,9 @@ class EnumText(sa.types.TypeDecorator[enum.Enum]):
     def process_bind_param(self, value: enum.Enum | None, dialect: Dialect) -> Any:
         return None if value is None else value.value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> enum.Enum | None:
-        return None if value is None else self.kind(value)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        members: dict[Any, enum.Enum | None] = {member.value: member for member in self.kind}
+        return {**members, None: None}.__getitem__
 
 
 _PLAIN: dict[Any, Any] = {

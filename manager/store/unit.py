@@ -8,7 +8,9 @@ them. Whether somebody else has changed a versioned row meanwhile is decided by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -112,6 +114,11 @@ class Unit:
             self._changes.setdefault(at, Change({})).values.update(changes)
         return changed
 
+    @property
+    def is_written(self) -> bool:
+        """True when nothing waits to be written."""
+        return not (self._new or self._changes)
+
     def take_new(self, kinds: Iterable[type[Row]] | None) -> dict[type[Row], list[Row]]:
         """The new rows that have to be written now, by kind; None for all kinds."""
         wanted = None if kinds is None else set(kinds)
@@ -144,4 +151,14 @@ class Unit:
 
 def key_of(row: Row) -> Key:
     """Where a row is kept."""
-    return type(row), tuple([getattr(row, k) for k in row.__key__])
+    kind = type(row)
+    return kind, _reader(kind)(row)
+
+
+@functools.cache
+def _reader(kind: type[Row]) -> Callable[[Row], tuple[Any, ...]]:
+    """How to read the key of a row."""
+    if len(kind.__key__) > 1:
+        return operator.attrgetter(*kind.__key__)
+    read = operator.attrgetter(*kind.__key__)
+    return lambda row: (read(row),)

@@ -34,8 +34,12 @@ class Sort(msgspec.Struct, frozen=True):
     @property
     def found_by(self) -> dict[str, str]:
         """The columns that a changed row is found by; {parameter: column}."""
-        columns = [*self.kind.__key__, *(["version"] if self.versioned else [])]
-        return {f"{KEY}{name}": name for name in columns}
+        return _found_by(self.kind, self.versioned)
+
+
+@functools.cache
+def _found_by(kind: type[Row], versioned: bool) -> dict[str, str]:
+    return {f"{KEY}{name}": name for name in (*kind.__key__, *(["version"] if versioned else []))}
 
 
 def write(
@@ -67,7 +71,7 @@ def _sorted(changes: Mapping[Key, Change]) -> dict[Sort, list[dict[str, Any]]]:
 
 def values_of(row: Row) -> dict[str, Any]:
     """A row as parameters."""
-    return {name: getattr(row, name) for name in row.__struct_fields__}
+    return msgspec.structs.asdict(row)
 
 
 def _write_each(conn: Connection, sort: Sort, rows: Sequence[Any]) -> None:
