@@ -10,7 +10,7 @@ from common.bus.base import HEARTBEATS, RESULTS, Address, Bus, Handle
 from common.bus.notifier import Notifier
 from common.conf import Settings
 from common.errors import BrokerUnavailable, Conflict, DatabaseUnavailable, MusterError
-from common.messages import MANAGER_TOPIC, within_limit
+from common.messages import MANAGER_TOPIC, prepare, within_limit
 from common.runtime import Runtime
 from manager import ticks
 from manager.api.endpoint import Api
@@ -42,6 +42,7 @@ class Manager:
         store: Store | None = None,
         notifier: Notifier | None = None,
     ) -> None:
+        prepare()
         self.settings, self.bus, self.runtime = settings, bus, runtime
         self.id = runtime.new_id()
         self._store_given = store is not None
