@@ -18,7 +18,7 @@ import msgspec
 import sqlalchemy as sa
 
 from common import messages as m
-from common.bus.base import Address
+from common.bus.base import Address, Notice
 from common.conf import Settings, database, default, manager
 from common.errors import BrokerUnavailable
 from common.ownership import Mark
@@ -157,6 +157,7 @@ class Fleet:
         self.hearing = True
         self._publisher = publish.Publisher(store, self.cfg, self.wire)  # type: ignore[arg-type]
         self._saying = threading.RLock()
+        self.notices: list[Notice] = []
         store.after_commit = self._say
 
     # what managers do
@@ -167,6 +168,7 @@ class Fleet:
     def _say(self, tx: Tx) -> None:
         """What a transaction leaves to be said is cast at once; a manager has a loop for it."""
         with self._saying:
+            self.notices += tx.notices
             self._publisher.take(tx)
             self._publisher.say()
 
