@@ -55,7 +55,8 @@ STARTED_AT = (
 )
 IS_DUE = sa.and_(J.kind == "delete", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
-IS_OWED = sa.and_(I.deletion_owed, I.vm_state == VmState.ERROR)
+# Whatever an operator says that its state is.
+IS_OWED = I.deletion_owed
 OWED = Query(Instance, IS_OWED, limit=100)
 
 
@@ -81,7 +82,10 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
     if decision.outcome is rule.Outcome.ALREADY_DELETED:
         raise AlreadyDeleted(f"{vm.name} ({vm.uuid}) was deleted already", "nothing to do")
     if decision.outcome is rule.Outcome.PROTECTED:
-        raise VmProtected(f"{vm.name} is protected from deletion", "unset its protection first")
+        raise VmProtected(
+            f"{vm.name} is protected from deletion",
+            f"if it is meant: muster vm set {vm.name} --unprotected --reason TEXT",
+        )
     if current is not None:
         if strength > current.strength:
             current = tx.swap(current, strength=strength, trail=current.trail + wish.trail(tx.now))

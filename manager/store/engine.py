@@ -327,6 +327,7 @@ class Tx:
             source=source,
             text=text,
             data=data,
+            n=len(self.events),
         )
         self.events.append(event)
         self.insert(event)
