@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from common.errors import HypervisorUnavailable
-from common.runtime import Runtime, Stopped
+from common.runtime import Call, Runtime, Steps, Stopped
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class Calls:
         self._most = most
         self._out: set[object] = set()
 
-    def within(self, seconds: float, name: str, fn: Callable[..., T], *args: object) -> T:
+    def within(self, seconds: float, name: str, fn: Callable[..., T], *args: object) -> Steps[T]:
         """`fn(*args)`, or CallTimeout after `seconds`; HypervisorUnavailable when too many hang.
 
         Raises Stopped when the agent is stopped meanwhile: what the call did is for the next
@@ -40,13 +40,14 @@ class Calls:
                 self._out.discard(token)
 
         try:
-            return self._runtime.limited(seconds, name, run)
+            value: T = yield Call(seconds, name, run)
+            return value
         except Exception:
             # Whether it failed by itself or by our stop, nobody knows.
             if self._runtime.stopping.is_set():
                 raise Stopped from None
             raise
 
-    def look(self, name: str, fn: Callable[..., T], *args: object) -> T:
+    def look(self, name: str, fn: Callable[..., T], *args: object) -> Steps[T]:
         """A call that changes nothing, within [agent] call_timeout."""
         return self.within(self.look_s, name, fn, *args)

@@ -16,7 +16,7 @@ from agent.session import Session
 from common import messages as m
 from common.errors import IdReused, JournalUnavailable
 from common.logs import about
-from common.runtime import Runtime, Stopped
+from common.runtime import Runtime, Steps, Stopped
 
 LOG = logging.getLogger(__name__)
 A = TypeVar("A")
@@ -51,7 +51,7 @@ class Commands:
         journal: Journal,
         session: Session,
         answers: Answers,
-        carry_out: Callable[[Work], m.Result],
+        carry_out: Callable[[Work], Steps[m.Result]],
         max_parallel: int,
     ) -> None:
         self._runtime = runtime
@@ -276,9 +276,10 @@ class Commands:
         self._dequeue({work.command.id}, [instance])
         self._running.add(instance)
         self._idle.clear()
-        self._runtime.spawn(f"command-{work.command.id}", self._run, work)
+        steps = self._run(work)
+        self._runtime.spawn(f"command-{work.command.id}", self._runtime.carry_on, steps)
 
-    def _run(self, work: Work) -> None:
+    def _run(self, work: Work) -> Steps[None]:
         command = work.command
         result = None
         try:
@@ -288,7 +289,7 @@ class Commands:
                 if work.mode is not Mode.FRESH or self._insist(self._journal.start, command.id):
                     with self._lock:
                         self._step(command.id, m.Step.STARTED)
-                    result = self._carry_out(work)
+                    result = yield from self._carry_out(work)
                     LOG.info("%s: %s", command.kind, result.outcome)
         finally:
             if result is None:

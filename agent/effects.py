@@ -29,7 +29,7 @@ from common.errors import (
     OutcomeUnknown,
 )
 from common.ownership import Mark
-from common.runtime import Runtime
+from common.runtime import Runtime, Steps
 from common.states import PowerState
 
 LOG = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 POWERED = frozenset({PowerState.RUNNING, PowerState.BLOCKED})
 HALTED = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.FAILED})
+PAUSED = frozenset({PowerState.PAUSED})
+SUSPENDED = frozenset({PowerState.SUSPENDED})
 # A polite stop may use this share of the command's time, so that some is left to pull the plug.
 POLITE_SHARE = 0.8
 
@@ -72,6 +74,23 @@ class PowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A driver's verb without arguments: from which power states, and where it is done already."""
+
+    verb: str
+    sources: frozenset[PowerState]
+    done: frozenset[PowerState]
+
+
+_TURNS = {
+    m.CommandKind.PAUSE_VM: _Turn("pause", POWERED, PAUSED),
+    m.CommandKind.UNPAUSE_VM: _Turn("unpause", PAUSED, POWERED),
+    m.CommandKind.SUSPEND_VM: _Turn("suspend", POWERED | PAUSED, SUSPENDED),
+    m.CommandKind.RESUME_VM: _Turn("resume", SUSPENDED, POWERED),
+}
+
+
 def bearer_of(command: m.Command) -> str:
     """The hypervisor uuid of the guest that this very command makes, the same at each try."""
     return str(
@@ -92,13 +111,13 @@ class Effects:
     # (instance, generation) of creates that have not come back: their guests may yet appear.
     making: set[tuple[str, int]] = field(default_factory=set)
 
-    def carry_out(self, work: Work) -> m.Result:
+    def carry_out(self, work: Work) -> Steps[m.Result]:
         """The effect, then a fresh look; whatever goes wrong is in the result."""
         command = work.command
         attempt = _Attempt(self, work, self.runtime.monotonic() + command.timeout_s)
         error: MusterError | None = None
         try:
-            attempt.run()
+            yield from attempt.run()
         except MusterError as exc:
             error = exc
         except Exception as exc:
@@ -116,19 +135,19 @@ class Effects:
             outcome=m.Outcome.SUCCEEDED if error is None else m.Outcome.FAILED,
             error_code=error.code if error else None,
             error=error.message if error else None,
-            look=self._look(command, attempt.uuid),
+            look=(yield from self._look(command, attempt.uuid)),
             phases=phases,
         )
 
-    def _look(self, command: m.Command, hypervisor_uuid: str | None) -> m.Look | None:
+    def _look(self, command: m.Command, hypervisor_uuid: str | None) -> Steps[m.Look | None]:
         """What is there now; None when the hypervisor does not say."""
         session, seq = self.session.draw_pair()
         guest: m.GuestReport | None
         try:
             if hypervisor_uuid is None:
-                guest = self.finder.find(command.instance).seen
+                guest = (yield from self.finder.find(command.instance)).seen
             else:
-                guest = self.finder.at(hypervisor_uuid, command.instance).seen
+                guest = (yield from self.finder.at(hypervisor_uuid, command.instance)).seen
         except (GuestMissing, NotOurs):
             guest = None
         except MusterError as exc:
@@ -150,52 +169,56 @@ class _Attempt:
         self.phases = Phases(parts.runtime, deadline)
         self.uuid: str | None = None
 
-    def run(self) -> None:
+    def run(self) -> Steps[None]:
         kind = self._command.kind
         if kind is m.CommandKind.TERMINATE_INSTANCE:
-            self._terminate()
+            yield from self._terminate()
         elif self._work.mode is Mode.ABANDON:
-            self._abandon()
+            yield from self._abandon()
         elif kind is m.CommandKind.START_VM:
-            self._start()
+            yield from self._start()
         elif kind is m.CommandKind.STOP_VM:
-            self._stop()
+            yield from self._stop()
+        elif kind is m.CommandKind.REBOOT_VM:
+            yield from self._reboot()
         else:
-            self._reboot()
+            yield from self._turn(_TURNS[kind])
 
     # start_vm
 
-    def _start(self) -> None:
+    def _start(self) -> Steps[None]:
         spec = m.convert(self._command.spec, StartSpec)
         try:
-            guest = self._remark(self._find())
+            guest = yield from self._remark((yield from self._find()))
         except GuestMissing:
             if not spec.create:
                 raise
             if spec.guest is None:
                 raise BadMessage("start_vm: create without a guest", "") from None
-            guest = self._create(spec.guest)
+            guest = yield from self._create(spec.guest)
         if guest.seen.power_state in POWERED:
             return
         try:
-            self._power_on(guest)
+            yield from self._power_on(guest)
         except MusterError:
-            if spec.guest is None or not spec.create or not self._half_made_and_gone(guest):
+            if spec.guest is None or not spec.create:
+                raise
+            if not (yield from self._half_made_and_gone(guest)):
                 raise
             LOG.warning("guest %s of a start that was cut short is made again", self.uuid)
-            self._power_on(self._create(spec.guest))
+            yield from self._power_on((yield from self._create(spec.guest)))
 
-    def _power_on(self, guest: OwnedGuest) -> None:
+    def _power_on(self, guest: OwnedGuest) -> Steps[None]:
         self.phases.begin("start")
         try:
-            self._effect("start", self._driver.start, guest)
+            yield from self._effect("start", self._driver.start, guest)
         except MusterError:
-            if self._runs_after_all(guest):
+            if (yield from self._is_now(guest, POWERED)):
                 return
-            self._undo()
+            yield from self._undo()
             raise
 
-    def _half_made_and_gone(self, guest: OwnedGuest) -> bool:
+    def _half_made_and_gone(self, guest: OwnedGuest) -> Steps[bool]:
         """True for what an agent that died had begun to make for this command, now undone."""
         if self._work.mode is not Mode.RESUME:
             return False
@@ -203,10 +226,11 @@ class _Attempt:
             return False
         with contextlib.suppress(MusterError):
             look = self._parts.calls.look
-            return look("look", self._driver.look, guest.hypervisor_uuid) is None
+            seen = yield from look("look", self._driver.look, guest.hypervisor_uuid)
+            return seen is None
         return False
 
-    def _create(self, spec: m.GuestSpec) -> OwnedGuest:
+    def _create(self, spec: m.GuestSpec) -> Steps[OwnedGuest]:
         command = self._command
         self.uuid = bearer_of(command)
         mark = Mark(
@@ -225,28 +249,22 @@ class _Attempt:
                 making.discard(this)
 
         try:
-            self._effect("create", make)
-            return self._finder.at(self.uuid, command.instance)
+            yield from self._effect("create", make)
+            return (yield from self._finder.at(self.uuid, command.instance))
         except MusterError:
-            self._undo()
+            yield from self._undo()
             raise
 
-    def _runs_after_all(self, guest: OwnedGuest) -> bool:
-        with contextlib.suppress(MusterError):
-            now = self._finder.at(guest.hypervisor_uuid, self._command.instance)
-            return now.seen.power_state in POWERED
-        return False
-
-    def _undo(self) -> None:
+    def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
         made = bearer_of(self._command)
         try:
-            guest = self._finder.at(made, self._command.instance)
+            guest = yield from self._finder.at(made, self._command.instance)
             if guest.mark.generation != self._command.generation:
                 return  # later commands have used it: our journal is older than that
             if guest.seen.power_state not in POWERED:
                 calls = self._parts.calls
-                calls.within(calls.look_s, "destroy", self._driver.destroy, guest)
+                yield from calls.within(calls.look_s, "destroy", self._driver.destroy, guest)
         except (GuestMissing, NotOurs):
             return
         except MusterError as exc:
@@ -254,41 +272,60 @@ class _Attempt:
 
     # the others
 
-    def _stop(self) -> None:
+    def _stop(self) -> Steps[None]:
         spec = m.convert(self._command.spec, PowerSpec)
-        guest = self._remark(self._find())
+        guest = yield from self._remark((yield from self._find()))
         if guest.seen.power_state not in HALTED:
-            self._effect("stop", self._stop_call, guest, spec.force, self._polite(spec))
+            polite_s = self._polite(spec)
+            yield from self._effect("stop", self._stop_call, guest, spec.force, polite_s)
 
     def _stop_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.stop(guest, force=force, timeout_s=timeout_s)
 
-    def _reboot(self) -> None:
+    def _reboot(self) -> Steps[None]:
         spec = m.convert(self._command.spec, PowerSpec)
-        guest = self._find()
+        guest = yield from self._find()
         if self._work.note is not None:
             # The agent died after writing down the domain id, so the effect may have begun.
             if not spec.force:
                 raise OutcomeUnknown("the agent died in a soft reboot", "look at the guest")
             if guest.seen.power_state in HALTED and self._work.note != str(None):
                 # Pulled, and not powered on again: the second half is still to be done.
-                self._effect("start", self._driver.start, self._remark(guest))
+                guest = yield from self._remark(guest)
+                yield from self._effect("start", self._driver.start, guest)
                 return
             if self._work.note != str(guest.seen.domain_id):
                 return
         self._parts.journal.note(self._command.id, str(guest.seen.domain_id))
-        guest = self._remark(guest)
-        self._effect("reboot", self._reboot_call, guest, spec.force, self._polite(spec))
+        guest = yield from self._remark(guest)
+        polite_s = self._polite(spec)
+        yield from self._effect("reboot", self._reboot_call, guest, spec.force, polite_s)
 
     def _reboot_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.reboot(guest, force=force, timeout_s=timeout_s)
 
-    def _terminate(self) -> None:
+    def _turn(self, turn: _Turn) -> Steps[None]:
+        """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""
+        guest = yield from self._remark((yield from self._find()))
+        if guest.seen.power_state in turn.done:
+            return
+        if guest.seen.power_state not in turn.sources:
+            raise HypervisorError(
+                f"the guest is {guest.seen.power_state.name}: there is nothing to {turn.verb}",
+                "muster vm show",
+            )
+        try:
+            yield from self._effect(turn.verb, getattr(self._driver, turn.verb), guest)
+        except MusterError:
+            if not (yield from self._is_now(guest, turn.done)):
+                raise
+
+    def _terminate(self) -> Steps[None]:
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
         making = any(made == instance for made, _ in self._parts.making)
         try:
-            guests = self._finder.find_all(instance)
+            guests = yield from self._finder.find_all(instance)
         except GuestMissing:
             if making:
                 raise CallTimeout(
@@ -303,44 +340,52 @@ class _Attempt:
         for guest in guests:
             self.uuid = guest.hypervisor_uuid
             try:
-                guest = self._remark(guest)
+                guest = yield from self._remark(guest)
             except (HypervisorError, CallTimeout) as exc:
                 # A hung guest can refuse its new mark and still be destroyed; what is destroyed
                 # needs no generation, and the floor is in the journal.
                 LOG.warning("the mark of %s is left as it was: %s", guest.hypervisor_uuid, exc)
-            self._effect("destroy", self._driver.destroy, guest)
+            yield from self._effect("destroy", self._driver.destroy, guest)
             with contextlib.suppress(GuestMissing, NotOurs):
-                self._finder.at(guest.hypervisor_uuid, instance)
+                yield from self._finder.at(guest.hypervisor_uuid, instance)
                 raise HypervisorError("the guest is still there after its destruction", "")
 
-    def _abandon(self) -> None:
+    def _abandon(self) -> Steps[None]:
         """Not wanted and cut short: never carried further, reported as found.
 
         What the managers do not want they have seen to. Our journal may be older than the guest,
         which may have been used and stopped since: it is not for us to remove it.
         """
         with contextlib.suppress(GuestMissing, NotOurs):
-            self._find()
+            yield from self._find()
         raise OutcomeUnknown(
             f"the agent died in {self._command.kind}, which is not wanted any more", ""
         )
 
     # inside
 
-    def _find(self) -> OwnedGuest:
-        guest = self._finder.find(self._command.instance)
+    def _find(self) -> Steps[OwnedGuest]:
+        guest = yield from self._finder.find(self._command.instance)
         self.uuid = guest.hypervisor_uuid
         return guest
 
-    def _remark(self, guest: OwnedGuest) -> OwnedGuest:
-        """Our generation goes into the mark before the effect that it stands for."""
-        return self._effect("remark", self._driver.remark, guest, self._command.generation)
+    def _is_now(self, guest: OwnedGuest, wanted: frozenset[PowerState]) -> Steps[bool]:
+        """True when it is as it should be after all, whatever the call said."""
+        with contextlib.suppress(MusterError):
+            now = yield from self._finder.at(guest.hypervisor_uuid, self._command.instance)
+            return now.seen.power_state in wanted
+        return False
 
-    def _effect(self, name: str, fn: Callable[..., T], *args: object) -> T:
+    def _remark(self, guest: OwnedGuest) -> Steps[OwnedGuest]:
+        """Our generation goes into the mark before the effect that it stands for."""
+        generation = self._command.generation
+        return (yield from self._effect("remark", self._driver.remark, guest, generation))
+
+    def _effect(self, name: str, fn: Callable[..., T], *args: object) -> Steps[T]:
         left = self._deadline - self._parts.runtime.monotonic()
         if left <= 0:
             raise CallTimeout(f"no time was left for {name}", "look at the host")
-        return self._parts.calls.within(left, name, fn, *args)
+        return (yield from self._parts.calls.within(left, name, fn, *args))
 
     def _polite(self, spec: PowerSpec) -> float:
         left = self._deadline - self._parts.runtime.monotonic()

@@ -22,6 +22,8 @@ COALESCE_S = 0.05
 PATIENCE = 1.5
 # What a host has free must be known soon, but not at the price of a message for each command.
 CAPACITY_S = 1.0
+# Guests that changed together and are looked at one by one; of more, a listing costs less.
+FEW = 50
 CHANGE, NOW, FULL = "change", "now", "full"
 Pair = tuple[int, int]
 
@@ -41,9 +43,15 @@ View = dict[str, _Told]
 
 
 class _Look:
-    """One listing under way; `session` and `seq` were drawn before it began."""
+    """One listing under way; `session` and `seq` were drawn before it began.
 
-    def __init__(self, session: int | None, seq: int, began: float) -> None:
+    `only` names the guests that are looked at; None: all, and the host's capacity and health.
+    """
+
+    def __init__(
+        self, session: int | None, seq: int, began: float, only: frozenset[str] | None
+    ) -> None:
+        self.only = only
         self.session = session
         self.seq = seq
         self.began = began
@@ -106,7 +114,7 @@ class Inventory:
     def changed(self, hypervisor_uuid: str | None) -> None:
         """The hypervisor says that a guest changed (None: perhaps all of them)."""
         LOG.debug("a change of %s", hypervisor_uuid or "everything")
-        self._inbox.put(CHANGE)
+        self._inbox.put(hypervisor_uuid or CHANGE)
 
     def want_full(self) -> None:
         """The next heartbeat, sent at once, tells of every guest."""
@@ -146,7 +154,12 @@ class Inventory:
             if FULL in asked:
                 self._full_due = True
             regular = self._runtime.monotonic() >= self._due
-            self.beat(only_changes=not regular and asked == {CHANGE})
+            only_changes = not regular and not asked & {NOW, FULL}
+            if only_changes and CHANGE not in asked and self._all_told(frozenset(asked)):
+                # It was our own commands, most likely, and what runs has changed with them.
+                self._due = min(self._due, self._runtime.monotonic() + CAPACITY_S)
+                continue
+            self.beat(only_changes=only_changes)
             if regular:
                 self._due = max(self._due + self._interval_s, self._runtime.monotonic())
 
@@ -201,12 +214,23 @@ class Inventory:
 
     # inside
 
-    def _look(self) -> _Look | None:
+    def _all_told(self, guests: frozenset[str]) -> bool:
+        """True when the managers know already what has become of these guests."""
+        if len(guests) > FEW:
+            return False
+        look = self._look(guests)
+        if look is None or look.listing is None:
+            return False
+        now = {g.hypervisor_uuid: g.fingerprint() for g in look.listing.guests}
+        known = _present(self._sent)
+        return all(now.get(u) == known.get(u) for u in guests)
+
+    def _look(self, only: frozenset[str] | None = None) -> _Look | None:
         """A finished look, or None while one hangs; there is never more than one out."""
         look = self._out
         if look is None:
             session, seq = self._session.draw()
-            look = self._out = _Look(session, seq, self._runtime.monotonic())
+            look = self._out = _Look(session, seq, self._runtime.monotonic(), only)
             self._done.clear()
             self._runtime.spawn("look", self._ask, look)
         if not self._runtime.wait(self._done, 0.0 if look.late else self._patience_s):
@@ -214,14 +238,18 @@ class Inventory:
             return None
         self._out = None
         self._took_s = min(self._interval_s, self._runtime.monotonic() - look.began)
-        if look.late:
+        if look.late or look.only != only:
             # Heartbeats with higher numbers have gone out meanwhile: too old to be told.
-            return self._look()
+            return self._look(only)
         return look
 
     def _ask(self, look: _Look) -> None:
-        def ask() -> tuple[Listing, m.Capacity, str]:
-            return self._driver.list_guests(), self._driver.capacity(), self._driver.health()
+        def ask() -> tuple[Listing, m.Capacity | None, str]:
+            driver = self._driver
+            if look.only is not None:
+                found = [driver.look(guest) for guest in sorted(look.only)]
+                return Listing(guests=tuple(g for g in found if g is not None)), None, ""
+            return driver.list_guests(), driver.capacity(), driver.health()
 
         try:
             look.listing, look.capacity, look.problem = self._runtime.offload(ask)

@@ -7,6 +7,7 @@ from agent.drivers.base import Driver, Listing, OwnedGuest
 from common.errors import Ambiguous, GuestMissing, HypervisorUnavailable, NotOurs
 from common.messages import GuestReport
 from common.ownership import is_ours, why_not_ours
+from common.runtime import Steps
 
 
 class Finder:
@@ -30,7 +31,7 @@ class Finder:
                 ours.setdefault(guest.mark.instance, []).append(guest.hypervisor_uuid)
         self._seen = {instance: uuids[0] for instance, uuids in ours.items() if len(uuids) == 1}
 
-    def find(self, instance: str) -> OwnedGuest:
+    def find(self, instance: str) -> Steps[OwnedGuest]:
         """The one guest that carries our mark for `instance`.
 
         Raises GuestMissing when a complete listing has none, NotOurs when it only has guests
@@ -41,10 +42,10 @@ class Finder:
         hint = self._seen.get(instance)
         if hint is not None:
             try:
-                return self.at(hint, instance)
+                return (yield from self.at(hint, instance))
             except (GuestMissing, NotOurs):
                 self._seen.pop(instance, None)
-        found = self.find_all(instance)
+        found = yield from self.find_all(instance)
         if len(found) > 1:
             uuids = [g.hypervisor_uuid for g in found]
             raise Ambiguous(
@@ -55,9 +56,9 @@ class Finder:
         self._seen[instance] = found[0].hypervisor_uuid
         return found[0]
 
-    def find_all(self, instance: str) -> tuple[OwnedGuest, ...]:
+    def find_all(self, instance: str) -> Steps[tuple[OwnedGuest, ...]]:
         """As `find`, from a new listing, and every one if there are several."""
-        listing = self._calls.look("list", self._driver.list_guests)
+        listing = yield from self._calls.look("list", self._driver.list_guests)
         named = [g for g in listing.guests if g.mark is not None and g.mark.instance == instance]
         ours = tuple(
             OwnedGuest(g.hypervisor_uuid, g.mark, g)
@@ -81,9 +82,9 @@ class Finder:
             )
         raise GuestMissing(f"no guest of instance {instance} is on this host", "")
 
-    def at(self, hypervisor_uuid: str, instance: str) -> OwnedGuest:
+    def at(self, hypervisor_uuid: str, instance: str) -> Steps[OwnedGuest]:
         """The guest of `instance` at a known place, looked at now; GuestMissing or NotOurs."""
-        guest = self._calls.look("look", self._driver.look, hypervisor_uuid)
+        guest = yield from self._calls.look("look", self._driver.look, hypervisor_uuid)
         if guest is None:
             raise GuestMissing(f"guest {hypervisor_uuid} is not on this host", "")
         if guest.mark is None or not self._is_ours(guest):

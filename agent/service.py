@@ -19,6 +19,7 @@ from agent.inventory import Inventory
 from agent.journal import Journal
 from agent.ownership import Finder
 from agent.session import Session
+from common import messages
 from common.bus.base import Bus, Handle, agent_at
 from common.conf import Settings
 from common.errors import BadConfig, BrokerUnavailable, MusterError
@@ -63,6 +64,7 @@ class Agent:
     ) -> None:
         if not settings.agent.state_dir:
             raise BadConfig("[agent] state_dir is not set", "name a folder for the journal")
+        messages.prepare()
         conf, interval_s = settings.agent, settings.default.report_interval
         identity = Identity(
             fleet=settings.default.fleet_id,

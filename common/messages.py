@@ -6,6 +6,7 @@ not know and refuses a `schema` newer than its own, so that both sides can be up
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import enum
 import hashlib
@@ -56,6 +57,10 @@ class CommandKind(enum.StrEnum):
     START_VM = "start_vm"
     STOP_VM = "stop_vm"
     REBOOT_VM = "reboot_vm"
+    PAUSE_VM = "pause_vm"
+    UNPAUSE_VM = "unpause_vm"
+    SUSPEND_VM = "suspend_vm"
+    RESUME_VM = "resume_vm"
     TERMINATE_INSTANCE = "terminate_instance"
     NOOP = "noop"
 
@@ -401,6 +406,20 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 M = TypeVar("M", bound=msgspec.Struct)
+
+
+def prepare() -> None:
+    """Have msgspec study every struct that is defined by now.
+
+    It does so at the first use of each, and crashes the process if two threads do so at once. Call
+    it before there are any.
+    """
+    kinds: list[type[msgspec.Struct]] = [msgspec.Struct]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        with contextlib.suppress(TypeError):  # one that only gives others their fields
+            msgspec.json.Decoder(kind)
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import datetime as dt
+import functools
 import logging
+import math
 import os
 import queue
 import random
@@ -19,8 +22,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from common.errors import BadConfig, CallTimeout
 
@@ -31,8 +34,7 @@ THREADING = "threading"
 EVENTLET = "eventlet"
 # A process that is told to stop has ended after ten seconds; this leaves two to a busy machine.
 LAST_S = 8
-# A wait looks this often whether the runtime stops.
-SLICE_S = 0.5
+PATIENCE_S = 1.0
 
 
 class Stopped(BaseException):
@@ -117,6 +119,34 @@ class Task:
             self._busy.release()
 
 
+class _Stopping(threading.Event):
+    """Set once and for all; it ends the waits for other events too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._beside: dict[object, Any] = {}
+
+    def set(self) -> None:
+        super().set()
+        for event in list(self._beside.values()):
+            # Not for ever: a signal handler may have come upon its own thread, which holds it.
+            if event._cond.acquire(timeout=PATIENCE_S):
+                event._cond.notify_all()
+                event._cond.release()
+
+    def wait_beside(self, event: Any, timeout_s: float) -> None:
+        """Wait for `event` or for the stop, whichever comes first."""
+        token = object()
+        self._beside[token] = event
+        try:
+            # Under its lock, which `set` takes: a stop comes before this look or wakes the wait.
+            with event._cond:
+                if not event.is_set() and not self.is_set():
+                    event._cond.wait(max(0.0, timeout_s))
+        finally:
+            del self._beside[token]
+
+
 class _Hands:
     """Threads that are used again: making one costs more than most of what is done on it."""
 
@@ -149,6 +179,76 @@ class _Hands:
             self._idle.append(box)
 
 
+class Call(NamedTuple):
+    """A call that may hang, for at most so many seconds."""
+
+    seconds: float
+    name: str
+    fn: Callable[[], Any]
+
+
+Steps = Generator[Call, Any, T]
+"""Work that leaves each of its calls that may hang to `Runtime.carry_on`, for the sake of its
+thread: it yields the call, is sent what that returned, and has thrown in what that raised."""
+
+
+class _Watch:
+    """One thread that sees to all calls under way, and does what is to be done for late ones."""
+
+    IDLE_S = 3600.0
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._bell = threading.Event()
+        self._out: set[_Watched] = set()
+        self._next = math.inf
+        self._runs = False
+
+    def begin(self, seconds: float, late: Callable[[], Any]) -> _Watched:
+        """`late` is done in `seconds`, unless `end` comes first."""
+        call = _Watched(self._runtime.monotonic() + seconds, late)
+        self._out.add(call)
+        if not self._runs:
+            self._runs = True
+            self._runtime.spawn("watch", self._loop)
+        elif call.deadline < self._next:
+            self._bell.set()
+        return call
+
+    def end(self, call: _Watched) -> bool:
+        """False when it was late: somebody else goes on."""
+        try:
+            self._out.remove(call)
+        except KeyError:
+            return False
+        return True
+
+    def _loop(self) -> None:
+        while not self._runtime.stopping.is_set():
+            # Until it is known when to look again, each new call rings.
+            self._next = math.inf
+            self._bell.clear()
+            now = self._runtime.monotonic()
+            soonest = now + self.IDLE_S
+            for call in list(self._out):
+                if call.deadline > now:
+                    soonest = min(soonest, call.deadline)
+                elif self.end(call):
+                    call.late()
+            self._next = soonest
+            self._runtime.wait(self._bell, soonest - now)
+
+
+class _Watched:
+    """A call under way."""
+
+    __slots__ = ("deadline", "late")
+
+    def __init__(self, deadline: float, late: Callable[[], Any]) -> None:
+        self.deadline = deadline
+        self.late = late
+
+
 class Runtime:
     """Threads and the machine's clocks.
 
@@ -158,12 +258,13 @@ class Runtime:
 
     def __init__(self, name: str = "main") -> None:
         self.name = name
-        self.stopping = threading.Event()
+        self.stopping = _Stopping()
         self.killed = False
         self._tasks: list[Task] = []
         self._tidy_at = 32
         self._hands = _Hands()
         self._lock = threading.Lock()
+        self._watch = _Watch(self)
         self._random = random.Random()  # noqa: S311 - jitter and MACs keep no secrets
 
     # time and chance
@@ -200,15 +301,11 @@ class Runtime:
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         """True when `event` was set within the limit; ends early when the runtime stops."""
-        deadline = self.monotonic() + timeout_s
-        while not event.is_set():
-            self._check()
-            left = deadline - self.monotonic()
-            if left <= 0 or self.stopping.is_set():
-                return event.is_set()
-            event.wait(min(left, SLICE_S))
         self._check()
-        return True
+        if not event.is_set():
+            self.stopping.wait_beside(event, timeout_s)
+        self._check()
+        return event.is_set()
 
     def sleep(self, seconds: float) -> None:
         """Let time pass; ends early when the runtime stops."""
@@ -297,29 +394,43 @@ class Runtime:
         """Call into a C library that may block; under eventlet it leaves the hub free."""
         return fn(*args)
 
-    def limited(self, seconds: float, name: str, fn: Callable[..., T], *args: Any) -> T:
-        """`fn(*args)` or CallTimeout after `seconds`; the abandoned call keeps its own thread."""
-        box: list[Any] = []
+    def carry_on(self, steps: Steps[None]) -> None:
+        """Run `steps` and, where it is, each call that they yield.
 
-        def run() -> None:
+        One that takes longer than it may keeps its thread for as long as it lasts; what it comes to
+        is not wanted any more, and `steps` go on with CallTimeout on another thread.
+        """
+        self._go_on(steps, contextvars.copy_context(), None)
+
+    def _go_on(
+        self, steps: Steps[None], context: contextvars.Context, error: BaseException | None
+    ) -> None:
+        value: Any = None
+        while True:
             try:
-                box.append((True, self.offload(fn, *args)))
-            except Exception as exc:  # noqa: BLE001 - raised again by the caller
-                box.append((False, exc))
+                if error is not None:
+                    call = context.run(steps.throw, error)
+                else:
+                    call = context.run(steps.send, value)
+            except StopIteration:
+                return
+            late = functools.partial(self._leave, call, steps, context)
+            watched = self._watch.begin(call.seconds, late)
+            value = error = None
+            try:
+                value = self.offload(call.fn)
+                self._check()
+            except BaseException as exc:  # noqa: BLE001 - whatever it is, the steps are to know
+                error = exc
+            if not self._watch.end(watched):
+                return
 
-        call = self.spawn(f"call-{name}", run)
-        end = self.monotonic() + seconds
-        while not call.join(min(end - self.monotonic(), SLICE_S)):
-            self._check()
-            if self.stopping.is_set() or self.monotonic() >= end:
-                break
-        self._check()
-        if not box:
-            raise CallTimeout(f"{name} gave no answer within {seconds:g} s", "look at the host")
-        good, value = box[0]
-        if good:
-            return value  # type: ignore[no-any-return]
-        raise value
+    def _leave(self, call: Call, steps: Steps[None], context: contextvars.Context) -> None:
+        """Go on without what a call may yet come to."""
+        error = CallTimeout(
+            f"{call.name} gave no answer within {call.seconds:g} s", "look at the host"
+        )
+        self.spawn(f"after-{call.name}", self._go_on, steps, context, error)
 
     def inbox(self) -> Inbox:
         """A queue that threads outside this runtime (a C library's) may put into."""

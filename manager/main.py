@@ -13,6 +13,9 @@ from common.errors import BadConfig, MusterError
 from common.runtime import THREADING, Runtime, end_now, end_within, prepare
 
 LOG = logging.getLogger(__name__)
+# How long a thread that only reckons may keep the others waiting, which wait for the database or
+# the broker otherwise and hold what they have locked meanwhile. Python's own is five times that.
+TURN_S = 0.001
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "use rabbit://...; the embedded fleet is `make demo`",
             )
         prepare(THREADING)
+        sys.setswitchinterval(TURN_S)
         logs.setup(settings.default.log_level, settings.default.log_json)
         return _run(settings, argv)
     except MusterError as exc:
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(settings: Settings, argv: Sequence[str] | None) -> int:
     # Late, so that a wrong option is told before half a second of imports.
-    from common.bus import rabbit
+    from common.bus import notifier, rabbit
     from manager.service import Manager
 
     runtime = Runtime("manager")
@@ -55,7 +59,8 @@ def _run(settings: Settings, argv: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, reload)
-    manager = Manager(settings, rabbit.connect(settings, runtime, "manager"), runtime)
+    bus = rabbit.connect(settings, runtime, "manager")
+    manager = Manager(settings, bus, runtime, notifier=notifier.connect(settings))
     manager.start()
     while not ended.wait(1.0):
         pass

@@ -23,28 +23,29 @@ from manager.flows import (
     watchdog,
 )
 from manager.store.engine import Store, Tx
+from manager.store.statements import PLANNED_ANEW
 
 LOG = logging.getLogger(__name__)
 LETTERS_KEPT_S = 7 * 86400.0
 
+
+def _any(condition: Any) -> Any:
+    return sa.exists().where(condition)
+
+
 # What is done when it is due, each in a transaction of its own; one look finds which of them are.
 ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
-    (restore.rise, restore.IS_DUE),
-    (canary.send_due, canary.IS_DUE),
-    (
-        publish.claim_due,
-        sa.or_(sa.exists().where(publish.IS_DUE), sa.exists().where(publish.VOID_IS_DUE)),
-    ),
-    (delete.pursue_due, delete.IS_DUE),
-    (first_start.pursue_due, first_start.IS_DUE),
-    (delete.settle_owed, delete.IS_OWED),
-    (reap.retry_due, reap.IS_DUE),
-    (watchdog.deadlines, watchdog.IS_LATE),
-    (watchdog.held_guests, watchdog.IS_HELD),
+    (restore.rise, _any(restore.IS_DUE)),
+    (canary.send_due, _any(canary.IS_DUE)),
+    (publish.claim_due, publish.ANY_IS_DUE),
+    (delete.pursue_due, _any(delete.IS_DUE)),
+    (first_start.pursue_due, _any(first_start.IS_DUE)),
+    (delete.settle_owed, _any(delete.IS_OWED)),
+    (reap.retry_due, _any(reap.IS_DUE)),
+    (watchdog.deadlines, watchdog.ANY_IS_LATE),
+    (watchdog.held_guests, _any(watchdog.IS_HELD)),
 )
-LOOK = sa.select(
-    *[is_due if turn is publish.claim_due else sa.exists().where(is_due) for turn, is_due in ROUNDS]
-)
+LOOK = sa.select(*[is_due for _, is_due in ROUNDS]).execution_options(**PLANNED_ANEW)
 
 
 def tick(store: Store, cfg: Settings) -> None:

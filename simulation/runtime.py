@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import greenlet
 
 from common.errors import CallTimeout
-from common.runtime import Runtime, Stopped
+from common.runtime import Runtime, Steps, Stopped
 from simulation.world import Fiber, World
 
 T = TypeVar("T")
@@ -218,13 +218,26 @@ class SimRuntime(Runtime):
         """A loop ended by an error that it should have handled: a defect of ours."""
         raise error
 
-    def limited(self, seconds: float, name: str, fn: Callable[..., T], *args: Any) -> T:
+    def carry_on(self, steps: Steps[None]) -> None:
+        value, error = None, None
+        while True:
+            try:
+                call = steps.send(value) if error is None else steps.throw(error)
+            except StopIteration:
+                return
+            value = error = None
+            try:
+                value = self._limited(*call)
+            except BaseException as exc:  # noqa: BLE001 - whatever it is, the steps are to know
+                error = exc
+
+    def _limited(self, seconds: float, name: str, fn: Callable[[], T]) -> T:
         box: list[tuple[bool, Any]] = []
         done = SimEvent(self.world)
 
         def run() -> None:
             try:
-                box.append((True, fn(*args)))
+                box.append((True, fn()))
             except Exception as exc:  # noqa: BLE001 - raised again by the caller
                 box.append((False, exc))
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ PATIENCE_S = 5.0
 # A try that failed sooner than this met a dead connection, and is made once more on a fresh one.
 QUICK_S = 1.0
 SETTLE_S = 10.0
+READ_BYTES = 32768
 
 # py-amqp raises AttributeError here and there when its socket is lost under it.
 BROKER_ERRORS = (
@@ -180,6 +182,7 @@ class Link:
         except BROKER_ERRORS:
             connection.release()
             raise
+        read_ahead(connection.connection)
         return connection
 
 
@@ -235,6 +238,18 @@ def _oslo_conf(settings: Settings) -> Any:
     except (cfg.Error, ValueError) as exc:
         raise BadConfig(f"[{RABBIT}]: {describe(exc)}", "correct the configuration") from exc
     return cfg.CONF
+
+
+def read_ahead(connection: Any) -> None:
+    """Let py-amqp take what has come in one read, where it makes three of each frame.
+
+    It keeps what it has read beyond what it wanted, so it may be given more.
+    """
+    transport = connection.transport
+    read: Callable[[int], bytes] | None = getattr(transport, "_quick_recv", None)
+    if read is not None and not hasattr(transport, "reads_ahead"):
+        transport.reads_ahead = True
+        transport._quick_recv = lambda _wanted: read(READ_BYTES)
 
 
 def tune_socket(connection: Any) -> None:

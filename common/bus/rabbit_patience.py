@@ -12,10 +12,10 @@ from typing import Any
 from oslo_messaging._drivers import common as oslo_common
 from oslo_messaging._drivers import impl_rabbit
 
-from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Outage, drain
+from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, Outage, drain, read_ahead
 from common.messages import AGENT_TOPIC, DEAD_EXCHANGE, MANAGER_TOPIC
 
-POLL_S = 0.5
+POLL_S = 1.0
 LISTEN_S = 5.0
 REFUSED_S = 1.0
 # What oslo says of an outage that Outage tells of, with its reason.
@@ -148,6 +148,7 @@ class BoundedConnection(impl_rabbit.Connection):  # type: ignore[misc] # oslo.me
         fresh = new_channel is not None and new_channel is not self.channel
         super()._set_current_channel(new_channel)
         if fresh:
+            read_ahead(new_channel.connection)
             self._outage.back()
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from common.bus.base import API_VERSION, Address, Endpoint, Handle
 from common.bus.rabbit_link import BROKER_ERRORS, PATIENCE_S, QUICK_S, Link, describe
 from common.bus.rabbit_patience import BoundedConnection, quieten, within
 from common.errors import BrokerUnavailable, MusterError, NoManager, NotSupported, RemoteError
+from common.runtime import THREADING
 
 LOG = logging.getLogger(__name__)
 
@@ -181,6 +183,9 @@ class _RpcServer(RPCServer):  # type: ignore[misc] # oslo.messaging has no types
     def __init__(self, link: Link, *args: Any) -> None:
         super().__init__(link.transport, *args)
         self._link = link
+        if self.executor_type == THREADING:
+            # Of oslo's own, each of up to 64 threads wakes up every second to find nothing to do.
+            self._executor_cls = ThreadPoolExecutor
 
     def _create_listener(self) -> Any:
         listener = super()._create_listener()

@@ -34,6 +34,15 @@ IN_FLIGHT = Query(
     IS_OPEN,
     limit=1,
 )
+# By the deadline, which only those have that have not ended: there is an index of these.
+UNDER_WAY = Query(
+    CommandRow,
+    C.host == ask("host"),
+    C.kind != CommandKind.NOOP.value,
+    C.deadline_at.is_not(None),
+    order=[C.deadline_at],
+    limit=1,
+)
 OPEN_OF_JOB = Query(CommandRow, C.job == ask("job"), IS_OPEN)
 HIGHEST_STONE = Query(
     Tombstone, T.instance == ask("instance"), order=[T.generation.desc()], limit=1
@@ -174,6 +183,11 @@ def receipt(tx: Tx, message: Receipt) -> None:
 def in_flight(tx: Tx, instance: str, host: str, kind: CommandKind) -> CommandRow | None:
     """The command of this kind that has not ended yet, if any."""
     return tx.ask_first(IN_FLIGHT, instance=instance, host=host, kind=kind.value)
+
+
+def under_way(tx: Tx, host: str) -> bool:
+    """True while this host has a command of an instance that has not ended."""
+    return tx.ask_first(UNDER_WAY, host=host) is not None
 
 
 def open_of_job(tx: Tx, job: str) -> list[CommandRow]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
 from common.bus.base import Bus, agent_at
 from common.conf import Settings
@@ -23,7 +24,7 @@ from manager.flows import commands
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Cast, Store, Tx
 from manager.store.hosts import Host
-from manager.store.statements import Query, ask
+from manager.store.statements import Query, ask, soonest
 
 LOG = logging.getLogger(__name__)
 BATCH = 50
@@ -31,9 +32,9 @@ BATCH = 50
 TOGETHER = 50
 TOGETHER_BYTES = RPC_LIMIT_BYTES // 4
 C, V = CommandRow.__table__.c, Void.__table__.c
-IS_DUE, VOID_IS_DUE = C.publish_at <= ask("now"), V.next_at <= ask("now")
-DUE = Query(CommandRow, IS_DUE, order=[C.publish_at], limit=BATCH)
-VOIDS_DUE = Query(Void, VOID_IS_DUE, order=[V.next_at], limit=BATCH)
+DUE = Query(CommandRow, C.publish_at <= ask("now"), order=[C.publish_at], limit=BATCH)
+VOIDS_DUE = Query(Void, V.next_at <= ask("now"), order=[V.next_at], limit=BATCH)
+ANY_IS_DUE = sa.or_(soonest(C.publish_at) <= ask("now"), soonest(V.next_at) <= ask("now"))
 
 
 class Publisher:

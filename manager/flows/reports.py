@@ -93,17 +93,18 @@ def heartbeat(tx: Tx, cfg: Settings, message: Heartbeat) -> None:
         if host.disagreed_since is not None:
             tx.put(host, disagreed_since=None)
     elif not partial:
-        _disagreed(tx, host, busy=bool(message.receipts))
+        _disagreed(tx, host)
 
 
-def _disagreed(tx: Tx, host: Host, *, busy: bool) -> None:
+def _disagreed(tx: Tx, host: Host) -> None:
     """Our view of a host is not its own: have it tell everything.
 
     While it carries out commands the two differ for a moment, again and again; that is looked at
     only once it has lasted.
     """
     since = host.disagreed_since or tx.now
-    if busy and (tx.now - since).total_seconds() <= LATE * host.interval_s:
+    recent = (tx.now - since).total_seconds() <= LATE * host.interval_s
+    if recent and commands.under_way(tx, host.name):
         tx.put(host, disagreed_since=since)
     else:
         tx.put(host, disagreed_since=None)

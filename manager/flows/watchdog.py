@@ -14,12 +14,12 @@ from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
-from manager.store.statements import Query, ask
+from manager.store.statements import Query, ask, soonest
 
 C = CommandRow.__table__.c
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as C
-IS_LATE = C.deadline_at <= ask("now")
-LATE = Query(CommandRow, IS_LATE, order=[C.deadline_at], limit=50)
+LATE = Query(CommandRow, C.deadline_at <= ask("now"), order=[C.deadline_at], limit=50)
+ANY_IS_LATE = soonest(C.deadline_at) <= ask("now")
 IS_HELD = sa.and_(
     I.paused_since.is_not(None),
     I.vm_state == VmState.ACTIVE,

@@ -97,6 +97,15 @@ def among(column: Any, values: Iterable[Any]) -> Any:
     return sa.or_(*[column == value for value in values])
 
 
+def soonest(column: Any) -> Any:
+    """The least value that a column with an index has, to be compared; NULL where it has none.
+
+    Whether there is a row before some time is asked by this: for all that PostgreSQL knows a third
+    of the rows are, and it would read them all, one after the other, to find none.
+    """
+    return sa.select(sa.func.min(column)).scalar_subquery()
+
+
 @functools.cache
 def by_key(kind: type[Row], *, held: bool) -> Asked:
     """The row with a primary key; `held` until the end of the transaction."""

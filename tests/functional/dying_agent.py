@@ -22,6 +22,7 @@ from common import messages as m
 from common.conf import Settings
 from common.conf.libvirt import Libvirt
 from common.runtime import Runtime
+from tests.steps import outcome
 from tests.wait import wait_until
 
 
@@ -43,7 +44,8 @@ class Host:
         wait_until(lambda: not self.driver.health(), 30, "connected")
 
     def carry_out(self, command: m.Command, mode: Mode = Mode.FRESH) -> m.Result:
-        return self._effects.carry_out(Work(command=command, mode=mode))
+        work = Work(command=command, mode=mode)
+        return outcome(self.runtime, self._effects.carry_out(work))
 
     def close(self) -> None:
         self.driver.close()

@@ -119,6 +119,19 @@ def test_a_host_at_work_is_asked_for_everything_only_when_it_disagrees_for_long(
     assert beat()
 
 
+def test_a_result_that_is_on_its_way_keeps_a_host_from_being_asked_for_everything(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """Its heartbeat tells of no command: the result was sent, and has not been taken yet."""
+    fleet.ask("vm_stop", vm="web-1")
+    (cast,) = fleet.publish()
+    h1.beat(inventory=h1.inventory(digest="0" * 16))
+    assert not fleet.wire.take("report_inventory")
+    h1.carry_out(cast.command)
+    h1.beat(inventory=h1.inventory(digest="0" * 16))
+    assert fleet.wire.take("report_inventory")
+
+
 def test_an_idle_host_that_disagrees_is_asked_at_once(fleet: Fleet, h1: ScriptedAgent) -> None:
     h1.beat(inventory=h1.inventory(digest="0" * 16))
     assert fleet.wire.take("report_inventory")

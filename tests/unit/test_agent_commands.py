@@ -20,7 +20,7 @@ from agent.session import Session
 from common import messages as m
 from common.conf import Settings
 from common.errors import BadConfig, IdReused
-from common.runtime import Runtime
+from common.runtime import Call, Runtime, Steps
 from tests.wait import wait_until
 
 
@@ -60,9 +60,10 @@ class Rig:
         )
         self.runtime.spawn("results", self.commands.loop)
 
-    def _carry_out(self, work: Work) -> m.Result:
+    def _carry_out(self, work: Work) -> Steps[m.Result]:
         self.began.append(work)
-        assert self.slow.get(work.command.id, self.gate).wait(30.0)
+        gate = self.slow.get(work.command.id, self.gate)
+        assert (yield Call(60.0, "effect", lambda: gate.wait(30.0)))
         given = work.command
         return m.Result(
             id=given.id,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.calls import Calls
-from agent.drivers.base import Listing
+from agent.drivers.base import Listing, OwnedGuest
 from agent.drivers.simulated.driver import SimulatedDriver
 from agent.drivers.simulated.store import Faults, Guest, Store
 from agent.ownership import Finder
@@ -23,6 +23,7 @@ from common.errors import (
 )
 from common.ownership import Mark
 from common.runtime import Runtime
+from tests.steps import outcome
 
 ROOT = Path(__file__).parents[2]
 A = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
@@ -99,17 +100,32 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+class Asked:
+    """A finder that is asked and answers."""
+
+    def __init__(self, store: Store) -> None:
+        self._runtime = runtime = Runtime()
+        driver = SimulatedDriver(store, Settings(), runtime)
+        self._finder = Finder(driver, "f", Calls(runtime, 5.0, 8))
+        self.learn = self._finder.learn
+
+    def find(self, instance: str) -> OwnedGuest:
+        return outcome(self._runtime, self._finder.find(instance))
+
+    def at(self, hypervisor_uuid: str, instance: str) -> OwnedGuest:
+        return outcome(self._runtime, self._finder.at(hypervisor_uuid, instance))
+
+
 @pytest.fixture
-def finder(store: Store) -> Finder:
-    runtime = Runtime()
-    return Finder(SimulatedDriver(store, Settings(), runtime), "f", Calls(runtime, 5.0, 8))
+def finder(store: Store) -> Asked:
+    return Asked(store)
 
 
 def mark(instance: str = "i-1", bearer: str = A, fleet: str = "f") -> Mark:
     return Mark(fleet=fleet, instance=instance, generation=1, bearer=bearer)
 
 
-def test_our_guest_is_found_by_its_mark_whatever_its_name(store: Store, finder: Finder) -> None:
+def test_our_guest_is_found_by_its_mark_whatever_its_name(store: Store, finder: Asked) -> None:
     store.write(Guest(uuid=A, name="anything", mark=mark()))
     found = finder.find("i-1")
     assert (found.hypervisor_uuid, found.mark) == (A, mark())
@@ -141,7 +157,7 @@ def test_our_guest_is_found_by_its_mark_whatever_its_name(store: Store, finder: 
 )
 def test_what_is_not_plainly_ours_is_refused(
     store: Store,
-    finder: Finder,
+    finder: Asked,
     guests: list[Guest],
     error: type[MusterError],
     copies: bool | None,
@@ -154,14 +170,14 @@ def test_what_is_not_plainly_ours_is_refused(
 
 
 def test_a_partial_listing_does_not_tell_that_a_guest_is_absent(
-    store: Store, finder: Finder
+    store: Store, finder: Asked
 ) -> None:
     (store.guests / f"{A}.json").write_text("{")
     with pytest.raises(HypervisorUnavailable, match="partial"):
         finder.find("i-1")
 
 
-def test_where_a_guest_was_seen_before_proves_nothing(store: Store, finder: Finder) -> None:
+def test_where_a_guest_was_seen_before_proves_nothing(store: Store, finder: Asked) -> None:
     store.write(Guest(uuid=A, name="x", mark=mark()))
     finder.find("i-1")
     for changed in (mark(fleet="g"), mark(bearer=B), mark("i-2"), None):
@@ -172,7 +188,7 @@ def test_where_a_guest_was_seen_before_proves_nothing(store: Store, finder: Find
         finder.find("i-1")
 
 
-def test_a_guest_that_was_made_again_elsewhere_is_found_there(store: Store, finder: Finder) -> None:
+def test_a_guest_that_was_made_again_elsewhere_is_found_there(store: Store, finder: Asked) -> None:
     store.write(Guest(uuid=A, name="x", mark=mark()))
     finder.find("i-1")
     store.remove(A)
@@ -180,14 +196,14 @@ def test_a_guest_that_was_made_again_elsewhere_is_found_there(store: Store, find
     assert finder.find("i-1").hypervisor_uuid == B
 
 
-def test_a_known_place_saves_the_listing(store: Store, finder: Finder) -> None:
+def test_a_known_place_saves_the_listing(store: Store, finder: Asked) -> None:
     store.write(Guest(uuid=A, name="x", mark=mark()))
     report = finder.find("i-1").seen
     store.set_faults(Faults(ops={"list": "fail"}))
     assert finder.find("i-1").seen == report
 
 
-def test_an_instance_seen_twice_is_looked_for_again(store: Store, finder: Finder) -> None:
+def test_an_instance_seen_twice_is_looked_for_again(store: Store, finder: Asked) -> None:
     store.write(Guest(uuid=A, name="x", mark=mark()))
     one = finder.find("i-1").seen
     store.write(Guest(uuid=B, name="y", mark=mark(bearer=B)))
@@ -196,7 +212,7 @@ def test_an_instance_seen_twice_is_looked_for_again(store: Store, finder: Finder
         finder.find("i-1")
 
 
-def test_a_look_is_fresh_and_judged(store: Store, finder: Finder) -> None:
+def test_a_look_is_fresh_and_judged(store: Store, finder: Asked) -> None:
     store.write(Guest(uuid=A, name="x", mark=mark(fleet="g")))
     with pytest.raises(NotOurs, match="fleet g"):
         finder.at(A, "i-1")
@@ -213,7 +229,7 @@ def test_hung_calls_are_bounded(store: Store) -> None:
     forever = runtime.event()
     for _ in range(2):
         with pytest.raises(CallTimeout):
-            calls.look("list", forever.wait, 30.0)
+            outcome(runtime, calls.look("list", forever.wait, 30.0))
     with pytest.raises(HypervisorUnavailable, match="2 calls"):
-        calls.look("list", store.uuids)
+        outcome(runtime, calls.look("list", store.uuids))
     forever.set()

@@ -6,10 +6,15 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
-from common.runtime import Runtime
+from common.errors import CallTimeout
+from common.logs import about
+from common.runtime import Call, Runtime, Steps, Stopped
+from tests.steps import outcome
+from tests.wait import wait_until
 
 HANGS = """
 import threading
@@ -66,3 +71,72 @@ def test_an_outage_is_logged_when_it_begins_for_what_is_new_in_it_and_when_it_is
         "manager: beat failed, tried again until it works: a bug",
         "manager: beat works again, at try 5",
     ]
+
+
+def test_steps_are_sent_what_their_calls_return_and_have_thrown_in_what_they_raise() -> None:
+    def no() -> None:
+        raise ValueError("no")
+
+    def steps() -> Steps[list[object]]:
+        said = [(yield Call(60.0, "one", lambda: 1))]
+        try:
+            yield Call(60.0, "no", no)
+        except ValueError as exc:
+            said.append(exc.args[0])
+        return said
+
+    assert outcome(Runtime(), steps()) == [1, "no"]
+
+
+def test_steps_go_on_without_a_call_that_takes_too_long_and_what_it_comes_to_is_dropped() -> None:
+    runtime, gate, told = Runtime(), threading.Event(), list[object]()
+
+    def steps() -> Steps[None]:
+        with about(command="c-1"):
+            threads = {threading.get_ident()}
+            try:
+                told.append((yield Call(0.01, "slow", lambda: gate.wait(30.0))))
+            except CallTimeout as exc:
+                told.append(exc.message)
+            threads.add(threading.get_ident())
+            told.append((yield Call(60.0, "quick", lambda: len(threads))))
+
+    task = runtime.spawn("steps", runtime.carry_on, steps())
+    wait_until(lambda: len(told) == 2)
+    assert task.alive
+    gate.set()
+    assert task.join(30.0)
+    assert told == ["slow gave no answer within 0.01 s", 2]
+
+
+def test_steps_end_with_their_runtime_after_the_call_that_was_under_way() -> None:
+    runtime, begun, gate, ended = Runtime(), threading.Event(), threading.Event(), list[str]()
+
+    def call() -> None:
+        begun.set()
+        gate.wait(30.0)
+
+    def steps() -> Steps[None]:
+        try:
+            yield Call(60.0, "call", call)
+            ended.append("not reached")
+        except Stopped:
+            ended.append("stopped")
+            raise
+
+    task = runtime.spawn("steps", runtime.carry_on, steps())
+    assert begun.wait(30.0)
+    runtime.kill()
+    gate.set()
+    assert task.join(30.0)
+    assert ended == ["stopped"]
+
+
+@pytest.mark.parametrize("end", [Runtime.stop, Runtime.kill])
+def test_a_wait_ends_with_the_runtime_at_once(end: Callable[[Runtime], object]) -> None:
+    runtime, bell = Runtime(), threading.Event()
+    waits = [runtime.spawn("waits", runtime.wait, bell, 3600.0) for _ in range(3)]
+    wait_until(lambda: len(runtime.stopping._beside) == 3)
+    end(runtime)
+    assert all(wait.join(30.0) for wait in waits)
+    assert not bell.is_set()
