@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 POWERED = frozenset({PowerState.RUNNING, PowerState.BLOCKED})
 HALTED = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.FAILED})
+PAUSED = frozenset({PowerState.PAUSED})
+SUSPENDED = frozenset({PowerState.SUSPENDED})
 # A polite stop may use this share of the command's time, so that some is left to pull the plug.
 POLITE_SHARE = 0.8
 
@@ -70,6 +72,23 @@ class PowerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     force: bool = False
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A driver's verb without arguments: from which power states, and where it is done already."""
+
+    verb: str
+    sources: frozenset[PowerState]
+    done: frozenset[PowerState]
+
+
+_TURNS = {
+    m.CommandKind.PAUSE_VM: _Turn("pause", POWERED, PAUSED),
+    m.CommandKind.UNPAUSE_VM: _Turn("unpause", PAUSED, POWERED),
+    m.CommandKind.SUSPEND_VM: _Turn("suspend", POWERED | PAUSED, SUSPENDED),
+    m.CommandKind.RESUME_VM: _Turn("resume", SUSPENDED, POWERED),
+}
 
 
 def bearer_of(command: m.Command) -> str:
@@ -160,8 +179,10 @@ class _Attempt:
             yield from self._start()
         elif kind is m.CommandKind.STOP_VM:
             yield from self._stop()
-        else:
+        elif kind is m.CommandKind.REBOOT_VM:
             yield from self._reboot()
+        else:
+            yield from self._turn(_TURNS[kind])
 
     # start_vm
 
@@ -192,7 +213,7 @@ class _Attempt:
         try:
             yield from self._effect("start", self._driver.start, guest)
         except MusterError:
-            if (yield from self._runs_after_all(guest)):
+            if (yield from self._is_now(guest, POWERED)):
                 return
             yield from self._undo()
             raise
@@ -233,12 +254,6 @@ class _Attempt:
         except MusterError:
             yield from self._undo()
             raise
-
-    def _runs_after_all(self, guest: OwnedGuest) -> Steps[bool]:
-        with contextlib.suppress(MusterError):
-            now = yield from self._finder.at(guest.hypervisor_uuid, self._command.instance)
-            return now.seen.power_state in POWERED
-        return False
 
     def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
@@ -289,6 +304,22 @@ class _Attempt:
     def _reboot_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.reboot(guest, force=force, timeout_s=timeout_s)
 
+    def _turn(self, turn: _Turn) -> Steps[None]:
+        """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""
+        guest = yield from self._remark((yield from self._find()))
+        if guest.seen.power_state in turn.done:
+            return
+        if guest.seen.power_state not in turn.sources:
+            raise HypervisorError(
+                f"the guest is {guest.seen.power_state.name}: there is nothing to {turn.verb}",
+                "muster vm show",
+            )
+        try:
+            yield from self._effect(turn.verb, getattr(self._driver, turn.verb), guest)
+        except MusterError:
+            if not (yield from self._is_now(guest, turn.done)):
+                raise
+
     def _terminate(self) -> Steps[None]:
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
@@ -337,6 +368,13 @@ class _Attempt:
         guest = yield from self._finder.find(self._command.instance)
         self.uuid = guest.hypervisor_uuid
         return guest
+
+    def _is_now(self, guest: OwnedGuest, wanted: frozenset[PowerState]) -> Steps[bool]:
+        """True when it is as it should be after all, whatever the call said."""
+        with contextlib.suppress(MusterError):
+            now = yield from self._finder.at(guest.hypervisor_uuid, self._command.instance)
+            return now.seen.power_state in wanted
+        return False
 
     def _remark(self, guest: OwnedGuest) -> Steps[OwnedGuest]:
         """Our generation goes into the mark before the effect that it stands for."""

@@ -225,10 +225,11 @@ class ActionCommand(JobCommand):
     """A verb that an accepted job carries out; subclasses say what is asked in `wish`."""
 
     method: ClassVar[str]
+    needs_reason: ClassVar[bool] = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        add_reason(parser)
+        add_reason(parser, required=self.needs_reason)
         parser.add_argument(
             "--wait", action="store_true", help="follow the job; exit 0 only when it succeeded"
         )

@@ -17,7 +17,7 @@ from cliff.formatters.yaml_format import YAMLFormatter
 
 _WORDS = {"uuid": "UUID", "vm": "VM", "vms": "VMs", "vcpus": "vCPUs", "mib": "MiB", "mac": "MAC"}
 _WORDS |= {"gib": "GiB", "cpu": "CPU", "mhz": "MHz", "vlan": "VLAN", "cidr": "CIDR", "dns": "DNS"}
-_WORDS |= {"cidr6": "CIDR6", "ha": "HA", "ssh": "SSH", "url": "URL"}
+_WORDS |= {"cidr6": "CIDR6", "ha": "HA", "ip": "IP", "ssh": "SSH", "url": "URL"}
 _SPELT = {"s": "(s)"}
 
 

@@ -14,9 +14,10 @@ from client.base import (
     ListCommand,
     Rows,
     ShowCommand,
+    add_object,
 )
 from common.errors import AlreadyDeleted, BadRequest, MusterError, RemoteError
-from common.states import JobState, TaskState, VmState
+from common.states import JobState, SettableState, TaskState, VmState
 
 
 class List(ListCommand):
@@ -35,7 +36,7 @@ class List(ListCommand):
         "host_state",
         "address",
     )
-    more = ("vcpus", "memory_mib", "mac", "missing", "stale")
+    more = ("vcpus", "memory_mib", "mac", "missing", "stale", "protected")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -139,6 +140,71 @@ class Reboot(_Forcible):
     """Reboot a VM, or several"""
 
     method = "vm_reboot"
+
+
+class Pause(_OnVms):
+    """Halt the processors of a VM, or of several; their memory stays where it is"""
+
+    method = "vm_pause"
+
+
+class Unpause(_OnVms):
+    """Let a VM that was paused go on, or several"""
+
+    method = "vm_unpause"
+
+
+class Suspend(_OnVms):
+    """Save the memory of a VM to its host's disk and switch it off, or several"""
+
+    method = "vm_suspend"
+
+
+class Resume(_OnVms):
+    """Let a VM that was suspended go on where it was, or several"""
+
+    method = "vm_resume"
+
+
+class SetState(ActionCommand):
+    """Say what a VM is, until its host reports otherwise"""
+
+    method = "vm_set_state"
+    needs_reason = True
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "vm")
+        parser.add_argument(
+            "vm_state",
+            metavar="STATE",
+            type=usage.one_of("vm_state", SettableState),
+            help=", ".join(SettableState),
+        )
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {"vm": args.vm, "vm_state": args.vm_state}
+
+
+class Set(ActionCommand):
+    """Protect a VM from deletion, or no longer"""
+
+    method = "vm_set"
+    needs_reason = True
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "vm")
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument(
+            "--protected", action="store_true", help="refuse every delete, forced or not"
+        )
+        which.add_argument("--unprotected", action="store_true", help="it may be deleted")
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {"vm": args.vm, "protected": args.protected}
 
 
 class Delete(_OnVms):

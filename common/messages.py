@@ -57,6 +57,10 @@ class CommandKind(enum.StrEnum):
     START_VM = "start_vm"
     STOP_VM = "stop_vm"
     REBOOT_VM = "reboot_vm"
+    PAUSE_VM = "pause_vm"
+    UNPAUSE_VM = "unpause_vm"
+    SUSPEND_VM = "suspend_vm"
+    RESUME_VM = "resume_vm"
     TERMINATE_INSTANCE = "terminate_instance"
     NOOP = "noop"
 

@@ -61,6 +61,16 @@ class VmState(enum.StrEnum):
     ERROR = "ERROR"
 
 
+class SettableState(enum.StrEnum):
+    """What an operator may say that a VM is: the VM states that its power states can bear out."""
+
+    ACTIVE = "ACTIVE"
+    SHUTOFF = "SHUTOFF"
+    PAUSED = "PAUSED"
+    SUSPENDED = "SUSPENDED"
+    ERROR = "ERROR"
+
+
 class TaskState(enum.StrEnum):
     """What is under way for an instance."""
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(settings: Settings, argv: Sequence[str] | None) -> int:
     # Late, so that a wrong option is told before half a second of imports.
-    from common.bus import rabbit
+    from common.bus import notifier, rabbit
     from manager.service import Manager
 
     runtime = Runtime("manager")
@@ -59,7 +59,8 @@ def _run(settings: Settings, argv: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, reload)
-    manager = Manager(settings, rabbit.connect(settings, runtime, "manager"), runtime)
+    bus = rabbit.connect(settings, runtime, "manager")
+    manager = Manager(settings, bus, runtime, notifier=notifier.connect(settings))
     manager.start()
     while not ended.wait(1.0):
         pass

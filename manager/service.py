@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from common.bus.base import HEARTBEATS, RESULTS, Address, Bus, Handle
+from common.bus.notifier import Notifier
 from common.conf import Settings
 from common.errors import BrokerUnavailable, Conflict, DatabaseUnavailable, MusterError
 from common.messages import MANAGER_TOPIC, prepare, within_limit
@@ -21,6 +22,7 @@ from manager.store.engine import Store, Tx, wait_ready
 
 LOG = logging.getLogger(__name__)
 TIDY_S = 300.0
+NOTIFY_S = 60.0  # at the latest; what is to be told wakes it
 CLOSE_S = 1.0
 WRITE_BEATS = 1.5  # between two notes of a manager that goes on hearing; far less than DEAF_AFTER
 
@@ -29,10 +31,16 @@ class Manager:
     """One manager process: three doors on one store.
 
     `store` is given by embedders, ready for use; otherwise it is the one that the settings name.
+    `notifier`: who is told of deletes, if anybody is.
     """
 
     def __init__(
-        self, settings: Settings, bus: Bus, runtime: Runtime, store: Store | None = None
+        self,
+        settings: Settings,
+        bus: Bus,
+        runtime: Runtime,
+        store: Store | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         prepare()
         self.settings, self.bus, self.runtime = settings, bus, runtime
@@ -44,6 +52,7 @@ class Manager:
         self._api = Api(self.store, settings)
         self._publisher = publish.Publisher(self.store, settings, bus)
         self._publish_now = runtime.event()
+        self._notifier, self._notify_now = notifier, runtime.event()
         self._handles: list[Handle] = []
         self.ready = runtime.event()
 
@@ -79,6 +88,8 @@ class Manager:
             self.settings.manager.tick_interval,
             lambda: ticks.tick(self.store, self.settings),
         )
+        if self._notifier is not None:
+            self.runtime.every("notify", NOTIFY_S, self._notifier.turn, wake=self._notify_now)
         self.runtime.every("tidy", TIDY_S, lambda: ticks.tidy(self.store, self.settings))
         self.ready.set()
         LOG.info("manager %s of fleet %s is up", self.id, self.settings.default.fleet_id)
@@ -108,6 +119,8 @@ class Manager:
             LOG.warning("left behind at stop: %s", ", ".join(late))
         # What was committed in the last moment; others would find it only after `resend_after`.
         self.runtime.spawn("farewell", self._publisher.say).join(CLOSE_S)
+        if self._notifier is not None:
+            self.runtime.spawn("last notices", self._notifier.turn).join(CLOSE_S)
         self.runtime.spawn("close", self.bus.close).join(CLOSE_S)
         self.store.close()
         LOG.info("manager %s has stopped", self.id)
@@ -124,6 +137,8 @@ class Manager:
     def _after_commit(self, tx: Tx) -> None:
         if self._publisher.take(tx):
             self._publish_now.set()
+        if self._notifier is not None and self._notifier.take(tx.notices):
+            self._notify_now.set()
 
 
 class _Hearing:

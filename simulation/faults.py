@@ -17,6 +17,13 @@ from simulation.ports import quietly
 
 RESTORED = 0.1  # of the seeds have their database restored from a backup
 ACCEPTS_EVERY_S = (20.0, 60.0)
+HANDS = (
+    PowerState.SHUTOFF,
+    PowerState.RUNNING,
+    PowerState.PAUSED,
+    PowerState.SUSPENDED,
+    PowerState.CRASHED,
+)
 ENDED = ("SUCCEEDED", "FAILED", "NOT_RUN", "UNKNOWN")
 
 
@@ -403,9 +410,7 @@ class Faults:
         hv, guest = self._some_guest()
         if guest is None or hv is None:
             return
-        state = self._fleet.world.random.choice(
-            (PowerState.SHUTOFF, PowerState.RUNNING, PowerState.PAUSED, PowerState.CRASHED)
-        )
+        state = self._fleet.world.random.choice(HANDS)
         self._fleet.tell(f"{guest.name} on {hv.host} is made {state.name} by hand")
         hv.set_power(guest, state)
 

@@ -22,6 +22,7 @@ from simulation.runtime import SimRuntime
 from simulation.world import World
 
 MEMORY_MIB = 8192
+_RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
 
@@ -147,8 +148,10 @@ class Hypervisor:
         self.note("hand", "remove", guest)
 
     def reboot(self) -> None:
-        """The machine restarts: its guests are defined and off."""
+        """The machine restarts: its guests are defined and off; saved memory is on disk."""
         for guest in self.guests.values():
+            if guest.power_state is PowerState.SUSPENDED:
+                continue
             guest.power_state, guest.domain_id, guest.by_hand = PowerState.SHUTOFF, None, True
             self.note("hand", "host reboot", guest)
 
@@ -229,8 +232,9 @@ class SimDriver:
     def start(self, guest: OwnedGuest) -> None:
         self._before("start")
         found = self._current(guest)
-        if found.power_state not in _ON:
-            found.domain_id = self._hv.next_domain_id()
+        if found.power_state not in _RUNS:
+            if found.power_state not in _ON:
+                found.domain_id = self._hv.next_domain_id()
             found.power_state, found.by_hand = PowerState.RUNNING, False
             self._hv.note("agent", "start", found)
         self._after("start")
@@ -238,7 +242,7 @@ class SimDriver:
     def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
         self._before("stop")
         found = self._current(guest)
-        if found.power_state in _ON:
+        if found.power_state in (*_ON, PowerState.SUSPENDED):
             found.power_state, found.domain_id, found.by_hand = PowerState.SHUTOFF, None, False
             self._hv.note("agent", "stop", found)
         self._after("stop")
@@ -250,8 +254,37 @@ class SimDriver:
             raise HypervisorError("it is not running", "")
         if force:
             found.domain_id = self._hv.next_domain_id()
+        found.power_state = PowerState.RUNNING
         self._hv.note("agent", "reboot", found)
         self._after("reboot")
+
+    def pause(self, guest: OwnedGuest) -> None:
+        self._turn("pause", guest, _RUNS, PowerState.PAUSED)
+
+    def unpause(self, guest: OwnedGuest) -> None:
+        self._turn("unpause", guest, (PowerState.PAUSED,), PowerState.RUNNING)
+
+    def suspend(self, guest: OwnedGuest) -> None:
+        self._turn("suspend", guest, _ON, PowerState.SUSPENDED)
+
+    def resume(self, guest: OwnedGuest) -> None:
+        self._turn("resume", guest, (PowerState.SUSPENDED,), PowerState.RUNNING)
+
+    def _turn(
+        self, verb: str, guest: OwnedGuest, sources: tuple[PowerState, ...], to: PowerState
+    ) -> None:
+        self._before(verb)
+        found = self._current(guest)
+        if found.power_state is not to:
+            if found.power_state not in sources:
+                raise HypervisorError(f"it is {found.power_state.name}", "")
+            if to not in _ON:
+                found.domain_id = None
+            elif found.power_state not in _ON:
+                found.domain_id = self._hv.next_domain_id()
+            found.power_state, found.by_hand = to, False
+            self._hv.note("agent", verb, found)
+        self._after(verb)
 
     def destroy(self, guest: OwnedGuest) -> None:
         self._before("destroy")

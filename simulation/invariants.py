@@ -35,6 +35,10 @@ from simulation.operators import Operators
 from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
+_OFF = (PowerState.SHUTOFF, PowerState.CRASHED)
+HELD = (VmState.PAUSED, VmState.SUSPENDED)
+HALTED = (VmState.SHUTOFF, *HELD)
+TURNS = ("pause", "unpause", "suspend", "resume")
 HOSTS_EVERY_S = 5.0
 # A host with which nothing has been wrong for so long can not be called DOWN, whatever the
 # managers and their broker went through.
@@ -119,14 +123,14 @@ class Invariants:
         excused |= self._nobody_can_know(instance)
         if act.verb in ("create", "reboot") and again and not excused:
             raise Broken(f"{act.verb} of {key} had its effect twice", instance)
-        if act.verb in ("create", "reboot", "stop") and key in self._over:
+        if act.verb in ("create", "reboot", "stop", *TURNS) and key in self._over:
             raise Broken(f"{act.verb} of {key}, which had succeeded before", instance)
         if act.verb == "create":
             self._created[key] = self._fleet.world.now_s
         self._done.add((*key, act.verb))
         if act.verb != "destroy" and (*key, host) in self._not_run:
             raise Broken(f"{act.verb} of {key}, which had ended as not run", instance)
-        if act.verb in ("create", "start"):
+        if act.verb in ("create", "start", "resume"):
             self._one_place(instance)
         if act.verb == "destroy":
             self._in_turn(host, instance, generation)
@@ -503,6 +507,10 @@ class Invariants:
                     found.append((text, instance))
                 elif vm.vm_state is VmState.ACTIVE and g.power_state not in _ON:
                     found.append((f"{vm.name} is ACTIVE and {g.power_state.name}", instance))
+                elif vm.vm_state in HALTED and g.power_state in _ON:
+                    found.append((f"{vm.name} is {vm.vm_state} and runs", instance))
+                elif vm.vm_state in HELD and g.power_state in _OFF:
+                    found.append((f"{vm.name} is {vm.vm_state} and off", instance))
         for vm in live.values():
             elsewhere = vm.uuid in (
                 self._faults.moved | self._faults.removed | lost.revived | lost.displaced

@@ -20,6 +20,7 @@ VERBS = (
     ("stop", 2),
     ("start", 2),
     ("reboot", 3),
+    ("held", 4),
     ("brief", 1),
     ("several", 2),
     ("cancel", 1),
@@ -29,6 +30,8 @@ VERBS = (
     ("fence", 2),
     ("freeze", 1),
 )
+# What is tried on a VM in this state; a start in every other.
+OUT_OF = {"ACTIVE": "stop", "PAUSED": "unpause", "SUSPENDED": "resume"}
 
 
 class Operators:
@@ -89,9 +92,16 @@ class Operators:
             self._wish("delete", f"{name}-brief")
             return
         if verb == "change_of_mind":
-            self._wish(world.random.choice(("stop", "start", "reboot")), name)
+            verb = world.random.choice(("stop", "start", "reboot", "pause", "suspend"))
+            self._wish(verb, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
             self._wish("delete", name)
+            return
+        if verb == "held":
+            there, back = world.random.choice((("pause", "unpause"), ("suspend", "resume")))
+            self._wish(there, name)
+            self._fleet.operator.sleep(world.random.uniform(0.0, 40.0))
+            self._wish(back, name)
             return
         if verb == "several":
             # At once and alike: the last of something is wanted twice.
@@ -116,8 +126,8 @@ class Operators:
         elif verb in ("delete", "force"):
             self.ask("vm_delete", {**common, "vm": name, "force": verb == "force"})
         else:
-            force = verb == "reboot" and world.chance(0.5)
-            self.ask(f"vm_{verb}", {**common, "vm": name, "force": force})
+            force = {"force": world.chance(0.5)} if verb == "reboot" else {}
+            self.ask(f"vm_{verb}", {**common, "vm": name, **force})
         if world.chance(0.2):
             # The same request once more, as after a lost answer.
             self._fleet.operator.sleep(world.random.uniform(0.0, 30.0))
@@ -198,9 +208,9 @@ class Operators:
         """Does every VM still do as it is told?"""
         self._fleet.operator.sleep(TRY_AFTER_S)
         for row in (self.ask("vm_list", {}) or {}).get("vms", ()):
-            verb = "stop" if row["vm_state"] == "ACTIVE" else "start"
+            verb = OUT_OF.get(row["vm_state"], "start")
             asked = {"job": self._fleet.world.new_id(), "operator": "op", "reason": "does it work?"}
-            self.ask(f"vm_{verb}", {**asked, "vm": row["uuid"], "force": True})
+            self.ask(f"vm_{verb}", {**asked, "vm": row["uuid"]})
 
     def ask(self, method: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Ask until somebody answers; None when a rule refused it."""

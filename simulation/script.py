@@ -24,6 +24,7 @@ _POWER = {
     "powered off": PowerState.SHUTOFF,
     "started": PowerState.RUNNING,
     "paused": PowerState.PAUSED,
+    "suspended": PowerState.SUSPENDED,
     "crashed": PowerState.CRASHED,
 }
 _HOW = {
@@ -142,6 +143,18 @@ class Script:
     @says(r"(\w+): vm (delete|start|stop|reboot) VM( --force)?")
     def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm, "force": force is not None})
+
+    @says(r"(\w+): vm (pause|unpause|suspend|resume) VM")
+    def turn(self, who: str, verb: str, vm: str) -> None:
+        self._wish(who, f"vm_{verb}", {"vm": vm})
+
+    @says(r"(\w+): vm set-state VM ([A-Z]+)")
+    def set_state(self, who: str, vm: str, state: str) -> None:
+        self._wish(who, "vm_set_state", {"vm": vm, "vm_state": state})
+
+    @says(r"(\w+): vm set VM --(protected|unprotected)")
+    def protect(self, who: str, vm: str, word: str) -> None:
+        self._wish(who, "vm_set", {"vm": vm, "protected": word == "protected"})
 
     @says(r"(\w+): host (enable|disable|set-down|unset-down|fence|unfence|delete) HOST")
     def host(self, who: str, verb: str, host: str) -> None:
@@ -323,7 +336,7 @@ class Script:
         copy = self._hv(host).make_stranger(f"{vm}-clone", guest.mark)
         self._stage.call_it(copy.uuid, copy.name)
 
-    @says(r"VM is (powered off|started|paused|crashed) by hand")
+    @says(r"VM is (powered off|started|paused|suspended|crashed) by hand")
     def by_hand(self, vm: str, word: str) -> None:
         hv, guest = self._guest(vm)
         hv.set_power(guest, _POWER[word])

@@ -85,10 +85,25 @@ class Driver(Protocol):
         """Running afterwards; nothing to do when it is."""
 
     def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
-        """Shut off afterwards: asked politely for `timeout_s`, then (or with force) pulled."""
+        """Shut off afterwards: asked politely for `timeout_s`, then (or with force) pulled.
+
+        Memory that was saved is given up.
+        """
 
     def reboot(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
         """Soft within `timeout_s`, or hard. Hard gives the guest a new domain id."""
+
+    def pause(self, guest: OwnedGuest) -> None:
+        """Its processors stand still afterwards; HypervisorError unless it runs."""
+
+    def unpause(self, guest: OwnedGuest) -> None:
+        """Running afterwards; HypervisorError unless it is paused."""
+
+    def suspend(self, guest: OwnedGuest) -> None:
+        """Off afterwards, its memory saved; HypervisorError for a guest that is off without it."""
+
+    def resume(self, guest: OwnedGuest) -> None:
+        """Running afterwards where it was saved; HypervisorError unless it was. Never boots it."""
 
     def destroy(self, guest: OwnedGuest) -> None:
         """Guest and the disks that `create` made for it are gone afterwards."""

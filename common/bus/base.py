@@ -72,6 +72,14 @@ class Handle(Protocol):
         """Take nothing new, finish what is in hand."""
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """Something that happened, for whoever wants to know; `priority`: INFO or ERROR."""
+
+    event: str
+    priority: str
+    payload: dict[str, Any]
+
+
 class Bus(Protocol):
     """The port. All methods may be called from any thread of the bus's runtime."""
 

@@ -12,10 +12,19 @@ import msgspec
 from oslo_config import cfg
 
 from common import __version__
-from common.conf import agent, client, database, default, libvirt, manager, simulated
+from common.conf import (
+    agent,
+    client,
+    database,
+    default,
+    libvirt,
+    manager,
+    notifications,
+    simulated,
+)
 from common.errors import BadConfig
 
-GROUPS = (default, database, manager, agent, simulated, libvirt, client)
+GROUPS = (default, database, manager, agent, simulated, libvirt, client, notifications)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     simulated: simulated.Simulated = simulated.Simulated()
     libvirt: libvirt.Libvirt = libvirt.Libvirt()
     client: client.Client = client.Client()
+    notifications: notifications.Notifications = notifications.Notifications()
     config_files: tuple[str, ...] = ()
 
 

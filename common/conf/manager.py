@@ -50,7 +50,7 @@ OPTIONS = [
         min=1.0,
         max=86400.0,
         help="As command_timeout, for the first start of a VM whose template or disks have to be"
-        " fetched or made.",
+        " fetched or made, and for suspend and resume, which move its memory.",
     ),
     cfg.IntOpt(
         "start_retries",

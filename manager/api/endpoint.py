@@ -18,9 +18,22 @@ from common.errors import (
     Refused,
 )
 from common.model import Kind
-from manager.api import doctor, holders, model, order, services, views
+from common.since import earliest
+from common.states import VmState
+from manager.api import doctor, history, holders, model, order, services, views
 from manager.api import requests as ask
-from manager.flows import cancel, delete, deploy, freeze, hosts, jobs, power, quarantine, restore
+from manager.flows import (
+    cancel,
+    delete,
+    deploy,
+    freeze,
+    hosts,
+    jobs,
+    power,
+    quarantine,
+    record,
+    restore,
+)
 from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
@@ -51,9 +64,36 @@ def vm_reboot(tx: Tx, cfg: Settings, r: ask.VmPower) -> Any:
     return _power(tx, cfg, "reboot", r)
 
 
-def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmPower) -> Any:
+def vm_pause(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "pause", r)
+
+
+def vm_unpause(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "unpause", r)
+
+
+def vm_suspend(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "suspend", r)
+
+
+def vm_resume(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return _power(tx, cfg, "resume", r)
+
+
+def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
     vm = views.find_vm(tx, r.vm)
-    return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=r.force))
+    force = isinstance(r, ask.VmPower) and r.force
+    return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=force))
+
+
+def vm_set_state(tx: Tx, _cfg: Settings, r: ask.VmSetState) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    return views.job(tx, record.set_state(tx, r.wish("set-state"), vm, VmState(r.vm_state)))
+
+
+def vm_set(tx: Tx, _cfg: Settings, r: ask.VmSet) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    return views.job(tx, record.set_protected(tx, r.wish("set"), vm, r.protected))
 
 
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
@@ -100,6 +140,20 @@ def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
     return {**views.vm(tx, vm, host), "spec": vm.spec}
+
+
+def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
+    since = earliest(r.since, tx.now) if r.since is not None else None
+    return history.of_vm(tx, views.find_vm(tx, r.vm, deleted=True), since, r.limit)
+
+
+def host_history(tx: Tx, _cfg: Settings, r: ask.HostHistory) -> Any:
+    since = earliest(r.since, tx.now) if r.since is not None else None
+    return history.of_host(tx, hosts.named(tx, r.host), since, r.limit)
+
+
+def event_list(tx: Tx, _cfg: Settings, r: ask.EventList) -> Any:
+    return history.events(tx, r.object, r.kind, r.limit)
 
 
 def host_list(tx: Tx, _cfg: Settings, _r: ask.Nothing) -> Any:
@@ -253,9 +307,18 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_start": (ask.VmPower, vm_start),
     "vm_stop": (ask.VmPower, vm_stop),
     "vm_reboot": (ask.VmPower, vm_reboot),
+    "vm_pause": (ask.VmVerb, vm_pause),
+    "vm_unpause": (ask.VmVerb, vm_unpause),
+    "vm_suspend": (ask.VmVerb, vm_suspend),
+    "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_set_state": (ask.VmSetState, vm_set_state),
+    "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
+    "vm_history": (ask.VmHistory, vm_history),
+    "host_history": (ask.HostHistory, host_history),
+    "event_list": (ask.EventList, event_list),
     "host_list": (ask.Nothing, host_list),
     "host_show": (ask.HostShow, host_show),
     "host_enable": (ask.HostChange, host_enable),
@@ -289,6 +352,12 @@ WISHES = {
     "vm_start": "start",
     "vm_stop": "stop",
     "vm_reboot": "reboot",
+    "vm_pause": "pause",
+    "vm_unpause": "unpause",
+    "vm_suspend": "suspend",
+    "vm_resume": "resume",
+    "vm_set_state": "set-state",
+    "vm_set": "set",
     "vm_delete": "delete",
 }
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from common import fields
+from common import fields, since
 from common.errors import BadRequest
 from common.messages import VM_NAME, VM_NAME_WORDS
 from common.model import MemoryMib, Ratio, SizeGib, Vcpus
+from common.states import SettableState
 from manager.flows.jobs import Wish
 from manager.rules.placement import Order
 
@@ -18,6 +19,7 @@ _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
 NameOrId = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 VmName = Annotated[str, msgspec.Meta(pattern=VM_NAME)]
 Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z", max_length=4096)]
 
@@ -106,8 +108,21 @@ class VmCreate(Change, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class VmPower(Change, frozen=True, kw_only=True):
+class VmVerb(Change, frozen=True, kw_only=True):
     vm: NameOrId
+
+
+class VmSetState(VmVerb, frozen=True, kw_only=True):
+    vm_state: SettableState
+    reason: Reason
+
+
+class VmSet(VmVerb, frozen=True, kw_only=True):
+    protected: bool
+    reason: Reason
+
+
+class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
 
 
@@ -135,6 +150,27 @@ class VmList(Request, frozen=True, kw_only=True):
 
 class VmShow(Request, frozen=True, kw_only=True):
     vm: NameOrId
+
+
+Entries = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class VmHistory(Request, frozen=True, kw_only=True):
+    vm: NameOrId
+    since: str | None = None
+    limit: Entries = 1000
+
+
+class HostHistory(Request, frozen=True, kw_only=True):
+    host: NameOrId
+    since: str | None = None
+    limit: Entries = 1000
+
+
+class EventList(Request, frozen=True, kw_only=True):
+    object: NameOrId | None = None
+    kind: NameOrId | None = None
+    limit: Entries = 100
 
 
 class HostShow(Request, frozen=True, kw_only=True):
@@ -168,7 +204,7 @@ class JobCancel(Request, frozen=True, kw_only=True):
 
 class AcceptRestore(Request, frozen=True, kw_only=True):
     operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    reason: Reason
 
 
 class Freeze(Request, frozen=True, kw_only=True):
@@ -223,7 +259,11 @@ _REMEDIES = {
     "job": "a UUID",
     "tombstone": "a UUID",
     "vm": "a name or a UUID",
+    "protected": "true or false",
+    "vm_state": f"one of {', '.join(SettableState)}",
     "host": "a name",
+    "since": since.WORDS,
+    "limit": "a whole number from 1 to 1000",
     "reason": "at most 1000 characters",
 }
 Q = TypeVar("Q", bound=Request)

@@ -55,7 +55,8 @@ STARTED_AT = (
 )
 IS_DUE = sa.and_(J.kind == "delete", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
-IS_OWED = sa.and_(I.deletion_owed, I.vm_state == VmState.ERROR)
+# Whatever an operator says that its state is.
+IS_OWED = I.deletion_owed
 OWED = Query(Instance, IS_OWED, limit=100)
 
 
@@ -81,7 +82,10 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
     if decision.outcome is rule.Outcome.ALREADY_DELETED:
         raise AlreadyDeleted(f"{vm.name} ({vm.uuid}) was deleted already", "nothing to do")
     if decision.outcome is rule.Outcome.PROTECTED:
-        raise VmProtected(f"{vm.name} is protected from deletion", "unset its protection first")
+        raise VmProtected(
+            f"{vm.name} is protected from deletion",
+            f"if it is meant: muster vm set {vm.name} --unprotected --reason TEXT",
+        )
     if current is not None:
         if strength > current.strength:
             current = tx.swap(current, strength=strength, trail=current.trail + wish.trail(tx.now))
@@ -102,6 +106,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
     _withdraw_unpublished(tx, vm)
     tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
     tx.event("instance.delete.start", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
+    _notify(tx, "instance.delete.start", vm, job, hosts=places)
     job = jobs.start(tx, job)
     for host in places:
         job = jobs.add_step(tx, job, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
@@ -353,6 +358,8 @@ def _forget(tx: Tx, vm: Instance, text: str, under_way: list[Job] | None = None)
     vm = tx.swap(vm, **changes)
     reap.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
+    deleted_by = tx.find(Job, job) if job is not None else None
+    _notify(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)
     for other in jobs.open_of(tx, vm.uuid) if under_way is None else under_way:
         if other.uuid == job:
             continue
@@ -363,6 +370,25 @@ def _forget(tx: Tx, vm: Instance, text: str, under_way: list[Job] | None = None)
             commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
         other = jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
         jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")
+
+
+def _notify(
+    tx: Tx, event: str, vm: Instance, job: Job | None, *, error: bool = False, **more: Any
+) -> None:
+    """For those outside who follow what becomes of VMs."""
+    asked = job.trail[-1] if job is not None and job.trail else None
+    payload = {
+        "instance": vm.uuid,
+        "name": vm.name,
+        "project": vm.project,
+        "host": vm.host or vm.last_host,
+        "job": job.uuid if job is not None else None,
+        "operator": asked.source if asked is not None else None,
+        "reason": asked.text if asked is not None else None,
+        "at": tx.now.isoformat(),
+        **more,
+    }
+    tx.notify(event, payload, error=error)
 
 
 def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) -> None:
@@ -388,6 +414,7 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) 
         error=f"deletion owed: {why}",
     )
     tx.event("instance.delete.error", vm.uuid, "manager", f"{vm.name}: deletion owed: {why}")
+    _notify(tx, "instance.delete.error", vm, job, error=True, text=why)
     jobs.end(
         tx,
         tx.get(Job, job.uuid),

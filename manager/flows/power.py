@@ -1,4 +1,4 @@
-"""Power: start, stop and reboot by an operator's wish, and what reports do to a VM's state."""
+"""Power: start, stop, pause and the like by an operator's wish, and what reports do to a VM."""
 
 from __future__ import annotations
 
@@ -27,14 +27,10 @@ _HELD = {PowerState.PAUSED, PowerState.SUSPENDED}
 def request(
     tx: Tx, cfg: Settings, wish: Wish, verb_name: str, vm: Instance, *, force: bool = False
 ) -> Job:
-    """Accept start, stop or reboot; raises what the verb table refuses."""
+    """Accept one of the verbs but create; raises what the verb table refuses."""
     verb = verbs.VERBS[verb_name]
     restore.require_none(tx, (vm.host,) if vm.host else ())
-    if vm.deletion_owed:
-        raise WrongState(
-            f"{vm.name} is owed a deletion: it can not be used any more",
-            "muster tombstone list shows what it waits for",
-        )
+    require_wanted(vm)
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:
@@ -42,6 +38,15 @@ def request(
         job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
         return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
     return _cast(tx, cfg, job, verb, vm, force=force)
+
+
+def require_wanted(vm: Instance) -> None:
+    """Raise WrongState for a VM whose deletion is owed."""
+    if vm.deletion_owed:
+        raise WrongState(
+            f"{vm.name} is owed a deletion: it can not be used any more",
+            "muster tombstone list shows what it waits for",
+        )
 
 
 def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, force: bool) -> Job:
@@ -64,6 +69,7 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         job=job.uuid,
         trail=job.trail,
         spec=spec,
+        timeout_s=cfg.manager.create_timeout if verb.moves_memory else None,
     )
     job = jobs.add_step(tx, job, verb.command.value, vm.host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)

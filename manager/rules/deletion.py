@@ -1,7 +1,8 @@
 """What a delete comes out as (decision tables, section 3).
 
 `admit` answers the request as a whole (rows 1-5), `at_host` decides for one host where the VM may
-be (rows 6-9). The two together are the table, first match wins.
+be (rows 6-9). The two together are the table, first match wins. `admit_protection` says when row 2
+can be set.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from common.states import HostState, VmState
+from common.errors import TaskUnderWay, WrongState
+from common.states import HostState, TaskState, VmState
 
 SOFT, HARD, FORCED = 1, 2, 3  # strength of a delete
 
@@ -71,6 +73,18 @@ def admit(wish: Wish) -> Decision:
     if wish.hosts == 0 and wish.in_flight is None:
         return Decision(4, Outcome.CANCEL_DEPLOY, "the VM was never placed on a host")
     return Decision(9, Outcome.GO_ON, "its hosts decide")
+
+
+def admit_protection(vm: str, state: VmState, task: TaskState, job: str | None) -> None:
+    """Protection is about deletes to come; raises WrongState or TaskUnderWay once one has begun."""
+    if state is VmState.DELETED:
+        raise WrongState(f"{vm} is DELETED: there is nothing to protect", "muster vm list")
+    if task is TaskState.DELETING:
+        raise TaskUnderWay(
+            f"{vm} is deleting, by job {job}: it is too late",
+            f"to take it back before it is sent: muster job cancel {job}",
+            job=job,
+        )
 
 
 @dataclass(frozen=True)

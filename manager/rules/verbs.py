@@ -12,7 +12,10 @@ from common.states import TaskState, VmState
 
 @dataclass(frozen=True)
 class Verb:
-    """A row of the table. `already` are the states in which there is nothing to do."""
+    """A row of the table. `already` are the states in which there is nothing to do.
+
+    `moves_memory`: it takes as long as the guest's memory needs to its host's disk, or back.
+    """
 
     name: str
     sources: frozenset[VmState]
@@ -20,6 +23,7 @@ class Verb:
     success: VmState
     command: CommandKind
     already: frozenset[VmState] = frozenset()
+    moves_memory: bool = False
 
 
 VERBS = {
@@ -55,6 +59,40 @@ VERBS = {
             VmState.ACTIVE,
             CommandKind.REBOOT_VM,
         ),
+        Verb(
+            "pause",
+            frozenset({VmState.ACTIVE}),
+            TaskState.PAUSING,
+            VmState.PAUSED,
+            CommandKind.PAUSE_VM,
+            already=frozenset({VmState.PAUSED}),
+        ),
+        Verb(
+            "unpause",
+            frozenset({VmState.PAUSED}),
+            TaskState.UNPAUSING,
+            VmState.ACTIVE,
+            CommandKind.UNPAUSE_VM,
+            already=frozenset({VmState.ACTIVE}),
+        ),
+        Verb(
+            "suspend",
+            frozenset({VmState.ACTIVE}),
+            TaskState.SUSPENDING,
+            VmState.SUSPENDED,
+            CommandKind.SUSPEND_VM,
+            already=frozenset({VmState.SUSPENDED}),
+            moves_memory=True,
+        ),
+        Verb(
+            "resume",
+            frozenset({VmState.SUSPENDED}),
+            TaskState.RESUMING,
+            VmState.ACTIVE,
+            CommandKind.RESUME_VM,
+            already=frozenset({VmState.ACTIVE}),
+            moves_memory=True,
+        ),
     )
 }
 
@@ -68,15 +106,38 @@ class Admission(enum.Enum):
 
 def admit(verb: Verb, vm: str, state: VmState, task: TaskState, job: str | None) -> Admission:
     """Cast it or find it done; raises TaskUnderWay naming the job, or WrongState."""
+    _idle(vm, task, job)
+    if state in verb.already:
+        return Admission.ALREADY_THERE
+    if state not in verb.sources:
+        raise WrongState(
+            f"{verb.name} is not possible while {vm} is {state}", _remedy(verb, vm, state)
+        )
+    return Admission.CAST
+
+
+def admit_state(
+    wanted: VmState, vm: str, state: VmState, task: TaskState, job: str | None, *, on_host: bool
+) -> None:
+    """Row set-state: from any state, with nothing in flight; raises TaskUnderWay or WrongState."""
+    if state is VmState.DELETED:
+        raise WrongState(f"{vm} is DELETED, and stays so", "create it again")
+    _idle(vm, task, job)
+    if not on_host and wanted not in (VmState.SHUTOFF, VmState.ERROR):
+        raise WrongState(f"{vm} is on no host: it can not be {wanted}", "possible: SHUTOFF, ERROR")
+
+
+def _idle(vm: str, task: TaskState, job: str | None) -> None:
     if task is not TaskState.NONE:
         raise TaskUnderWay(
             f"{vm} is {task}, by job {job}", f"wait for it: muster job wait {job}", job=job
         )
-    if state in verb.already:
-        return Admission.ALREADY_THERE
-    if state not in verb.sources:
-        would_do = ", ".join(sorted(verb.sources))
-        raise WrongState(
-            f"{verb.name} is not possible while {vm} is {state}", f"possible in: {would_do}"
-        )
-    return Admission.CAST
+
+
+def _remedy(verb: Verb, vm: str, state: VmState) -> str:
+    """The states that would do, and the verb that leads from this one to the same end."""
+    would_do = f"possible in: {', '.join(sorted(verb.sources))}"
+    for other in VERBS.values():
+        if other.success is verb.success and state in other.sources and other.name != "create":
+            return f"{would_do}; here: muster vm {other.name} {vm}"
+    return would_do

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from common import logs
+from common.bus.base import Notice
 from common.conf.database import Database
 from common.errors import BadConfig, Conflict, DatabaseUnavailable, NotFound
 from common.runtime import Runtime
@@ -78,6 +79,7 @@ class Tx:
         self.conn = conn
         self.attempt = attempt
         self.casts: list[Cast] = []
+        self.notices: list[Notice] = []
         self.events: list[events.Event] = []
         self.commands_due = False
         self.stamp: tuple[str, str] | None = None
@@ -311,6 +313,10 @@ class Tx:
         """Cast to an agent after the commit. It may be lost: its cause is stored and repeats it."""
         self.casts.append(Cast(host, method, kwargs))
 
+    def notify(self, event: str, payload: dict[str, Any], *, error: bool = False) -> None:
+        """Tell whoever listens, after the commit and at most once."""
+        self.notices.append(Notice(event, "ERROR" if error else "INFO", payload))
+
     def event(self, kind: str, object_: str, source: str, text: str, **data: Any) -> None:
         """Record what happened, for `history`, `doctor` and, once it is committed, the log."""
         event = events.Event(
@@ -321,6 +327,7 @@ class Tx:
             source=source,
             text=text,
             data=data,
+            n=len(self.events),
         )
         self.events.append(event)
         self.insert(event)

@@ -10,7 +10,10 @@ from manager.store.mapping import Row, table
 
 @table("events", "id", index=(("object",), ("at",)))
 class Event(Row, frozen=True, kw_only=True):
-    """One thing that happened to `object` (instance, host or tombstone), told by `source`."""
+    """One thing that happened to `object` (instance, host or tombstone), told by `source`.
+
+    `n`: its place among those of its transaction, which all have the same `at`.
+    """
 
     id: str
     at: dt.datetime
@@ -19,6 +22,7 @@ class Event(Row, frozen=True, kw_only=True):
     source: str
     text: str
     data: dict[str, Any] = {}
+    n: int = 0
 
 
 @table("dead_letters", "id", index=(("at",),))

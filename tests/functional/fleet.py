@@ -18,14 +18,14 @@ import msgspec
 import sqlalchemy as sa
 
 from common import messages as m
-from common.bus.base import Address
+from common.bus.base import Address, Notice
 from common.conf import Settings, database, default, manager
 from common.errors import BrokerUnavailable
 from common.ownership import Mark
 from common.runtime import Runtime
 from common.states import GuestKind, PowerState
 from manager import ticks
-from manager.api.endpoint import Api
+from manager.api.endpoint import WISHES, Api
 from manager.flows import hello, liveness, publish, reports
 from manager.intake.reports import Intake
 from manager.store.addresses import Mac
@@ -44,6 +44,12 @@ START = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
 INTERVAL_S = 10.0
 DOWN_S = 60.0
 R = TypeVar("R", bound=Row)
+# What a guest is after a command; running after every other.
+AFTER = {
+    m.CommandKind.STOP_VM: PowerState.SHUTOFF,
+    m.CommandKind.PAUSE_VM: PowerState.PAUSED,
+    m.CommandKind.SUSPEND_VM: PowerState.SUSPENDED,
+}
 
 
 class Clock(Runtime):
@@ -151,6 +157,7 @@ class Fleet:
         self.hearing = True
         self._publisher = publish.Publisher(store, self.cfg, self.wire)  # type: ignore[arg-type]
         self._saying = threading.RLock()
+        self.notices: list[Notice] = []
         store.after_commit = self._say
 
     # what managers do
@@ -161,6 +168,7 @@ class Fleet:
     def _say(self, tx: Tx) -> None:
         """What a transaction leaves to be said is cast at once; a manager has a loop for it."""
         with self._saying:
+            self.notices += tx.notices
             self._publisher.take(tx)
             self._publisher.say()
 
@@ -195,7 +203,7 @@ class Fleet:
 
     def ask(self, method: str, **kwargs: Any) -> dict[str, Any]:
         """A request; changes get a job uuid of their own unless one is given."""
-        if method in ("vm_create", "vm_start", "vm_stop", "vm_reboot", "vm_delete"):
+        if method in WISHES:
             kwargs.setdefault("job", str(uuid.uuid4()))
             kwargs.setdefault("operator", "ann")
         answer: dict[str, Any] = self.api(method, kwargs)
@@ -493,12 +501,11 @@ class ScriptedAgent:
                 macs=tuple(n["mac"] for n in spec["nics"]),
             )
         else:
-            off = command.kind is m.CommandKind.STOP_VM
             mark = known[0].mark
             assert mark is not None
             self.change(
                 command.instance,
-                power_state=PowerState.SHUTOFF if off else PowerState.RUNNING,
+                power_state=AFTER.get(command.kind, PowerState.RUNNING),
                 mark=msgspec.structs.replace(mark, generation=command.generation),
             )
         return self.succeed(command)

@@ -77,6 +77,75 @@ def test_stop_start_and_reboot(rig: Rig) -> None:
     assert guest.mark.generation == 4
 
 
+TURNS = [
+    ("pause_vm", "RUNNING", "PAUSED"),
+    ("unpause_vm", "PAUSED", "RUNNING"),
+    ("suspend_vm", "RUNNING", "SUSPENDED"),
+    ("suspend_vm", "PAUSED", "SUSPENDED"),
+    ("resume_vm", "SUSPENDED", "RUNNING"),
+]
+
+
+def _made(rig: Rig, state: str) -> None:
+    """A guest of i-1 in this state, by hand."""
+    guest = rig.running("i-1")
+    guest.power_state = state
+    rig.store.write(guest)
+
+
+@pytest.mark.parametrize("fault", ["", "fail_after"])
+@pytest.mark.parametrize(("kind", "before", "after"), TURNS)
+def test_a_guest_is_held_and_let_go_also_when_the_call_reports_an_error_after_its_effect(
+    rig: Rig, kind: str, before: str, after: str, fault: str
+) -> None:
+    rig.up()
+    _made(rig, before)
+    if fault:
+        rig.fault(**{kind.removesuffix("_vm"): fault})
+    result = rig.manager.result(rig.manager.send(kind, "i-1", 2))
+    assert (result.outcome, result.error_code) == ("succeeded", None)
+    assert result.look is not None
+    assert result.look.guest is not None
+    assert result.look.guest.power_state.name == rig.state_of("i-1") == after
+    assert result.look.guest.mark is not None
+    assert result.look.guest.mark.generation == 2
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), TURNS)
+def test_what_is_as_it_should_be_is_not_done_again(
+    rig: Rig, kind: str, before: str, after: str
+) -> None:
+    rig.up()
+    _made(rig, after)
+    acts = len(rig.store.account())
+    assert rig.manager.result(rig.manager.send(kind, "i-1", 2)).outcome == "succeeded"
+    assert (rig.state_of("i-1"), len(rig.store.account())) == (after, acts)
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), TURNS)
+def test_a_guest_that_is_off_is_neither_held_nor_booted(
+    rig: Rig, kind: str, before: str, after: str
+) -> None:
+    rig.up()
+    _made(rig, "SHUTOFF")
+    result = rig.manager.result(rig.manager.send(kind, "i-1", 2))
+    assert (result.outcome, result.error_code) == ("failed", "HYPERVISOR_ERROR")
+    assert "SHUTOFF" in (result.error or "")
+    assert rig.state_of("i-1") == "SHUTOFF"
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [("stop_vm", "SHUTOFF"), ("terminate_instance", "absent")]
+)
+def test_stopping_or_deleting_a_suspended_guest_gives_up_its_memory(
+    rig: Rig, kind: str, left: str
+) -> None:
+    rig.up()
+    _made(rig, "SUSPENDED")
+    assert rig.manager.result(rig.manager.send(kind, "i-1", 2)).outcome == "succeeded"
+    assert rig.state_of("i-1") == left
+
+
 def test_a_start_without_create_does_not_make_a_guest(rig: Rig) -> None:
     rig.up()
     result = rig.manager.result(rig.manager.send("start_vm", "i-1", 1))

@@ -43,6 +43,8 @@ def _happened(rig: Rig, op: str) -> bool:
         "create": state == "SHUTOFF",
         "start": state == "RUNNING",
         "stop": state == "SHUTOFF",
+        "pause": state == "PAUSED",
+        "suspend": state == "SUSPENDED",
         "destroy": state == "absent",
     }[op]
 
@@ -72,8 +74,14 @@ KINDS = [
     ("stop_vm", {}, ["stop"]),
     ("reboot_vm", {"force": False}, ["reboot"]),
     ("reboot_vm", {"force": True}, ["reboot"]),
+    ("pause_vm", {}, ["pause"]),
+    ("unpause_vm", {}, ["unpause"]),
+    ("suspend_vm", {}, ["suspend"]),
+    ("resume_vm", {}, ["resume"]),
     ("terminate_instance", {}, ["destroy"]),
 ]
+# What has to come first.
+BEFORE = {"start_vm": "stop_vm", "unpause_vm": "pause_vm", "resume_vm": "suspend_vm"}
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -83,8 +91,8 @@ def test_killed_between_started_and_the_first_effect(
 ) -> None:
     rig.up()
     guest = rig.running("i-1")
-    if kind == "start_vm":
-        rig.manager.result(rig.manager.send("stop_vm", "i-1", 2))
+    if kind in BEFORE:
+        rig.manager.result(rig.manager.send(BEFORE[kind], "i-1", 2))
     rig.kill()
     journal = Journal(str(rig.folder / "agent"), Runtime())
     given = m.convert(rig.manager.command(kind, "i-1", 3, spec=spec), m.Command)
@@ -188,6 +196,22 @@ def test_killed_in_a_terminate_it_is_finished_wanted_or_not(
     assert result.look is not None
     assert result.look.guest is None
     assert rig.guests() == []
+
+
+@pytest.mark.parametrize("mode", ["hang", "hang_after"])
+@pytest.mark.parametrize(("verb", "after"), [("pause", "PAUSED"), ("suspend", "SUSPENDED")])
+def test_killed_while_it_holds_a_guest_the_next_one_looks_and_finishes(
+    rig: Rig, verb: str, after: str, mode: str
+) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(**{verb: mode})
+    command = rig.manager.send(f"{verb}_vm", "i-1", 2)
+    _killed_in(rig, verb, mode, command)
+    rig.up()
+    assert rig.manager.result(command).outcome == "succeeded"
+    assert rig.state_of("i-1") == after
+    assert [act.verb for act in rig.store.account()].count(verb) == 1
 
 
 @pytest.mark.parametrize(("mode", "reboots"), [("hang", 1), ("hang_after", 1)])

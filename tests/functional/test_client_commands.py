@@ -31,6 +31,7 @@ LISTINGS = {
         "tombstones",
         "uuid name instance host generation state reason age_s holds",
     ),
+    "event list": ("events", "at kind object source text"),
     "address list": ("addresses", "ip mac network instance vm why since"),
     "service list": ("services", "service id host state version started_at heard_since blind"),
     "doctor": ("findings", "code level object message remedy"),
@@ -168,7 +169,7 @@ def test_vm_list_asks_with_its_filters(fleet: Fleet) -> None:
 def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
     fleet.answers["vm_list"] = {"vms": [VM]}
     (row,) = fleet.muster("vm", "list", "--long", "-f", "json").json
-    assert list(row)[9:] == ["vcpus", "memory_mib", "mac", "missing", "stale"]
+    assert list(row)[9:] == ["vcpus", "memory_mib", "mac", "missing", "stale", "protected"]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,23 @@ def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
         ("job list", "job_list", {"all": False}),
         ("job list --all", "job_list", {"all": True}),
         ("alien list --host h1", "alien_list", {"host": "h1"}),
+        ("event list", "event_list", {"object": None, "kind": None, "limit": 100}),
+        (
+            "event list --object web-1 --kind host --limit 5",
+            "event_list",
+            {"object": "web-1", "kind": "host", "limit": 5},
+        ),
+        ("vm history web-1", "vm_history", {"vm": "web-1", "since": None, "limit": 1000}),
+        (
+            "vm history web-1 --since 2h --limit 7",
+            "vm_history",
+            {"vm": "web-1", "since": "2h", "limit": 7},
+        ),
+        (
+            "host history h1 --since 2026-11-20T12:00:00Z",
+            "host_history",
+            {"host": "h1", "since": "2026-11-20T12:00:00Z", "limit": 1000},
+        ),
         ("tombstone list", "tombstone_list", {"state": "OPEN"}),
         ("tombstone list --all", "tombstone_list", {"state": None}),
         ("tombstone list --state closed", "tombstone_list", {"state": "CLOSED"}),
@@ -195,6 +213,28 @@ def test_listings_ask_with_their_filters(
     fleet.answers[method] = {}
     assert fleet.muster(*line.split()).code == 0
     assert fleet.asked == [(method, asked)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--since yesterday", "since: 'yesterday' is no time"),
+        ("--since 9w", "since: '9w' is no time"),
+        ("--limit 0", "limit: '0' is not possible"),
+        ("--limit 1001", "limit: '1001' is not possible"),
+    ],
+)
+def test_a_wrong_word_about_a_history_asks_nothing(fleet: Fleet, options: str, said: str) -> None:
+    done = fleet.typed(f"vm history web-1 {options}")
+    assert (done.code, fleet.asked) == (2, [])
+    assert said in done.err
+
+
+def test_a_history_is_a_timeline_with_its_notices(fleet: Fleet) -> None:
+    line = {"at": "2026-11-20T12:00:00Z", "source": "ann", "what": "job.accepted", "detail": "x"}
+    fleet.answers["vm_history"] = {"history": [line], "notices": ["only the newest are shown"]}
+    done = fleet.typed("vm history web-1 -f json")
+    assert (done.json, done.err) == ([line], "notice: only the newest are shown\n")
 
 
 def test_show_prints_all_that_the_manager_knows(fleet: Fleet) -> None:
@@ -457,6 +497,13 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm stop web-1", "vm_stop", {"force": False}),
         ("vm stop web-1 --force", "vm_stop", {"force": True}),
         ("vm reboot web-1 --force", "vm_reboot", {"force": True}),
+        ("vm pause web-1", "vm_pause", {}),
+        ("vm unpause web-1", "vm_unpause", {}),
+        ("vm suspend web-1", "vm_suspend", {}),
+        ("vm resume web-1", "vm_resume", {}),
+        ("vm set web-1 --protected", "vm_set", {"protected": True}),
+        ("vm set web-1 --unprotected", "vm_set", {"protected": False}),
+        ("vm set-state web-1 error", "vm_set_state", {"vm_state": "ERROR"}),
         (
             "vm delete web-1 --force --idempotent",
             "vm_delete",

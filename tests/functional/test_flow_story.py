@@ -239,10 +239,15 @@ def test_power_verbs_reach_the_guest_and_come_back_as_its_state(embedded: Embedd
     for verb, power, state in (
         ("vm_stop", "SHUTOFF", "SHUTOFF"),
         ("vm_start", "RUNNING", "ACTIVE"),
+        ("vm_pause", "PAUSED", "PAUSED"),
+        ("vm_unpause", "RUNNING", "ACTIVE"),
+        ("vm_suspend", "SUSPENDED", "SUSPENDED"),
+        ("vm_resume", "RUNNING", "ACTIVE"),
         ("vm_reboot", "RUNNING", "ACTIVE"),
     ):
         before = e.guest_of("h1", vm["uuid"])
-        e.done(e.ask(verb, vm="web-1", force=True))
+        force = {"force": True} if verb in ("vm_stop", "vm_reboot") else {}
+        e.done(e.ask(verb, vm="web-1", **force))
         after = e.guest_of("h1", vm["uuid"])
         assert before is not None
         assert after is not None

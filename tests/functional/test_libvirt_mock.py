@@ -40,6 +40,10 @@ VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "stop softly": lambda d, g: d.stop(g, force=False, timeout_s=1),
     "reboot": lambda d, g: d.reboot(g, force=True, timeout_s=1),
     "reboot softly": lambda d, g: d.reboot(g, force=False, timeout_s=1),
+    "pause": lambda d, g: d.pause(g),
+    "unpause": lambda d, g: d.unpause(g),
+    "suspend": lambda d, g: d.suspend(g),
+    "resume": lambda d, g: d.resume(g),
     "destroy": lambda d, g: d.destroy(g),
 }
 
@@ -112,6 +116,55 @@ def test_a_paused_guest_runs_after_a_start_and_is_off_after_a_soft_stop(rig: Rig
         conn.lookupByUUIDString(guest.hypervisor_uuid).suspend()
     rig.driver.stop(guest, force=False, timeout_s=30)
     assert rig.look(guest).power_state is PowerState.SHUTOFF
+
+
+def test_a_guest_is_paused_and_let_go(rig: Rig) -> None:
+    guest = rig.create()
+    rig.driver.start(guest)
+    started = rig.look(guest)
+    for verb, state in (("pause", PowerState.PAUSED), ("unpause", PowerState.RUNNING)):
+        for _ in range(2):  # the second time there is nothing to do
+            VERBS[verb](rig.driver, guest)
+            assert rig.look(guest).power_state is state
+    assert rig.look(guest) == started
+
+
+@pytest.mark.parametrize("first", ["start", "pause"])
+def test_a_suspended_guest_is_resumed_and_runs_and_its_mark_stays_new(rig: Rig, first: str) -> None:
+    guest = rig.create()
+    rig.driver.start(guest)
+    VERBS[first](rig.driver, guest)
+    for _ in range(2):
+        rig.driver.suspend(guest)
+        assert rig.look(guest).power_state is PowerState.SUSPENDED
+    marked = rig.driver.remark(guest, 5)
+    for _ in range(2):
+        rig.driver.resume(marked)
+        assert rig.look(guest).power_state is PowerState.RUNNING
+    assert rig.look(guest).mark == marked.mark
+    rig.driver.stop(marked, force=True, timeout_s=1)
+    assert rig.look(guest).power_state is PowerState.SHUTOFF, "there is no saved memory left"
+
+
+@pytest.mark.parametrize(
+    ("before", "verb"),
+    [
+        *[("stop", verb) for verb in ("pause", "unpause", "suspend", "resume")],
+        ("suspend", "pause"),
+        ("suspend", "unpause"),
+        ("pause", "resume"),
+    ],
+)
+def test_a_guest_that_can_not_be_held_or_let_go_says_so_and_stays(
+    rig: Rig, before: str, verb: str
+) -> None:
+    guest = rig.create()
+    rig.driver.start(guest)
+    VERBS[before](rig.driver, guest)
+    seen = rig.look(guest)
+    with pytest.raises(HypervisorError, match="web-1: it "):
+        VERBS[verb](rig.driver, guest)
+    assert rig.look(guest) == seen
 
 
 def test_a_guest_with_saved_memory_is_suspended_and_a_start_brings_it_back(rig: Rig) -> None:

@@ -187,6 +187,59 @@ def test_saved_memory_comes_back_and_the_mark_stays_new(
     assert booted.said("UP") == 1, "it went on where it was"
 
 
+def test_a_guest_is_held_in_memory_and_on_disk_and_goes_on_where_it_was(
+    rig: Rig, image: Image, libvirt_qemu: Libvirtd
+) -> None:
+    booted = Booted(rig, image)
+    guest = booted.start()
+    pid = libvirt_qemu.qemu_pids()["web-1"]
+    rig.driver.pause(guest)
+    assert rig.look(guest).power_state is PowerState.PAUSED
+    assert rig.driver.capacity().memory_mib_used == 128, "its memory is still there"
+    rig.driver.unpause(guest)
+    assert rig.look(guest).power_state is PowerState.RUNNING
+    assert libvirt_qemu.qemu_pids()["web-1"] == pid
+
+    rig.driver.pause(guest)
+    rig.driver.suspend(guest)
+    assert rig.look(guest).power_state is PowerState.SUSPENDED
+    assert libvirt_qemu.qemu_pids() == {}
+    assert rig.driver.capacity().memory_mib_used == 0
+    marked = rig.driver.remark(guest, 4)
+    rig.driver.resume(marked)
+    assert rig.look(guest).power_state is PowerState.RUNNING, "also what was paused when saved"
+    assert rig.look(guest).mark == marked.mark
+    rig.driver.stop(marked, force=False, timeout_s=BOOT_S)
+    assert booted.said("DOWN") == 1, "it hears its power button"
+    assert booted.said("UP") == 1, "it never booted again"
+    assert rig.look(guest).power_state is PowerState.SHUTOFF
+
+    rig.driver.start(marked)
+    booted.up(2)
+    rig.driver.suspend(marked)
+    rig.driver.stop(marked, force=False, timeout_s=BOOT_S)
+    assert rig.look(guest).power_state is PowerState.SHUTOFF
+    rig.driver.start(marked)
+    booted.up(3)  # from the beginning: what was saved is gone
+    rig.driver.suspend(marked)
+    rig.driver.destroy(marked)
+    assert rig.driver.look(guest.hypervisor_uuid) is None
+
+
+def test_memory_that_was_not_saved_to_its_end_is_an_error_and_no_boot(
+    rig: Rig, image: Image, libvirt_qemu: Libvirtd
+) -> None:
+    guest = Booted(rig, image).start()
+    rig.driver.suspend(guest)
+    (saved,) = libvirt_qemu.folder.rglob("*.save")
+    with saved.open("r+b") as file:
+        file.write(b"LibvirtQemudPart")  # as libvirtd leaves it when it is killed while it saves
+    with pytest.raises(HypervisorError, match="incomplete"):
+        rig.driver.resume(guest)
+    assert rig.look(guest).power_state is PowerState.SUSPENDED
+    assert libvirt_qemu.qemu_pids() == {}
+
+
 def test_one_guest_that_hangs_holds_up_no_look_and_can_be_destroyed(
     rig: Rig, image: Image, libvirt_qemu: Libvirtd
 ) -> None:

@@ -6,15 +6,27 @@ import pytest
 
 from common.errors import EXIT_REFUSED, TaskUnderWay, WrongState
 from common.messages import CommandKind
-from common.states import TaskState, VmState
-from manager.rules.verbs import VERBS, Admission, admit
+from common.states import SettableState, TaskState, VmState
+from manager.rules.verbs import VERBS, Admission, admit, admit_state
 
 FROM = {
     "start": {VmState.SHUTOFF, VmState.ERROR},
     "stop": {VmState.ACTIVE, VmState.PAUSED, VmState.ERROR},
     "reboot": {VmState.ACTIVE},
+    "pause": {VmState.ACTIVE},
+    "unpause": {VmState.PAUSED},
+    "suspend": {VmState.ACTIVE},
+    "resume": {VmState.SUSPENDED},
 }
-ALREADY = {"start": {VmState.ACTIVE}, "stop": {VmState.SHUTOFF}, "reboot": set()}
+ALREADY = {
+    "start": {VmState.ACTIVE},
+    "stop": {VmState.SHUTOFF},
+    "reboot": set(),
+    "pause": {VmState.PAUSED},
+    "unpause": {VmState.ACTIVE},
+    "suspend": {VmState.SUSPENDED},
+    "resume": {VmState.ACTIVE},
+}
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
 
 CASES = [(verb, state) for verb in FROM for state in VmState]
@@ -30,6 +42,10 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("start", TaskState.POWERING_ON, VmState.ACTIVE, CommandKind.START_VM),
         ("stop", TaskState.POWERING_OFF, VmState.SHUTOFF, CommandKind.STOP_VM),
         ("reboot", TaskState.REBOOTING, VmState.ACTIVE, CommandKind.REBOOT_VM),
+        ("pause", TaskState.PAUSING, VmState.PAUSED, CommandKind.PAUSE_VM),
+        ("unpause", TaskState.UNPAUSING, VmState.ACTIVE, CommandKind.UNPAUSE_VM),
+        ("suspend", TaskState.SUSPENDING, VmState.SUSPENDED, CommandKind.SUSPEND_VM),
+        ("resume", TaskState.RESUMING, VmState.ACTIVE, CommandKind.RESUME_VM),
     ],
 )
 def test_what_a_verb_sets_casts_and_ends_in(
@@ -57,7 +73,34 @@ def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState)
     assert (error.code, error.exit_code) == ("WRONG_STATE", EXIT_REFUSED)
     assert "web-1" in error.message
     assert state in error.message
-    assert set(error.remedy.removeprefix("possible in: ").split(", ")) == FROM[verb]
+    would_do = error.remedy.partition(";")[0].removeprefix("possible in: ")
+    assert set(would_do.split(", ")) == FROM[verb]
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "way"),
+    [
+        ("start", VmState.SUSPENDED, "resume"),
+        ("start", VmState.PAUSED, "unpause"),
+        ("unpause", VmState.SUSPENDED, "resume"),
+        ("resume", VmState.PAUSED, "unpause"),
+        ("resume", VmState.SHUTOFF, "start"),
+        ("reboot", VmState.SHUTOFF, "start"),
+    ],
+)
+def test_a_wrong_state_names_the_verb_that_leads_to_the_same_end(
+    verb: str, state: VmState, way: str
+) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", state, TaskState.NONE, None)
+    assert caught.value.remedy.endswith(f"; here: muster vm {way} web-1")
+
+
+@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.SOFT_DELETED, VmState.BUILDING])
+def test_where_no_verb_leads_to_the_same_end_none_is_named(state: VmState) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS["stop"], "web-1", state, TaskState.NONE, None)
+    assert "here:" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("verb", list(FROM))
@@ -71,3 +114,35 @@ def test_a_task_under_way_refuses_and_names_its_job(
     assert caught.value.code == "TASK_UNDER_WAY"
     assert "job-7" in caught.value.message
     assert caught.value.data == {"job": "job-7"}
+
+
+SETTABLE = [VmState(state) for state in SettableState]
+LIVE = [state for state in VmState if state is not VmState.DELETED]
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+@pytest.mark.parametrize("state", LIVE)
+def test_a_state_is_set_from_any_other_with_nothing_in_flight(
+    state: VmState, wanted: VmState
+) -> None:
+    admit_state(wanted, "web-1", state, TaskState.NONE, None, on_host=True)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_state_is_set_while_a_task_is_under_way(task: TaskState) -> None:
+    with pytest.raises(TaskUnderWay, match="job-7"):
+        admit_state(VmState.ERROR, "web-1", VmState.ACTIVE, task, "job-7", on_host=True)
+
+
+def test_what_is_deleted_stays_deleted() -> None:
+    with pytest.raises(WrongState, match="web-1 is DELETED"):
+        admit_state(VmState.ERROR, "web-1", VmState.DELETED, TaskState.NONE, None, on_host=False)
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_what_is_on_no_host_is_off_or_in_error(wanted: VmState) -> None:
+    if wanted in (VmState.SHUTOFF, VmState.ERROR):
+        admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)
+        return
+    with pytest.raises(WrongState, match="on no host"):
+        admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)

@@ -36,7 +36,8 @@ A = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
 B = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
 SPEC = GuestSpec(name="web", vcpus=2, memory_mib=512, nics=(NicSpec(mac="0a:4d:75:00:00:01"),))
 IMAGE = ImageSource(url="file:///t.qcow2", sha256="0" * 64, format=TemplateFormat.QCOW2)
-CHANGES = ["remark", "start", "stop", "reboot", "destroy"]
+TURNS = ["pause", "unpause", "suspend", "resume"]
+CHANGES = ["remark", "start", "stop", "reboot", *TURNS, "destroy"]
 
 
 def mark(bearer: str = A, **changes: object) -> Mark:
@@ -80,6 +81,10 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
         "start": lambda: driver.start(guest),
         "stop": lambda: driver.stop(guest, force=False, timeout_s=1),
         "reboot": lambda: driver.reboot(guest, force=True, timeout_s=1),
+        "pause": lambda: driver.pause(guest),
+        "unpause": lambda: driver.unpause(guest),
+        "suspend": lambda: driver.suspend(guest),
+        "resume": lambda: driver.resume(guest),
         "destroy": lambda: driver.destroy(guest),
     }[verb]()
 
@@ -147,6 +152,48 @@ def test_the_whole_life_of_a_guest(driver: SimulatedDriver, store: Store) -> Non
         ("agent", verb, A, 1 if verb == "create" else 2)
         for verb in ("create", "start", "reboot", "reboot", "stop", "start", "destroy")
     ]
+
+
+def test_a_guest_is_held_and_let_go_in_memory_and_on_disk(
+    driver: SimulatedDriver, store: Store
+) -> None:
+    driver.create(SPEC, mark(), quietly)
+    guest = proof(driver)
+    driver.start(guest)
+    for verb, state, domain_id in (
+        ("pause", "PAUSED", 1),
+        ("unpause", "RUNNING", 1),
+        ("suspend", "SUSPENDED", None),
+        ("resume", "RUNNING", 2),
+        ("pause", "PAUSED", 2),
+        ("suspend", "SUSPENDED", None),
+        ("stop", "SHUTOFF", None),
+    ):
+        for _ in range(2):  # the second time there is nothing to do
+            change(driver, verb, guest)
+            seen = proof(driver).seen
+            assert (seen.power_state.name, seen.domain_id) == (state, domain_id), verb
+    acts = [act.verb for act in store.account()]
+    assert acts[2:] == ["pause", "unpause", "suspend", "resume", "pause", "suspend", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [
+        *[(verb, state) for verb in TURNS for state in ("SHUTOFF", "CRASHED")],
+        ("pause", "SUSPENDED"),
+        ("unpause", "SUSPENDED"),
+        ("resume", "PAUSED"),
+    ],
+)
+def test_a_guest_that_can_not_be_held_or_let_go_says_so_and_stays(
+    driver: SimulatedDriver, store: Store, verb: str, state: str
+) -> None:
+    store.write(Guest(uuid=A, name="web", power_state=state, mark=mark()))
+    before = store.read(A)
+    with pytest.raises(HypervisorError, match=state):
+        change(driver, verb, proof(driver))
+    assert store.read(A) == before
 
 
 def test_guests_outlive_the_driver_and_its_process(
@@ -354,6 +401,7 @@ def test_the_console_makes_and_changes_strangers(
         ("pause", "PAUSED"),
         ("stop", "SHUTOFF"),
         ("start", "RUNNING"),
+        ("suspend", "SUSPENDED"),
         ("crash", "CRASHED"),
     ):
         run(store, capsys, verb, "byhand")

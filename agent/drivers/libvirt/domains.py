@@ -12,13 +12,14 @@ import libvirt
 
 from agent.drivers.base import OwnedGuest
 from agent.drivers.libvirt import xml
-from common.errors import NotOurs, StaleCommand
+from common.errors import HypervisorError, NotOurs, StaleCommand
 from common.messages import GuestReport
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
 
 LOG = logging.getLogger(__name__)
 
+_ON = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED)
 # Everything that belongs to a domain goes with it; the mock driver knows the first two.
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -82,7 +83,7 @@ def write_mark(domain: Any, mark: Mark) -> None:
 
 def run(domain: Any, mark: Mark) -> None:
     state = domain.state()[0]
-    if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+    if state in _ON:
         return
     if state == libvirt.VIR_DOMAIN_PAUSED:
         domain.resume()
@@ -121,6 +122,56 @@ def _power_on(domain: Any) -> None:
         )
         domain.connect().defineXML(plain)
         domain.create()
+
+
+def pause(domain: Any) -> None:
+    """Its processors stand still; HypervisorError unless it runs."""
+    state = domain.state()[0]
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        return
+    _must_be(domain, state in _ON, "it does not run")
+    domain.suspend()
+
+
+def unpause(domain: Any) -> None:
+    """It runs; HypervisorError unless it was paused."""
+    state = domain.state()[0]
+    if state in _ON:
+        return
+    _must_be(domain, state == libvirt.VIR_DOMAIN_PAUSED, "it is not paused")
+    domain.resume()
+
+
+def save(domain: Any) -> None:
+    """Off, with its memory in libvirt's managed-save image; it will run when that is restored."""
+    if domain.isActive():
+        domain.managedSave(libvirt.VIR_DOMAIN_SAVE_RUNNING)
+    _must_be(domain, domain.hasManagedSaveImage(), "it is off and has no saved memory")
+
+
+def restore(domain: Any, mark: Mark) -> None:
+    """It runs on where it was saved; HypervisorError rather than boot it."""
+    state = domain.state()[0]
+    saved = domain.hasManagedSaveImage()
+    woken = state == libvirt.VIR_DOMAIN_PMSUSPENDED
+    _must_be(domain, saved or woken or state in _ON, "it has no saved memory")
+    if saved and state not in _ON:
+        _look_into_image(domain)
+    run(domain, mark)
+
+
+def _look_into_image(domain: Any) -> None:
+    """libvirt drops an image that it can not read, and boots the guest instead."""
+    try:
+        domain.managedSaveGetXMLDesc()
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # the mock driver
+            raise
+
+
+def _must_be(domain: Any, so: bool, otherwise: str) -> None:
+    if not so:
+        raise HypervisorError(f"guest {domain.name()}: {otherwise}", "muster vm show")
 
 
 def pull(domain: Any) -> None:

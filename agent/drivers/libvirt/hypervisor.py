@@ -170,6 +170,27 @@ class Hypervisor:
 
         self._connection.call(f"reboot {guest.seen.name}", cycle)
 
+    def pause(self, guest: OwnedGuest) -> None:
+        self._connection.call(
+            f"pause {guest.seen.name}", lambda conn: domains.pause(domains.ours(conn, guest))
+        )
+
+    def unpause(self, guest: OwnedGuest) -> None:
+        self._connection.call(
+            f"unpause {guest.seen.name}", lambda conn: domains.unpause(domains.ours(conn, guest))
+        )
+
+    def suspend(self, guest: OwnedGuest) -> None:
+        self._connection.call(
+            f"suspend {guest.seen.name}", lambda conn: domains.save(domains.ours(conn, guest))
+        )
+
+    def resume(self, guest: OwnedGuest) -> None:
+        self._connection.call(
+            f"resume {guest.seen.name}",
+            lambda conn: domains.restore(domains.ours(conn, guest), guest.mark),
+        )
+
     def destroy(self, guest: OwnedGuest) -> None:
         known: set[str] = set()
 

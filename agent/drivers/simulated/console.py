@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         ("stop", "power a guest off", _halt(PowerState.SHUTOFF)),
         ("crash", "make a guest crash", _halt(PowerState.CRASHED)),
         ("pause", "freeze a guest", _pause),
+        ("suspend", "save a guest's memory and power it off", _halt(PowerState.SUSPENDED)),
         ("destroy", "remove a guest", lambda store, guest: store.remove(guest.uuid)),
     ):
         one = verbs.add_parser(verb, help=help_text)

@@ -24,7 +24,13 @@ from common.runtime import Runtime
 from common.states import PowerState
 
 UP = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name, PowerState.PAUSED.name})
-CHANGING = frozenset({"create", "remark", "start", "stop", "reboot", "destroy"})
+CHANGING = frozenset(
+    {"create", "remark", "start", "stop", "reboot", "pause", "unpause"}
+    | {"suspend", "resume", "destroy"}
+)
+_ON = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name})
+_PAUSED = frozenset({PowerState.PAUSED.name})
+_SUSPENDED = frozenset({PowerState.SUSPENDED.name})
 
 
 def create(host: str, settings: Settings, runtime: Runtime) -> Driver:
@@ -172,6 +178,32 @@ class SimulatedDriver:
             found.power_state = PowerState.RUNNING.name
             self._store.write(found)
             self._note("reboot", found)
+
+    def pause(self, guest: OwnedGuest) -> None:
+        self._turn("pause", guest, _ON, PowerState.PAUSED)
+
+    def unpause(self, guest: OwnedGuest) -> None:
+        self._turn("unpause", guest, _PAUSED, PowerState.RUNNING)
+
+    def suspend(self, guest: OwnedGuest) -> None:
+        self._turn("suspend", guest, UP, PowerState.SUSPENDED)
+
+    def resume(self, guest: OwnedGuest) -> None:
+        self._turn("resume", guest, _SUSPENDED, PowerState.RUNNING)
+
+    def _turn(self, verb: str, guest: OwnedGuest, sources: frozenset[str], to: PowerState) -> None:
+        with self._fault(verb), self._ours(guest) as found:
+            if found.power_state == to.name:
+                return
+            if found.power_state not in sources:
+                raise HypervisorError(f"guest {found.name} is {found.power_state}", f"no {verb}")
+            if to.name not in UP:
+                found.domain_id = None
+            elif found.power_state not in UP:
+                found.domain_id = self._store.next_domain_id()
+            found.power_state = to.name
+            self._store.write(found)
+            self._note(verb, found)
 
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:
