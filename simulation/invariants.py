@@ -36,6 +36,8 @@ from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
 _OFF = (PowerState.SHUTOFF, PowerState.CRASHED)
+# Off, its memory saved or not.
+_STILL = (PowerState.SHUTOFF, PowerState.SUSPENDED)
 HELD = (VmState.PAUSED, VmState.SUSPENDED)
 HALTED = (VmState.SHUTOFF, *HELD)
 TURNS = ("pause", "unpause", "suspend", "resume")
@@ -164,7 +166,7 @@ class Invariants:
 
     def _lies_still(self, guest: SimGuest) -> bool:
         """It was switched off with its host, which was fenced, and nobody has started it since."""
-        return guest.uuid in self._operators.cut_off and guest.power_state is PowerState.SHUTOFF
+        return guest.uuid in self._operators.cut_off and guest.power_state in _STILL
 
     def _nobody_can_know(self, instance: str) -> bool:
         """A guest of a restored database's VM, of which no host has reported since.

@@ -20,7 +20,13 @@ OPTIONS = [
         help="Bring the schema up to date when a manager starts. Unset: yes on SQLite, no"
         " elsewhere (use `muster db upgrade`).",
     ),
-    cfg.IntOpt("pool_size", default=10, min=1, max=200, help="Connections a manager keeps open."),
+    cfg.IntOpt(
+        "pool_size",
+        default=10,
+        min=1,
+        max=200,
+        help="A manager opens up to twice so many connections, as it needs them, and keeps them.",
+    ),
 ]
 
 

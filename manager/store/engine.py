@@ -436,8 +436,9 @@ def _engine(settings: Database) -> Engine:
         )
     engine = sa.create_engine(
         url,
-        pool_size=settings.pool_size,
-        max_overflow=settings.pool_size,
+        # None is closed after its first use: opening one costs more than several transactions.
+        pool_size=2 * settings.pool_size,
+        max_overflow=0,
         pool_pre_ping=False,
         pool_recycle=300,
         paramstyle="numeric_dollar",  # as the cursor wants it
