@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.journal import Journal
+from simulation.journals import SimJournal
 
 
 def apply(swap: Any) -> None:
-    good = Journal._open
+    good = SimJournal._open
 
-    def forget(self: Journal) -> Any:
+    def forget(self: SimJournal) -> Any:
         db = good(self)
         for table in ("commands", "floors", "answers"):
             db.execute(f"DELETE FROM {table}")  # noqa: S608 - one of three words
         return db
 
-    swap(Journal, "_open", forget)
+    swap(SimJournal, "_open", forget)
