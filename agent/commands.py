@@ -84,7 +84,13 @@ class Commands:
             if len(self._running) > len(self._ended):
                 self._runtime.sleep(GATHER_S)
             try:
-                self._write_down_ended()
+                try:
+                    self._write_down_ended()
+                except JournalUnavailable:
+                    raise
+                except Exception:
+                    LOG.exception("results that ended together are written one by one")
+                    self._write_down_each()
             except JournalUnavailable as exc:
                 LOG.error("tried again in %g s: %s", JOURNAL_PAUSE_S, exc)
                 self._runtime.sleep(JOURNAL_PAUSE_S)
@@ -319,6 +325,23 @@ class Commands:
             more = bool(self._running)
         self._answers.wake(more=more)
 
+    def _write_down_each(self) -> None:
+        """One that can not be written must not keep the others, nor this agent, from going on."""
+        with self._lock:
+            while self._ended:
+                result = self._ended[0]
+                try:
+                    self._journal.finish(result)
+                except JournalUnavailable:
+                    raise
+                except Exception:
+                    LOG.exception("the result of %s can not be written", result.command)
+                    self._journal.finish(_unwritable(result))
+                self._ended.popleft()
+                self._over(result.command, result.instance)
+        self._answers.wake()
+        self._pump()
+
     def _over(self, command: str, instance: str) -> None:
         self._steps.pop(command, None)
         self._running.discard(instance)
@@ -335,6 +358,18 @@ class Commands:
                     raise Stopped from None
                 LOG.error("tried again in %g s: %s", JOURNAL_PAUSE_S, exc)
                 self._runtime.sleep(JOURNAL_PAUSE_S)
+
+
+def _unwritable(result: m.Result) -> m.Result:
+    """What can be told of a result that can not."""
+    return msgspec.structs.replace(
+        result,
+        outcome=m.Outcome.FAILED,
+        error_code="INTERNAL_ERROR",
+        error=f"it {result.outcome}, and its result could not be written: see its agent's log",
+        look=None,
+        phases=(),
+    )
 
 
 def _mode(state: State, wanted: bool) -> Mode:

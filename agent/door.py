@@ -142,7 +142,7 @@ class Door:
 
         def take() -> None:
             try:
-                if self._follows([command]):
+                if self._following([command]):
                     self._commands.take(command)
             except IdReused as exc:
                 # Here, and not where casts are judged: it may have been held for a welcome.
@@ -167,8 +167,7 @@ class Door:
             self._in_session(session, functools.partial(self._take_all, commands))
 
     def _take_all(self, commands: list[m.Command]) -> None:
-        if not self._follows(commands):
-            return
+        commands = self._following(commands)
         for command, error in zip(commands, self._commands.take_all(commands), strict=True):
             if isinstance(error, IdReused):
                 self._refuse(error, command.kind.value, {"command": m.builtins(command)})
@@ -191,19 +190,22 @@ class Door:
             raise WrongHost(f"host {command.host}, this is {self._identity.host}", "")
         return command, known
 
-    def _follows(self, commands: list[m.Command]) -> bool:
-        """Every command carries the mark of the managers' store; False when that went back.
+    def _following(self, commands: list[m.Command]) -> list[m.Command]:
+        """Those that carry a mark of the managers' store which did not go back.
 
-        It is dropped then. A canary asks for a hello as well: what else is late may be the word of
-        a manager that was stopped meanwhile.
+        The others are dropped. A canary asks for a hello as well: what else is late may be the
+        word of a manager that was stopped meanwhile.
         """
-        for timeline, mark in {(c.store_timeline, c.store_mark) for c in commands}:
-            if timeline is not None and not self._journal.follow(timeline, mark):
-                self.dropped += len(commands)
-                if any(c.kind is m.CommandKind.NOOP for c in commands):
-                    self._hello("the managers' database is older than we know it")
-                return False
-        return True
+        good = []
+        for command in commands:
+            timeline, mark = command.store_timeline, command.store_mark
+            if timeline is None or self._journal.follow(timeline, mark):
+                good.append(command)
+                continue
+            self.dropped += 1
+            if command.kind is m.CommandKind.NOOP:
+                self._hello("the managers' database is older than we know it")
+        return good
 
     def _in_session(self, session: int, act: Callable[[], None]) -> None:
         with self._lock:

@@ -415,27 +415,29 @@ class Journal:
             )
             db.executemany(RAISE_FLOOR, [(f.instance, f.generation) for f in welcome.floors])
 
-        self._write(act)
-        self._store = (welcome.store_timeline, welcome.store_mark, self._runtime.monotonic())
+        with self._lock:
+            self._write(act)
+            self._store = (welcome.store_timeline, welcome.store_mark, self._runtime.monotonic())
 
     def follow(self, timeline: str, mark: int) -> bool:
         """Keep how far the managers' store is; False when it is older than we know, or another.
 
         For a moment after it has risen, what was cast just before may still come in.
         """
-        known = self._store
-        if known is None:
-            meta = self.meta()
-            known = (meta.store_timeline or timeline, meta.store_mark, -OVERTAKEN_S)
-        now = self._runtime.monotonic()
-        least = known[1] - (now - known[2] < OVERTAKEN_S)
-        if known[0] != timeline or mark < least:
-            return False
-        if mark > known[1]:
-            self._write(lambda db: db.execute(KEEP, ("store_mark", str(mark))))
-            known = (timeline, mark, now)
-        self._store = known
-        return True
+        with self._lock:
+            known = self._store
+            if known is None:
+                meta = self.meta()
+                known = (meta.store_timeline or timeline, meta.store_mark, -OVERTAKEN_S)
+            now = self._runtime.monotonic()
+            least = known[1] - (now - known[2] < OVERTAKEN_S)
+            if known[0] != timeline or mark < least:
+                return False
+            if mark > known[1]:
+                self._write(lambda db: db.execute(KEEP, ("store_mark", str(mark))))
+                known = (timeline, mark, now)
+            self._store = known
+            return True
 
     def floors(self) -> tuple[m.FloorEntry, ...]:
         """Every floor, for managers that have forgotten what they gave out."""

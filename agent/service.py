@@ -64,7 +64,6 @@ class Agent:
     ) -> None:
         if not settings.agent.state_dir:
             raise BadConfig("[agent] state_dir is not set", "name a folder for the journal")
-        messages.prepare()
         conf, interval_s = settings.agent, settings.default.report_interval
         identity = Identity(
             fleet=settings.default.fleet_id,
@@ -77,6 +76,7 @@ class Agent:
         self._runtime = runtime
         self._bus = bus
         self._driver = driver if driver is not None else load_driver(settings, runtime)
+        messages.prepare()  # the driver's structs as well, and before there are threads
         self._handle: Handle | None = None
         self._journal = journal if journal is not None else Journal(conf.state_dir, runtime)
         calls = Calls(runtime, conf.call_timeout, 2 * conf.max_parallel + 2)

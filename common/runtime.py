@@ -234,7 +234,10 @@ class _Watch:
                 if call.deadline > now:
                     soonest = min(soonest, call.deadline)
                 elif self.end(call):
-                    call.late()
+                    try:
+                        call.late()
+                    except Exception:
+                        LOG.exception("nobody goes on with a call that is late")
             self._next = soonest
             self._runtime.wait(self._bell, soonest - now)
 

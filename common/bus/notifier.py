@@ -30,12 +30,12 @@ class Notifier:
 
     def take(self, notices: Iterable[Notice]) -> bool:
         """Remember what a transaction that has been committed tells; True for anything."""
-        before = len(self._waiting)
-        self._waiting.extend(notices)
+        told = list(notices)
+        self._waiting.extend(told)
         while len(self._waiting) > WAITING:
             lost = self._waiting.popleft()
             LOG.warning("nobody is told of %s: %d notices wait", lost.event, WAITING)
-        return len(self._waiting) > before
+        return bool(told)
 
     def turn(self) -> None:
         """Send all that waits. One that is being sent is not sent again, whatever becomes of it."""

@@ -140,6 +140,9 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
     vm = tx.find(Instance, job.instance) if job.instance else None
     if held is None or held.state not in jobs.OPEN or vm is None:
         return
+    if not vm.live:
+        _is_gone(tx, held)
+        return
     job, waiting, frozen = held, [], False
     for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
@@ -161,7 +164,9 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
         _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
     else:
         soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
-        tx.swap(job, waiting_for="; ".join(waiting), check_at=soon)
+        job = tx.swap(job, waiting_for="; ".join(waiting), check_at=soon)
+        if frozen:  # its time does not run
+            tx.swap(job, deadline_at=tx.now + dt.timedelta(seconds=cfg.manager.delete_timeout))
 
 
 def command_ended(
@@ -331,12 +336,27 @@ def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
 
 def _finish(tx: Tx, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
     text = "; ".join(s.detail for s in job.steps) or "it was on no host"
-    _forget(tx, vm, text, under_way)
+    _forget(tx, vm, text, job, under_way)
     jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
 
 
-def _forget(tx: Tx, vm: Instance, text: str, under_way: list[Job] | None = None) -> None:
-    """Remove the record: DELETED, off its host, and what nothing holds back is given back."""
+def _is_gone(tx: Tx, job: Job) -> None:
+    """A delete of what was deleted meanwhile has what it wanted."""
+    job = jobs.end_steps(tx, job, JobEvent.SUCCEED, "the VM was deleted meanwhile")
+    jobs.end(tx, job, JobEvent.SUCCEED)
+
+
+def _forget(
+    tx: Tx,
+    vm: Instance,
+    text: str,
+    by: Job | None = None,
+    under_way: list[Job] | None = None,
+) -> None:
+    """Remove the record: DELETED, off its host, and what nothing holds back is given back.
+
+    `by`: the delete that comes to its end with it, and is ended by the caller.
+    """
     stones = reap.of(tx, vm.uuid)
     proven = all(stone.state is TombstoneState.CLOSED for stone in stones)
     changes: dict[str, Any] = {
@@ -361,13 +381,16 @@ def _forget(tx: Tx, vm: Instance, text: str, under_way: list[Job] | None = None)
     deleted_by = tx.find(Job, job) if job is not None else None
     _notify(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)
     for other in jobs.open_of(tx, vm.uuid) if under_way is None else under_way:
-        if other.uuid == job:
+        if by is not None and other.uuid == by.uuid:
             continue
         for command in commands.open_of_job(tx, other.uuid):
             # Only its agent could say that a published one did not run.
             sent = command.state is not CommandState.ACCEPTED
             event = CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN
             commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
+        if other.kind == "delete":
+            _is_gone(tx, other)
+            continue
         other = jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
         jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")
 

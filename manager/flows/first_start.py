@@ -136,7 +136,9 @@ def _is_found(tx: Tx, vm: Instance) -> bool:
     """True when a guest of the VM is somewhere already, as after a database was put back."""
     doomed = {s.host for s in reap.of(tx, vm.uuid) if s.state is TombstoneState.OPEN}
     for seen in inventory.sightings(tx, vm.uuid):
-        if seen.host not in doomed and found.is_nowhere(vm):
+        if seen.host in doomed or seen.mark is None or not found.is_nowhere(vm):
+            continue
+        if not found.is_on_record(tx, vm.uuid, seen.host, seen.mark.generation):
             pair = seen.session, seen.seq
             found.take(tx, vm, seen.host, f"{seen.host} shows its guest", seen, pair)
             return True
@@ -249,7 +251,13 @@ def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -
         job = jobs.end_steps(tx, job, JobEvent.FAIL, f"{code}: {error}")
         jobs.end(tx, job, JobEvent.FAIL, code=code, error=error, unconfirmed=True)
         return
-    if reap.is_fenced(tx, host):
+    fenced = reap.is_fenced(tx, host)
+    if fenced and job.cancelling:
+        said = f"{jobs.cancelled_by(job)}; {host} is fenced"
+        _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said, left_on=host)
+        return
+    tries = len({step.host for step in job.steps if step.command is not None})
+    if fenced and vm.wishes.host is None and tries <= cfg.manager.start_retries:
         _go_on(tx, cfg, job, vm, host, f"{code}: {error}, and it is fenced", bury=True)
         return
     _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)

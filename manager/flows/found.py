@@ -10,11 +10,21 @@ from common.errors import OutcomeUnknown
 from common.messages import GuestReport
 from common.states import CommandEvent, CommandState, JobEvent, PowerState, TaskState, VmState
 from manager.flows import commands, jobs, placing
+from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.sightings import Sighting
+from manager.store.statements import Query, ask
 
+C = CommandRow.__table__.c
+SENT = Query(
+    CommandRow,
+    C.instance == ask("instance"),
+    C.host == ask("host"),
+    C.generation >= ask("generation"),
+    limit=1,
+)
 STATES = {
     PowerState.RUNNING: VmState.ACTIVE,
     PowerState.BLOCKED: VmState.ACTIVE,
@@ -29,6 +39,14 @@ STATES = {
 def is_nowhere(vm: Instance) -> bool:
     """True for a VM that holds what a guest needs and is on no host: none that was given up."""
     return vm.live and vm.reserved and vm.host is None and vm.task_state is not TaskState.DELETING
+
+
+def is_on_record(tx: Tx, instance: str, host: str, generation: int) -> bool:
+    """True when a command is known that may have made a guest of this generation there.
+
+    What is seen of it then is late, or about to be undone.
+    """
+    return tx.ask_first(SENT, instance=instance, host=host, generation=generation) is not None
 
 
 def take(

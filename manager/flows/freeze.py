@@ -35,10 +35,10 @@ def told(frozen: Freeze) -> str:
 
 def holds_back(tx: Tx, row: CommandRow) -> bool:
     """True for a command that nobody waits for and that must not be sent now."""
-    if row.kind != CommandKind.TERMINATE_INSTANCE:
+    if row.kind not in (CommandKind.TERMINATE_INSTANCE, CommandKind.STOP_VM):
         return False
     job = tx.find(Job, row.job) if row.job is not None else None
-    wanted = job is not None and job.state in jobs.OPEN
+    wanted = job is not None and job.state in jobs.OPEN and "by" not in job.request
     return not wanted and why(tx) != ""
 
 

@@ -83,7 +83,7 @@ def fence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> Host:
     """Nothing runs on this host, by an operator's word: DOWN, and identities are given back."""
     named(tx, name)
     host = tx.lock(Host, name)
-    if host is not None and not host.fenced:
+    if host is not None and (not host.fenced or host.session_open):
         tx.event("host.fenced", name, operator, reason)
         # Whoever says hello after this is alive: see `reap.is_fenced`.
         host = canary.forget(tx, host)

@@ -152,7 +152,9 @@ def see(
         for mac in guest.macs:
             addresses.hold_mac(tx, instance, mac, host)
     elif kind is GuestKind.MANAGED and vm is not None:
-        if found.is_nowhere(vm):
+        if found.is_nowhere(vm) and guest.mark is not None:
+            if found.is_on_record(tx, vm.uuid, host, guest.mark.generation):
+                return
             vm = found.take(tx, vm, host, f"{host} shows its guest", guest, pair)
         power.report(tx, cfg, host, vm, guest, pair, whole=whole)
 

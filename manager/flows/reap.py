@@ -19,6 +19,7 @@ from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
+from manager.store.rollbacks import Rollback
 from manager.store.statements import Query, Removal, ask
 from manager.store.tombstones import Tombstone
 from manager.store.volumes import Volume
@@ -209,4 +210,6 @@ def is_fenced(tx: Tx, name: str) -> bool:
     Fencing ends the session; whoever says hello after it is alive, and so may be its guests.
     """
     host = tx.find(Host, name)
-    return host is not None and host.fenced and not host.session_open
+    if host is None or not host.fenced or host.session_open or host.clash:
+        return False
+    return tx.find(Rollback, name) is None  # that one speaks, and is given no session

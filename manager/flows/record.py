@@ -25,7 +25,7 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
     text = f"{vm.vm_state} -> {wanted}"
     if on_host:
         text += f"; {vm.host} last said {vm.power_state.name}"
-    changes: dict[str, Any] = {"vm_state": wanted}
+    changes: dict[str, Any] = {"vm_state": wanted, "paused_since": None}
     if not vm.deletion_owed:
         said = f"set by {wish.operator}: {wish.reason}"
         changes["error"] = said if wanted is VmState.ERROR else ""

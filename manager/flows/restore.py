@@ -19,7 +19,6 @@ from common.messages import FloorEntry, Hello
 from common.states import TaskState, TombstoneState
 from manager.flows import found, jobs
 from manager.store import timeline
-from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.events import Meta
 from manager.store.hosts import Host
@@ -31,7 +30,6 @@ from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 F = AgentFloor.__table__.c
-C = CommandRow.__table__.c
 J = Job.__table__.c
 R = Rollback.__table__.c
 AHEAD = Query(Rollback, R.timeline == ask("timeline"))
@@ -204,13 +202,7 @@ def _find(tx: Tx, floor: AgentFloor) -> None:
     vm = tx.find(Instance, floor.instance)
     if vm is None or not vm.live or vm.task_state is not TaskState.SPAWNING:
         return
-    on_record = tx.first(
-        CommandRow,
-        C.instance == floor.instance,
-        C.host == floor.host,
-        C.generation >= floor.generation,
-    )
-    if on_record is None:
+    if not found.is_on_record(tx, vm.uuid, floor.host, floor.generation):
         found.take(tx, vm, floor.host, f"the agent of {floor.host} knows a later command of it")
 
 

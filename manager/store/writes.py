@@ -110,7 +110,7 @@ def _check(sort: Sort, rows: Sequence[Any], changed: int) -> None:
         raise Conflict(f"{sort.kind.__name__} was changed by another manager")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=500)
 def _statement(parts: tuple[tuple[Sort, bool], ...]) -> Any:
     """One statement for rows of these sorts, each a single one or several.
 

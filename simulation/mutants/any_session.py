@@ -10,4 +10,4 @@ from agent.door import Door
 def apply(swap: Any) -> None:
     # Either alone keeps out most of what is late.
     swap(Door, "_in_session", lambda _self, _session, act: act())
-    swap(Door, "_follows", lambda _self, _commands: True)
+    swap(Door, "_following", lambda _self, commands: commands)

@@ -126,6 +126,28 @@ def test_a_command_that_comes_again_before_its_end_gets_its_receipt_again(rig: R
     assert rig.order() == ["c-1"]
 
 
+def test_a_result_that_can_not_be_written_keeps_no_other_from_being_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = rig.journal.finish
+
+    def finish(*results: m.Result) -> None:
+        if any(r.command == "bad" and r.error_code is None for r in results):
+            raise UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")
+        good(*results)
+
+    monkeypatch.setattr(rig.journal, "finish", finish)
+    rig.gate.clear()
+    for n, command in enumerate(("one", "bad", "two")):
+        rig.take(command, f"i-{n}", 1)
+    rig.gate.set()
+    wait_until(lambda: len(rig.ended()) == 3)
+    assert rig.ended()["bad"].error_code == "INTERNAL_ERROR"
+    assert {rig.ended()[c].outcome for c in ("one", "two")} == {m.Outcome.SUCCEEDED}
+    rig.take("next", "i-1", 2)
+    wait_until(lambda: "next" in rig.ended())
+
+
 def test_what_is_received_rings_only_when_it_brings_an_answer(rig: Rig) -> None:
     rig.gate.clear()
     rig.take("c-1", "i-1", 1)

@@ -99,7 +99,8 @@ def test_a_create_without_a_needed_field_names_it(field: str) -> None:
 @pytest.mark.parametrize("kind", sorted({k.__name__ for k, _ in METHODS.values()}))
 def test_a_field_nobody_knows_is_refused_by_name(kind: str) -> None:
     base = {"job": JOB, "vm": "x", "host": "h", "name": "web-1", "vcpus": 1, "memory_mib": 64}
-    base |= {"reason": "a test", "kind": "zone", "objects": {}, "fields": {}}
+    base |= {"reason": "a test", "kind": "zone", "objects": {}, "fields": {}, "tombstone": JOB}
+    base |= {"on": True, "protected": True, "vm_state": "SHUTOFF"}
     struct = next(k for k, _ in METHODS.values() if k.__name__ == kind)
     kwargs = {k: v for k, v in base.items() if k in struct.__struct_fields__}
     ask.parse(struct, kwargs)
