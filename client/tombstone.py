@@ -20,7 +20,7 @@ from common.states import TombstoneState
 
 
 class List(ListCommand):
-    """List the open tombstones"""
+    """List the tombstones, open and closed"""
 
     method = "tombstone_list"
     key = "tombstones"
@@ -38,18 +38,16 @@ class List(ListCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        which = parser.add_mutually_exclusive_group()
-        which.add_argument("--all", action="store_true", help="those that are closed, too")
-        which.add_argument(
+        parser.add_argument(
             "--state",
             metavar="STATE",
             type=usage.one_of("state", TombstoneState),
-            help="OPEN (as without this option) or CLOSED",
+            help="only those that are OPEN or CLOSED",
         )
         return parser
 
     def filters(self, args: argparse.Namespace) -> Answer:
-        return {"state": None if args.all else args.state or str(TombstoneState.OPEN)}
+        return {"state": args.state}
 
 
 class Show(ShowCommand):

@@ -261,7 +261,7 @@ class Story:
         return {a["hypervisor_uuid"] for a in self._ask("alien", "list")}
 
     def _tombstones(self) -> dict[str, Any]:
-        return {t["name"]: t for t in self._ask("tombstone", "list", "--all")}
+        return {t["name"]: t for t in self._ask("tombstone", "list")}
 
     def _guest_of(self, name: str) -> GuestReport:
         guests = self._fleet.console(self._vm(name)["host"]).guests().values()

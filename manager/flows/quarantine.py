@@ -24,7 +24,7 @@ def named(tx: Tx, uuid: str) -> Tombstone:
     """The tombstone, or NotFound."""
     stone = tx.ask_first(BY_UUID, uuid=uuid.lower())
     if stone is None:
-        raise NotFound(f"no tombstone {uuid}", "muster tombstone list --all shows all")
+        raise NotFound(f"no tombstone {uuid}", "muster tombstone list shows all")
     return stone
 
 

@@ -134,7 +134,7 @@ class Stage:
         return found
 
     def tombstone(self, name: str) -> dict[str, Any]:
-        stones = self.ask("tombstone", "list", "--all")
+        stones = self.ask("tombstone", "list")
         return next((t for t in stones if t["name"] == name), {})
 
     def findings(self, code: str) -> list[dict[str, Any]]:

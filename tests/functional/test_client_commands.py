@@ -195,8 +195,7 @@ def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
             "host_history",
             {"host": "h1", "since": "2026-11-20T12:00:00Z", "limit": 1000},
         ),
-        ("tombstone list", "tombstone_list", {"state": "OPEN"}),
-        ("tombstone list --all", "tombstone_list", {"state": None}),
+        ("tombstone list", "tombstone_list", {"state": None}),
         ("tombstone list --state closed", "tombstone_list", {"state": "CLOSED"}),
         ("address list", "address_list", {"network": None, "vm": None}),
         (
