@@ -87,6 +87,8 @@ class Invariants:
         self._accepted_at: dict[str, dt.datetime] = {}
         self._well_since: dict[str, tuple[object, float]] = {}
         self._idle_since: dict[str, float] = {}
+        # Since when a manager has been there that takes what it is told.
+        self._heard_since = 0.0
         fleet.database.watches.told = self._hear
         fleet.told = self._hear
         self._look_at_hosts()
@@ -319,7 +321,8 @@ class Invariants:
 
     def _accepted(self, host: str) -> None:
         self._accepted_at[host] = self._fleet.world.now()
-        if self._fleet.world.now_s - self._well_since[host][1] < FLOORS_S:
+        could_tell_since = max(self._well_since[host][1], self._heard_since)
+        if self._fleet.world.now_s - could_tell_since < FLOORS_S:
             self._ahead_of_us.discard(host)  # an operator was faster than its agent
 
     def _received(self, command: str) -> None:
@@ -369,8 +372,14 @@ class Invariants:
             raise Broken(f"{host} was called DOWN and has been well for {well_s:.0f} s")
 
     def _look_at_hosts(self) -> None:
-        """Since when nothing is wrong with each host itself."""
+        """Since when nothing is wrong with each host itself, and since when they are heard."""
         now, chaos = self._fleet.world.now_s, self._fleet.chaos
+        hearing = any(
+            m.alive and m.runtime is not None and not (m.runtime.frozen or m.bus.inner.cut)
+            for m in self._fleet.managers
+        )
+        if not hearing or chaos.database_away or chaos.commit_failure or not self._fleet.broker.up:
+            self._heard_since = now
         for name, agent in self._fleet.agents.items():
             runtime, hv = agent.runtime, agent.hypervisor
             well = (

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.bus.base import ANY_MANAGER
 from common.errors import BrokerUnavailable, MusterError, NoManager
+from manager.store import freezing
 from manager.store.rollbacks import Rollback
 from simulation.fleet import SimFleet
 from simulation.nouns import VM_MIB, Nouns
@@ -173,6 +174,12 @@ class Operators:
         self.freezes -= 1
         while self.ask("unfreeze", asked) is None:
             self._fleet.operator.sleep(TRY_AFTER_S)
+
+    def see_what_is_frozen(self) -> None:
+        """A freeze that was carried out after its own unfreeze is told by every listing."""
+        if not self.freezes and self._fleet.read(freezing.current) is not None:
+            asked = {"operator": "op", "reason": "it came late"}
+            self._fleet.operator.spawn("unfreeze", lambda: self.ask("unfreeze", asked))
 
     def _switch_on(self, host: str) -> None:
         agent = self._fleet.agents[host]

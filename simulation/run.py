@@ -62,7 +62,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
             fleet.run(FAULTS_END_S)
             faults.end()
             fleet.tell("the faults are over")
-            _converge(fleet, invariants, patience_s)
+            _converge(fleet, operators, invariants, patience_s)
         except Broken as exc:
             outcome.broken, outcome.about = str(exc), exc.about
         except Exception as exc:  # noqa: BLE001 - a loop of ours that ends by an error is a defect
@@ -78,12 +78,15 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     return outcome
 
 
-def _converge(fleet: SimFleet, invariants: Invariants, patience_s: float) -> None:
+def _converge(
+    fleet: SimFleet, operators: Operators, invariants: Invariants, patience_s: float
+) -> None:
     deadline = fleet.world.now_s + patience_s
     while True:
         fleet.run(LOOK_EVERY_S)
         for process in fleet.processes:
             process.start()  # what died by chance at the very end
+        operators.see_what_is_frozen()
         problems = invariants.problems()
         if not problems:
             return

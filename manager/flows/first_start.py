@@ -200,9 +200,11 @@ def command_ended(
     unseen = command.state is CommandState.NOT_RUN and command.published_at is not None
     bury = decision.hold or unseen
     left_on = command.host if bury else None
-    if decision.next is rule.Next.NEXT_HOST:
+    # Meanwhile a host that was left for being fenced may have been unfenced: it answers first.
+    again = decision.next is rule.Next.SAME_HOST_AGAIN and not _unclean(tx, vm.uuid)
+    if decision.next in (rule.Next.NEXT_HOST, rule.Next.SAME_HOST_AGAIN) and not again:
         _go_on(tx, cfg, job, vm, command.host, _told(command), bury=bury)
-    elif decision.next is rule.Next.SAME_HOST_AGAIN:
+    elif again:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, _told(command))
         vm = tx.swap(vm, generation=vm.generation + 1)
         _cast(tx, cfg, job, vm, command.host)
