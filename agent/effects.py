@@ -74,6 +74,13 @@ class PowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
 
+class ShelveSpec(PowerSpec, frozen=True, kw_only=True):
+    """The spec of shelve_vm: `guest` tells which of its disks are new, and where they are."""
+
+    guest: m.GuestSpec
+    snapshot: m.SnapshotFiles
+
+
 @dataclass(frozen=True)
 class _Turn:
     """A driver's verb without arguments: from which power states, and where it is done already."""
@@ -181,6 +188,8 @@ class _Attempt:
             yield from self._stop()
         elif kind is m.CommandKind.REBOOT_VM:
             yield from self._reboot()
+        elif kind is m.CommandKind.SHELVE_VM:
+            yield from self._shelve()
         else:
             yield from self._turn(_TURNS[kind])
 
@@ -303,6 +312,25 @@ class _Attempt:
 
     def _reboot_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.reboot(guest, force=force, timeout_s=timeout_s)
+
+    def _shelve(self) -> Steps[None]:
+        """Off, then all of its disks copied, also those that an earlier try had copied.
+
+        Nobody knows whether the guest was used between two tries.
+        """
+        spec = m.convert(self._command.spec, ShelveSpec)
+        guest = yield from self._remark((yield from self._find()))
+        if guest.seen.power_state not in HALTED:
+            self.phases.begin("stop")
+            polite_s = self._polite(spec)
+            yield from self._effect("stop", self._stop_call, guest, spec.force, polite_s)
+        doing = self.phases.begin
+        snapshot = self._driver.snapshot
+        yield from self._effect("snapshot", snapshot, guest, spec.guest, spec.snapshot, doing)
+        if not (yield from self._is_now(guest, HALTED)):
+            raise HypervisorError(
+                "the guest was started while its disks were copied", "who else uses it?"
+            )
 
     def _turn(self, turn: _Turn) -> Steps[None]:
         """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""

@@ -61,6 +61,7 @@ class CommandKind(enum.StrEnum):
     UNPAUSE_VM = "unpause_vm"
     SUSPEND_VM = "suspend_vm"
     RESUME_VM = "resume_vm"
+    SHELVE_VM = "shelve_vm"
     TERMINATE_INSTANCE = "terminate_instance"
     NOOP = "noop"
 
@@ -81,12 +82,21 @@ class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     format: TemplateFormat
 
 
+class SnapshotDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """Disk `n` of a snapshot; `folder` as in SnapshotFiles."""
+
+    instance: Id
+    snapshot: Id
+    n: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    folder: Folder | None = None
+
+
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
 
     `source`: what a new disk begins as, an overlay on it or with `copy` a full copy; an ISO is
-    attached as it is, to be read only. `folder`: where the images of its pool are; None, where the
-    agent keeps those of its guests.
+    attached as it is, to be read only. `snapshot`: what it begins as instead, a copy of it.
+    `folder`: where the images of its pool are; None, where the agent keeps those of its guests.
     """
 
     size_gib: SizeGib | None = None
@@ -94,6 +104,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: ImageSource | None = None
     copy: bool = False
     folder: Folder | None = None
+    snapshot: SnapshotDisk | None = None
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +150,19 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     ssh_keys: tuple[str, ...] = ()
     user_data: UserData | None = None
+
+
+class SnapshotFiles(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
+    """The images that a guest's new disks were copied to, one each.
+
+    `folder`: that of a pool which keeps snapshots; None: the agent's own. `beside_guest`: they may
+    go only while a guest of the instance is there, for they may be all that is left of its disks.
+    """
+
+    instance: Id
+    snapshot: Id
+    folder: Folder | None = None
+    beside_guest: bool = False
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

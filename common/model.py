@@ -261,9 +261,10 @@ class Pool(Noun, frozen=True, kw_only=True):
     capacity_gib: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
     overprovisioning: Ratio = 1.0
     tags: tuple[Tag, ...] = ()
+    snapshots: bool = False
     enabled: bool = True
 
-    checks = ("_place",)
+    checks = ("_place", "_shared")
 
     def _place(self) -> Iterator[Problem]:
         for scope in PoolScope:
@@ -271,6 +272,11 @@ class Pool(Noun, frozen=True, kw_only=True):
             if given is not (scope is self.scope):
                 said = "not possible" if given else "missing"
                 yield scope.value, f"{said} with scope {self.scope}", f"name the {self.scope} alone"
+
+    def _shared(self) -> Iterator[Problem]:
+        if self.snapshots and self.scope is PoolScope.HOST:
+            said = "a host keeps the snapshots of its own VMs without a pool"
+            yield "snapshots", said, "in a pool of a cluster or zone"
 
 
 class Offering(Noun, frozen=True, kw_only=True):

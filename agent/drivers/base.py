@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Capacity, GuestReport, GuestSpec, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -75,7 +75,8 @@ class Driver(Protocol):
 
         Takes another name when a guest of that name exists. HypervisorError when that uuid
         exists already, BadRequest for a spec that no host could make a guest from, TemplateInvalid
-        for a template that is not what it should be. Leaves nothing behind when it fails.
+        for a template that is not what it should be. Disks of a snapshot are copied from it, which
+        stays. Leaves nothing behind when it fails.
         """
 
     def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:
@@ -104,6 +105,15 @@ class Driver(Protocol):
 
     def resume(self, guest: OwnedGuest) -> None:
         """Running afterwards where it was saved; HypervisorError unless it was. Never boots it."""
+
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        """Each disk that `create` made for it is kept as a flat image apart from it afterwards.
+
+        Over what an earlier try has left. HypervisorError unless the guest is off, and for disks
+        that can not be copied. Its phase is "snapshot".
+        """
 
     def destroy(self, guest: OwnedGuest) -> None:
         """Guest and the disks that `create` made for it are gone afterwards."""

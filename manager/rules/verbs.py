@@ -93,6 +93,22 @@ VERBS = {
             already=frozenset({VmState.ACTIVE}),
             moves_memory=True,
         ),
+        Verb(
+            "shelve",
+            frozenset({VmState.ACTIVE, VmState.SHUTOFF}),
+            TaskState.SHELVING,
+            VmState.SHELVED,
+            CommandKind.SHELVE_VM,
+            already=frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED}),
+        ),
+        Verb(
+            "unshelve",
+            frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED}),
+            TaskState.UNSHELVING,
+            VmState.ACTIVE,
+            CommandKind.START_VM,
+            already=frozenset({VmState.ACTIVE}),
+        ),
     )
 }
 

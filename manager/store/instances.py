@@ -46,6 +46,23 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[DiskWish, ...] = ()
 
 
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shelved VM's disks were copied to. `taken_at` None: not whole, or not known to be.
+
+    `pool`, at `folder`; without one it is on its `host` alone, and without either there is nothing
+    to copy. Guests up to `generation` are from before it; `overtaken`: one of them has run since.
+    """
+
+    id: str
+    folder: str | None = None
+    pool: str | None = None
+    host: str | None = None
+    taken_at: dt.datetime | None = None
+    size_gib: int = 0
+    generation: int = 0
+    overtaken: bool = False
+
+
 @table("instances", "uuid", index=(("host",), ("name",), ("vm_state",), ("project",)))
 class Instance(Row, frozen=True, kw_only=True):
     """One VM. (power_session, power_seq) is the pair of the report that power_state is from.
@@ -84,6 +101,8 @@ class Instance(Row, frozen=True, kw_only=True):
     missing_reports: int = 0
     error: str = ""
     deletion_owed: bool = False
+    snapshot: Snapshot | None = None
+    offload_at: dt.datetime | None = None
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None
     terminated_at: dt.datetime | None = None

@@ -26,7 +26,7 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Capacity, GuestReport, GuestSpec, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -190,6 +190,19 @@ class Hypervisor:
             f"resume {guest.seen.name}",
             lambda conn: domains.restore(domains.ours(conn, guest), guest.mark),
         )
+
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        def require_off(conn: Any) -> None:
+            domain = domains.ours(conn, guest)
+            if domain.isActive() or domain.hasManagedSaveImage():
+                raise HypervisorError(f"guest {guest.seen.name} is not off", "who uses it?")
+
+        # Its image files are locked by a guest that runs; before and after, nobody holds it off.
+        self._connection.call(f"look at {guest.seen.name}", require_off)
+        self._maker.keep(spec, guest.mark, files, doing)
+        self._connection.call(f"look at {guest.seen.name}", require_off)
 
     def destroy(self, guest: OwnedGuest) -> None:
         known: set[str] = set()

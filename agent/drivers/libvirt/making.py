@@ -25,7 +25,7 @@ from agent.drivers.libvirt.networks import Networks
 from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import GuestSpec
+from common.messages import GuestSpec, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -49,7 +49,7 @@ class Maker:
         instance, bearer = mark.instance, mark.bearer
         disks = self._disks.plan(instance, bearer, spec.disks)
         kernels = [s for s in (spec.kernel_source, spec.initrd_source) if s is not None]
-        if kernels or any(disk.source is not None for disk in spec.disks):
+        if kernels or any(d.source is not None and d.snapshot is None for d in spec.disks):
             doing("template")
             self._disks.fetch(spec.disks, kernels, partial(doing, "template"))
         doing("network")
@@ -98,6 +98,14 @@ class Maker:
         self._filters.remove(mark.instance, mark.bearer, names)
         folders = {folder for belongings in found for folder in belongings.folders}
         self._disks.remove(mark.instance, mark.bearer, folders)
+
+    def keep(self, spec: GuestSpec, mark: Mark, files: SnapshotFiles, doing: Doing) -> None:
+        """Copy the disks of a guest that is off into the snapshot store."""
+        self._disks.keep(mark.bearer, spec.disks, files, doing)
+
+    def drop(self, files: SnapshotFiles) -> None:
+        """Remove a snapshot from its store."""
+        self._disks.drop(files)
 
     # inside
 

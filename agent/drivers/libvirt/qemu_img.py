@@ -66,6 +66,11 @@ def convert(source: str, kind: str, path: str, alive: Callable[[], None]) -> Non
     _run("convert", "-f", kind, "-O", "qcow2", source, path, alive=alive)
 
 
+def check(path: str) -> None:
+    """HypervisorError unless a qcow2 is whole in itself."""
+    _run("check", "-q", "-f", "qcow2", path)
+
+
 def resize(path: str, size: int) -> None:
     """Grow a qcow2 to `size` bytes."""
     _run("resize", "-q", "-f", "qcow2", path, str(size))

@@ -18,7 +18,7 @@ from common.errors import (
     MusterError,
     NotOurs,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Capacity, GuestReport, GuestSpec, SnapshotFiles
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
 from common.states import PowerState
@@ -26,7 +26,7 @@ from common.states import PowerState
 UP = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name, PowerState.PAUSED.name})
 CHANGING = frozenset(
     {"create", "remark", "start", "stop", "reboot", "pause", "unpause"}
-    | {"suspend", "resume", "destroy"}
+    | {"suspend", "resume", "snapshot", "destroy"}
 )
 _ON = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name})
 _PAUSED = frozenset({PowerState.PAUSED.name})
@@ -131,6 +131,9 @@ class SimulatedDriver:
         with self._fault("create"), self._store.lock():
             if self._store.read(mark.bearer) is not None:
                 raise HypervisorError(f"guest {mark.bearer} exists already", "look at the host")
+            for disk in spec.disks:
+                if disk.snapshot is not None:
+                    self._store.require_snapshot(disk.snapshot)
             guest = Guest(
                 uuid=mark.bearer,
                 name=self._store.free_name(spec.name, mark.bearer),
@@ -204,6 +207,16 @@ class SimulatedDriver:
             found.power_state = to.name
             self._store.write(found)
             self._note(verb, found)
+
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        doing("snapshot")
+        with self._fault("snapshot"), self._ours(guest) as found:
+            if found.power_state != PowerState.SHUTOFF.name:
+                raise HypervisorError(f"guest {found.name} is {found.power_state}", "not off")
+            self._store.write_snapshot(files, spec)
+            self._note("snapshot", found)
 
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:

@@ -182,6 +182,8 @@ def upgrade() -> None:
         sa.Column("missing_reports", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("deletion_owed", sa.Boolean(), nullable=False),
+        sa.Column("snapshot", sa.Text(), nullable=True),
+        sa.Column("offload_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("terminated_at", sa.DateTime(timezone=True), nullable=True),
@@ -338,6 +340,7 @@ def upgrade() -> None:
         sa.Column("size_gib", sa.BigInteger(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("host", sa.Text(), nullable=True),
+        sa.Column("snapshot", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("instance", "n", name=op.f("pk_volumes")),
     )
     op.create_index(op.f("ix_volumes_pool"), "volumes", ["pool"], unique=False)
