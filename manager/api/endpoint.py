@@ -169,12 +169,17 @@ def _host(tx: Tx, row: Host) -> dict[str, Any]:
 
 
 def host_enable(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
-    row = hosts.set_enabled(tx, r.host, True, r.operator, r.reason)
-    return {"host": _host(tx, row), "decisions": []}
+    return _set_enabled(tx, r, enabled=True)
 
 
 def host_disable(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
-    row = hosts.set_enabled(tx, r.host, False, r.operator, r.reason)
+    return _set_enabled(tx, r, enabled=False)
+
+
+def _set_enabled(tx: Tx, r: ask.HostChange, *, enabled: bool) -> Any:
+    if r.dry_run:  # it decides nothing about the VMs that are there
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": []}
+    row = hosts.set_enabled(tx, r.host, enabled, r.operator, r.reason)
     return {"host": _host(tx, row), "decisions": []}
 
 
@@ -220,12 +225,12 @@ def host_unfence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
     return {"host": _host(tx, row), "decisions": foreseen}
 
 
-def host_delete(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
+def host_delete(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
     reason = _reason(r, "delete")
     shown = _host(tx, hosts.named(tx, r.host))
-    foreseen = msgspec.to_builtins(hosts.foresee_removal(tx, r.host))
+    foreseen = msgspec.to_builtins(hosts.foresee_removal(tx, cfg, r.host))
     if not r.dry_run:
-        hosts.remove(tx, r.host, r.operator, reason)
+        hosts.remove(tx, cfg, r.host, r.operator, reason)
     return {"host": shown, "decisions": foreseen}
 
 

@@ -26,7 +26,17 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, deploy, freeze, inventory, jobs, placing, reap, restore
+from manager.flows import (
+    commands,
+    deploy,
+    freeze,
+    inventory,
+    jobs,
+    leftovers,
+    placing,
+    reap,
+    restore,
+)
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine
@@ -159,7 +169,7 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
             waiting.append(awaited)
             frozen = frozen or decision.outcome is rule.Outcome.FROZEN
     if not waiting:
-        _finish(tx, job, tx.get(Instance, vm.uuid), under_way)
+        _finish(tx, cfg, job, tx.get(Instance, vm.uuid), under_way)
     elif job.deadline_at is not None and tx.now >= job.deadline_at and not frozen:
         _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
     else:
@@ -234,7 +244,7 @@ def settle_owed(tx: Tx, cfg: Settings) -> None:
             decision = _decide(tx, host, forced=False)
             open_places += decision.outcome is not rule.Outcome.DB_ONLY
         if not open_places:
-            _forget(tx, tx.get(Instance, vm.uuid), "the deletion that was owed is done")
+            _forget(tx, cfg, tx.get(Instance, vm.uuid), "the deletion that was owed is done")
 
 
 def _admit(
@@ -264,6 +274,7 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
     """Every host where the VM may be: its own, those that a start went to, those that show it."""
     started = tx.rows(STARTED_AT, instance=vm.uuid)
     places = {row[0] for row in started} | set(inventory.hosts_showing(tx, vm.uuid))
+    places |= leftovers.places(tx, vm)
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)
@@ -334,9 +345,9 @@ def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
             jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM is being deleted")
 
 
-def _finish(tx: Tx, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
+def _finish(tx: Tx, cfg: Settings, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
     text = "; ".join(s.detail for s in job.steps) or "it was on no host"
-    _forget(tx, vm, text, job, under_way)
+    _forget(tx, cfg, vm, text, job, under_way)
     jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
 
 
@@ -348,6 +359,7 @@ def _is_gone(tx: Tx, job: Job) -> None:
 
 def _forget(
     tx: Tx,
+    cfg: Settings,
     vm: Instance,
     text: str,
     by: Job | None = None,
@@ -376,6 +388,7 @@ def _forget(
     if vm.named:
         tx.remove(deploy.USED_BY, instance=vm.uuid)
     vm = tx.swap(vm, **changes)
+    leftovers.forget(tx, cfg, vm)
     reap.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
     deleted_by = tx.find(Job, job) if job is not None else None

@@ -187,7 +187,7 @@ def command_ended(
             code=command.error_code,
             error=command.error,
             seen=_seen(result),
-            tries=len({step.host for step in job.steps if step.command is not None}),
+            tries=_tried(job),
             limit=cfg.manager.start_retries,
             stale=_stale(job, command),
             named=vm.wishes.host is not None,
@@ -258,8 +258,7 @@ def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -
         said = f"{jobs.cancelled_by(job)}; {host} is fenced"
         _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said, left_on=host)
         return
-    tries = len({step.host for step in job.steps if step.command is not None})
-    if fenced and vm.wishes.host is None and tries <= cfg.manager.start_retries:
+    if fenced and vm.wishes.host is None and _tried(job) <= cfg.manager.start_retries:
         _go_on(tx, cfg, job, vm, host, f"{code}: {error}, and it is fenced", bury=True)
         return
     _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)
@@ -313,6 +312,11 @@ def _fail(
         error=f"{code}: {error}",
     )
     reap.release(tx, vm.uuid)
+
+
+def _tried(job: Job) -> int:
+    """How many hosts were told to make the guest."""
+    return len({step.host for step in job.steps if step.command is not None})
 
 
 def _seen(result: Result | None) -> rule.Seen:

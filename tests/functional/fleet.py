@@ -23,7 +23,7 @@ from common.conf import Settings, database, default, manager
 from common.errors import BrokerUnavailable
 from common.ownership import Mark
 from common.runtime import Runtime
-from common.states import GuestKind, PowerState
+from common.states import GuestKind, HostState, PowerState
 from manager import ticks
 from manager.api.endpoint import WISHES, Api
 from manager.flows import hello, liveness, publish, reports
@@ -527,3 +527,18 @@ class ScriptedAgent:
 
     def terminates(self) -> list[CommandRow]:
         return self.commands("terminate_instance")
+
+
+def fall_silent(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> None:
+    """Until it is DOWN, and no mass silence, for the others speak."""
+    fleet.pass_(DOWN_S + INTERVAL_S, *others)
+    assert agent.row.state is HostState.DOWN
+
+
+def db_only(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> Instance:
+    """A VM that was deleted while its host was DOWN; its guest still runs there."""
+    vm = fleet.deploy(agent)
+    agent.beat(full=True)
+    fall_silent(fleet, agent, others)
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    return vm

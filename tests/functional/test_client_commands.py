@@ -531,16 +531,16 @@ def test_a_dry_run_of_delete_lists_the_decisions(fleet: Fleet) -> None:
     assert fleet.asked[0][1]["dry_run"] is True
 
 
-@pytest.mark.parametrize("verb", ["set-down", "unset-down", "fence", "unfence", "delete"])
+VERBS = ("enable", "disable", "set-down", "unset-down", "fence", "unfence", "delete")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_of_a_host_verb_lists_the_decisions(fleet: Fleet, verb: str) -> None:
     method = f"host_{verb.replace('-', '_')}"
     fleet.answers[method] = {"host": {"name": "h1"}, "decisions": DECISIONS}
     done = fleet.muster("host", verb, "h1", "--reason", "burnt", "--dry-run", "-f", "json")
     assert done.json == DECISIONS
     assert fleet.asked[0][1]["dry_run"] is True
-
-
-VERBS = ("enable", "disable", "set-down", "unset-down", "fence", "unfence", "delete")
 
 
 @pytest.mark.parametrize("verb", VERBS)
