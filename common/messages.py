@@ -18,8 +18,10 @@ import msgspec
 from common.errors import BadMessage
 from common.model import (
     Backend,
+    CephPool,
     Folder,
     MemoryMib,
+    Monitor,
     Rule,
     Sha256,
     SizeGib,
@@ -91,12 +93,21 @@ class SnapshotDisk(msgspec.Struct, frozen=True, kw_only=True):
     folder: Folder | None = None
 
 
+class RbdTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in a pool of Ceph; `monitors` (host:port) say in which cluster."""
+
+    pool: CephPool
+    image: Name
+    monitors: tuple[Monitor, ...]
+
+
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
 
     `source`: what a new disk begins as, an overlay on it or with `copy` a full copy; an ISO is
     attached as it is, to be read only. `snapshot`: what it begins as instead, a copy of it.
     `folder`: where the images of its pool are; None, where the agent keeps those of its guests.
+    `rbd`: it is an image in Ceph, and of no folder.
     """
 
     size_gib: SizeGib | None = None
@@ -105,6 +116,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     copy: bool = False
     folder: Folder | None = None
     snapshot: SnapshotDisk | None = None
+    rbd: RbdTarget | None = None
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,14 +167,12 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 class SnapshotFiles(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     """The images that a guest's new disks were copied to, one each.
 
-    `folder`: that of a pool which keeps snapshots; None: the agent's own. `beside_guest`: they may
-    go only while a guest of the instance is there, for they may be all that is left of its disks.
+    `folder`: that of a pool which keeps snapshots; None: the agent's own.
     """
 
     instance: Id
     snapshot: Id
     folder: Folder | None = None
-    beside_guest: bool = False
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,6 +271,18 @@ class Outcome(enum.StrEnum):
     NOT_RUN = "not_run"
 
 
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in Ceph as it was just after its guest was started.
+
+    `addresses`: of all clients that had it open, each with its nonce, as in 10.0.0.5:0/1234567.
+    """
+
+    pool: str
+    image: str
+    image_id: str
+    addresses: tuple[str, ...]
+
+
 class Phase(msgspec.Struct, frozen=True, array_like=True):
     """A part of a command's work, and how long it took."""
 
@@ -271,7 +293,8 @@ class Phase(msgspec.Struct, frozen=True, array_like=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a command, repeated until a manager confirms `id`.
 
-    `error_code` STALE_COMMAND carries the floor that refused it.
+    `error_code` STALE_COMMAND carries the floor that refused it. `attached`: the images in Ceph of
+    a guest that this command has started.
     """
 
     id: Id
@@ -285,6 +308,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     floor: Annotated[int, msgspec.Meta(ge=0, le=2**52)] | None = None
     look: Look | None = None
     phases: tuple[Phase, ...] = ()
+    attached: tuple[Attachment, ...] = ()
 
 
 class VoidOutcome(enum.StrEnum):
