@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import WrongState
-from common.messages import CommandKind, Result
+from common.messages import Result
 from common.states import (
     CommandState,
     HostState,
@@ -36,7 +36,6 @@ from manager.store.statements import Query, among, ask
 from manager.store.tombstones import Tombstone
 
 H, I, J = Host.__table__.c, Instance.__table__.c, Job.__table__.c  # noqa: E741 - columns
-OFFLOAD = "offload"  # begins the name of the step in which the guest leaves its host
 IS_DUE = sa.and_(J.kind == "shelve", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
 # One whose host is away is looked at when that is back.
@@ -61,13 +60,17 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
         return _again(tx, cfg, wish, vm, offload=offload)
     if vm.host is None:
         raise WrongState(f"{vm.name} is on no host: there is nothing to keep", "start it first")
+    if vm.snapshot is not None:
+        raise WrongState(
+            f"{vm.name} still has what was copied of it, and {vm.host} has not shown it since",
+            f"wait until it is seen again: muster vm show {vm.name}",
+        )
     kept = snapshots.begin(tx, vm)
     job = jobs.accept(tx, wish, "shelve", instance=vm.uuid, host=vm.host)
     files = snapshots.files(vm, kept)
-    changes = {"task_state": verb.task, "job": job.uuid, "generation": kept.generation}
-    # A half-made one of an earlier try makes room for this: it goes when this is whole.
-    vm = snapshots.drop(tx, cfg, vm, f"{vm.name} is shelved once more")
-    vm = tx.swap(vm, snapshot=kept, **changes)
+    vm = tx.swap(
+        vm, snapshot=kept, task_state=verb.task, job=job.uuid, generation=kept.generation
+    )
     command = commands.issue(
         tx,
         cfg,
@@ -96,7 +99,8 @@ def _again(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) ->
         if why:
             raise WrongState(f"{vm.name} stays on {vm.host}: {why}", f"muster vm unshelve {vm.name}")
         vm = tx.swap(vm, task_state=TaskState.SHELVING, job=job.uuid)
-        return _leave(tx, cfg, vm, job, f"{wish.operator} has asked for it")
+        _leave(tx, cfg, vm, f"{wish.operator} has asked for it")
+        return _wait(tx, cfg, job, vm)
     job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
     job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
     return jobs.end(tx, job, JobEvent.SUCCEED)
@@ -131,7 +135,7 @@ def _taken(tx: Tx, cfg: Settings, job: Job, vm: Instance, result: Result | None)
     kept = msgspec.structs.replace(vm.snapshot, taken_at=tx.now)
     told = ", ".join(f"{p.name} {p.seconds:.1f} s" for p in result.phases) if result else ""
     job = jobs.end_steps(tx, job, JobEvent.SUCCEED, told or "done")
-    vm = tx.swap(vm, vm_state=VmState.SHELVED, snapshot=kept, error="", missing=False)
+    vm = tx.swap(vm, vm_state=VmState.SHELVED, snapshot=kept, error="")
     size = f"{kept.size_gib} GiB, {snapshots.where(kept)}"
     tx.event("instance.shelved", vm.uuid, f"host {vm.host}", f"{vm.name}: {size}", job=job.uuid)
     after_s = cfg.manager.shelved_offload_time
@@ -139,7 +143,8 @@ def _taken(tx: Tx, cfg: Settings, job: Job, vm: Instance, result: Result | None)
         after_s = rule.AT_ONCE
     why = _stays(vm)
     if after_s == rule.AT_ONCE and not why:
-        _leave(tx, cfg, vm, job, f"{vm.name} is shelved")
+        _leave(tx, cfg, vm, f"{vm.name} is shelved")
+        _wait(tx, cfg, job, vm)
         return
     jobs.end(tx, job, JobEvent.SUCCEED)
     vm = tx.swap(vm, task_state=TaskState.NONE, job=None)
@@ -167,22 +172,22 @@ def leaving(tx: Tx, vm: Instance) -> Tombstone | None:
     return stone if stone.state is TombstoneState.OPEN else None
 
 
-def _leave(tx: Tx, cfg: Settings, vm: Instance, job: Job | None, why: str) -> Job:
-    """Have the guest and its disks removed; a job waits for that, but not for ever."""
+def _leave(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
+    """Have the guest and its disks removed."""
     if vm.host is None or vm.snapshot is None:
         raise AssertionError("a guest that leaves is on a host, and has a snapshot")
     reason = f"offloaded, {why}; its disks are {snapshots.where(vm.snapshot)}"
-    stone = reap.bury(
-        tx, vm, vm.host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0)
-    )
-    if job is not None:
-        job = jobs.add_step(tx, job, f"{OFFLOAD} from {vm.host}", vm.host)
-        until = tx.now + dt.timedelta(seconds=cfg.manager.command_timeout)
-        waits = f"{vm.host} to remove its guest and disks"
-        job = tx.swap(job, deadline_at=until, check_at=until, waiting_for=waits)
+    stone = reap.bury(tx, vm, vm.host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0))
     tx.swap(tx.get(Instance, vm.uuid), offload_at=None)
     reap.issue(tx, cfg, stone, why)
-    return job  # type: ignore[return-value]
+
+
+def _wait(tx: Tx, cfg: Settings, job: Job, vm: Instance) -> Job:
+    """A job waits for its guest to be gone, but not for ever."""
+    job = jobs.add_step(tx, job, f"offload from {vm.host}", vm.host)
+    until = tx.now + dt.timedelta(seconds=cfg.manager.command_timeout)
+    waits = f"{vm.host} to remove its guest and disks"
+    return tx.swap(job, deadline_at=until, check_at=until, waiting_for=waits)
 
 
 def answered(tx: Tx, command: CommandRow) -> None:
@@ -264,10 +269,5 @@ def offload_due(tx: Tx, cfg: Settings) -> int:
             tx.swap(vm, offload_at=None)
             tx.event("instance.stays", vm.uuid, "manager", f"{vm.name} stays on {vm.host}: {why}")
         else:
-            _leave(tx, cfg, vm, None, "its time has come")
+            _leave(tx, cfg, vm, "its time has come")
     return len(due)
-
-
-def kind_of(command: CommandRow) -> bool:
-    """True for the command of this story."""
-    return command.kind == CommandKind.SHELVE_VM

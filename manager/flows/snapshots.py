@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from common.conf import Settings
+from common.errors import NotSupported
 from common.messages import GuestReport, GuestSpec, SnapshotDisk, SnapshotFiles
 from common.model import Kind, Pool, PoolScope, TemplateFormat
 from common.states import PowerState, TaskState, VmState
@@ -21,25 +22,28 @@ from manager.rules import shelving as rule
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance, Snapshot
-from manager.store.statements import Query, Removal, ask
-from manager.store.volumes import Volume
+from manager.store.statements import Query, ask
+from manager.store.volumes import SNAPSHOT, Volume
 
-KIND = "snapshot"  # of a volume, and of a clean-up item
+KIND = SNAPSHOT  # of a clean-up item too
 FIRST_N = 1000  # of a snapshot's volume, above those of disks
 SHELVED = (VmState.SHELVED, VmState.SHELVED_OFFLOADED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
 V = Volume.__table__.c
 TAKEN = sa.select(sa.func.coalesce(sa.func.sum(V.size_gib), 0)).where(V.pool == ask("pool"))
 DISKS = Query(Volume, V.instance == ask("instance"), V.kind != KIND)
-OF_SNAPSHOT = Removal(Volume, V.instance == ask("instance"), V.snapshot == ask("snapshot"))
 
 
 def begin(tx: Tx, vm: Instance) -> Snapshot:
     """Choose where the disks of a VM on a host are copied to, and take the space for it.
 
-    Raises NoSpace.
+    Raises NoSpace, and NotSupported for disks in Ceph.
     """
     disks = _new_disks(vm)
+    if any(disk.rbd is not None for disk in _guest(vm).disks):
+        raise NotSupported(
+            f"{vm.name} has disks in Ceph, which are not copied yet", "stop it instead"
+        )
     size_gib = sum(disk.size_gib for disk in vm.wishes.disks)
     kept = Snapshot(id=tx.new_id(), size_gib=size_gib, generation=vm.generation + 1)
     if not disks:
@@ -50,13 +54,9 @@ def begin(tx: Tx, vm: Instance) -> Snapshot:
     if pool is None:
         return msgspec.structs.replace(kept, host=vm.host)
     n = FIRST_N + kept.generation
-    tx.insert(
-        Volume(
-            instance=vm.uuid, n=n, kind=KIND, size_gib=size_gib, pool=pool, snapshot=kept.id
-        )
-    )
+    tx.insert(Volume(instance=vm.uuid, n=n, kind=KIND, size_gib=size_gib, pool=pool))
     folder = nouns.find(tx, Kind.POOL, pool).path
-    return msgspec.structs.replace(kept, pool=pool, folder=folder)
+    return msgspec.structs.replace(kept, pool=pool, folder=folder, volume=n)
 
 
 def files(vm: Instance, kept: Snapshot) -> SnapshotFiles:
@@ -111,21 +111,24 @@ def drop(tx: Tx, cfg: Settings, vm: Instance, why: str) -> Instance:
     vm = tx.swap(vm, snapshot=None, offload_at=None)
     if kept.pool is not None or kept.host is not None:
         cleanup.add(
-            tx, cfg, vm, kind=KIND, remains=files(vm, kept), reason=why, host=host, pool=kept.pool
+            tx,
+            cfg,
+            vm,
+            kind=KIND,
+            remains=files(vm, kept),
+            reason=why,
+            host=host,
+            pool=kept.pool,
+            volumes=() if kept.volume is None else (kept.volume,),
         )
-    return vm
+    return tx.get(Instance, vm.uuid)
 
 
 def never_begun(tx: Tx, vm: Instance) -> Instance:
     """No agent was ever told of the snapshot: there is nothing to remove."""
-    if vm.snapshot is not None:
-        removed(tx, files(vm, vm.snapshot))
+    if vm.snapshot is not None and vm.snapshot.volume is not None:
+        tx.delete(tx.get(Volume, vm.uuid, vm.snapshot.volume))
     return tx.swap(vm, snapshot=None)
-
-
-def removed(tx: Tx, gone: SnapshotFiles) -> None:
-    """It is gone: so is the space that it took."""
-    tx.remove(OF_SNAPSHOT, instance=gone.instance, snapshot=gone.snapshot)
 
 
 def seen(tx: Tx, cfg: Settings, vm: Instance, guest: GuestReport, host: str) -> None:

@@ -154,8 +154,3 @@ def _is_off(result: Result | None) -> bool:
         return False
     guest = result.look.guest
     return guest is None or guest.power_state in (PowerState.SHUTOFF, PowerState.NOSTATE)
-
-
-def is_under_way(vm: Instance) -> bool:
-    """True while a VM of no host is being placed anew."""
-    return vm.task_state is TaskState.UNSHELVING and vm.vm_state is VmState.SHELVED_OFFLOADED

@@ -46,7 +46,7 @@ class Wish:
     """A delete as it was asked for, and the VM as it is.
 
     `vm_state` None: no such VM. `in_flight` is the strength of a delete under way.
-    `hosts` counts the places where the VM may be.
+    `hosts` counts the places where the VM may be; `last_host`: where it was, if it is on none.
     """
 
     vm_state: VmState | None
@@ -55,6 +55,7 @@ class Wish:
     in_flight: int | None = None
     any_host_down: bool = False
     hosts: int = 1
+    last_host: str | None = None
 
 
 def admit(wish: Wish) -> Decision:
@@ -70,6 +71,9 @@ def admit(wish: Wish) -> Decision:
             return Decision(3, Outcome.TAKE_OVER, "a stronger delete takes the job over")
         if not wish.any_host_down:
             return Decision(3, Outcome.SAME_JOB, "a delete is under way already")
+    if wish.hosts == 0 and wish.vm_state is VmState.SHELVED_OFFLOADED:
+        text = f"it is on no host, its network was released at {wish.last_host}; its snapshot goes"
+        return Decision(6, Outcome.DB_ONLY, text)
     if wish.hosts == 0 and wish.in_flight is None:
         return Decision(4, Outcome.CANCEL_DEPLOY, "the VM was never placed on a host")
     return Decision(9, Outcome.GO_ON, "its hosts decide")

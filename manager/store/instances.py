@@ -49,13 +49,15 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What a shelved VM's disks were copied to. `taken_at` None: not whole, or not known to be.
 
-    `pool`, at `folder`; without one it is on its `host` alone, and without either there is nothing
-    to copy. Guests up to `generation` are from before it; `overtaken`: one of them has run since.
+    `pool`, at `folder`, as `volume`; without one it is on its `host` alone, and without either
+    there is nothing to copy. Guests up to `generation` are from before it left its host;
+    `overtaken`: one of them has run since.
     """
 
     id: str
     folder: str | None = None
     pool: str | None = None
+    volume: int | None = None
     host: str | None = None
     taken_at: dt.datetime | None = None
     size_gib: int = 0

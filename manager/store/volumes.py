@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from manager.store.mapping import Row, table
 
+SNAPSHOT = "snapshot"  # the kind of one that is no disk: copies of all of them
+
 
 @table("volumes", "instance", "n", index=(("pool",),))
 class Volume(Row, frozen=True, kw_only=True):
     """Disk `n` of a VM. `pool` None: not placed yet, or kept where its host's agent keeps disks.
 
-    It takes its space until its guest is proven gone; one of kind snapshot, until that is removed.
+    It takes its space until its guest is proven gone.
     """
 
     instance: str
@@ -18,4 +20,3 @@ class Volume(Row, frozen=True, kw_only=True):
     size_gib: int
     pool: str | None = None
     host: str | None = None
-    snapshot: str | None = None

@@ -340,7 +340,6 @@ def upgrade() -> None:
         sa.Column("size_gib", sa.BigInteger(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("host", sa.Text(), nullable=True),
-        sa.Column("snapshot", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("instance", "n", name=op.f("pk_volumes")),
     )
     op.create_index(op.f("ix_volumes_pool"), "volumes", ["pool"], unique=False)
