@@ -20,6 +20,7 @@ from manager.flows import (
     reports,
     restore,
     retention,
+    shelve,
     watchdog,
 )
 from manager.store.engine import Store, Tx
@@ -42,6 +43,8 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (first_start.pursue_due, _any(first_start.IS_DUE)),
     (delete.settle_owed, _any(delete.IS_OWED)),
     (reap.retry_due, _any(reap.IS_DUE)),
+    (shelve.pursue_due, _any(shelve.IS_DUE)),
+    (shelve.offload_due, _any(shelve.IS_TO_LEAVE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
 )

@@ -33,6 +33,9 @@ from manager.flows import (
     quarantine,
     record,
     restore,
+    shelve,
+    snapshots,
+    unshelve,
 )
 from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
@@ -78,6 +81,15 @@ def vm_suspend(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
 
 def vm_resume(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
     return _power(tx, cfg, "resume", r)
+
+
+def vm_shelve(tx: Tx, cfg: Settings, r: ask.VmShelve) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, shelve.request(tx, cfg, r.wish("shelve"), vm, offload=r.offload))
+
+
+def vm_unshelve(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return views.job(tx, unshelve.request(tx, cfg, r.wish("unshelve"), views.find_vm(tx, r.vm)))
 
 
 def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
@@ -139,7 +151,8 @@ def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
 def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
-    return {**views.vm(tx, vm, host), "spec": vm.spec}
+    shown = {"snapshot": snapshots.shown(vm), "offload_at": vm.offload_at}
+    return {**views.vm(tx, vm, host), **shown, "spec": vm.spec}
 
 
 def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
@@ -316,6 +329,8 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_unpause": (ask.VmVerb, vm_unpause),
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_shelve": (ask.VmShelve, vm_shelve),
+    "vm_unshelve": (ask.VmVerb, vm_unshelve),
     "vm_set_state": (ask.VmSetState, vm_set_state),
     "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
@@ -361,6 +376,8 @@ WISHES = {
     "vm_unpause": "unpause",
     "vm_suspend": "suspend",
     "vm_resume": "resume",
+    "vm_shelve": "shelve",
+    "vm_unshelve": "unshelve",
     "vm_set_state": "set-state",
     "vm_set": "set",
     "vm_delete": "delete",

@@ -276,7 +276,8 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
     started = {
         host
         for host, generation in tx.rows(STARTED_AT, instance=vm.uuid)
-        if host == vm.host or not _is_proven_gone(tx, host, vm.uuid, generation)
+        if vm.vm_state is not VmState.SHELVED_OFFLOADED
+        or not _is_proven_gone(tx, host, vm.uuid, generation)
     }
     places = started | set(inventory.hosts_showing(tx, vm.uuid))
     places |= leftovers.places(tx, vm)

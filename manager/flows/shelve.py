@@ -68,9 +68,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
     kept = snapshots.begin(tx, vm)
     job = jobs.accept(tx, wish, "shelve", instance=vm.uuid, host=vm.host)
     files = snapshots.files(vm, kept)
-    vm = tx.swap(
-        vm, snapshot=kept, task_state=verb.task, job=job.uuid, generation=kept.generation
-    )
+    vm = tx.swap(vm, snapshot=kept, task_state=verb.task, job=job.uuid, generation=kept.generation)
     command = commands.issue(
         tx,
         cfg,
@@ -97,7 +95,9 @@ def _again(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) ->
     if offload and vm.vm_state is VmState.SHELVED and not leaving(tx, vm):
         why = _stays(vm)
         if why:
-            raise WrongState(f"{vm.name} stays on {vm.host}: {why}", f"muster vm unshelve {vm.name}")
+            raise WrongState(
+                f"{vm.name} stays on {vm.host}: {why}", f"muster vm unshelve {vm.name}"
+            )
         vm = tx.swap(vm, task_state=TaskState.SHELVING, job=job.uuid)
         _leave(tx, cfg, vm, f"{wish.operator} has asked for it")
         return _wait(tx, cfg, job, vm)
@@ -123,7 +123,7 @@ def command_ended(
         snapshots.seen(tx, cfg, vm, result.look.guest, command.host)
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, _host: str, *, code: str, error: str) -> None:
     """Nobody says what became of it: what was copied goes when the guest is seen again."""
     power.expired(tx, cfg, job, code=code, error=error)
 
@@ -201,9 +201,12 @@ def answered(tx: Tx, command: CommandRow) -> None:
     here = vm.host == command.host and stone.generation >= vm.snapshot.generation
     if vm.vm_state is VmState.SHELVED and here:
         _gone(tx, vm)
-    elif vm.vm_state is VmState.SHELVED_OFFLOADED and vm.host is None:
-        if all(stone.state is TombstoneState.CLOSED for stone in reap.of(tx, vm.uuid)):
-            snapshots.unplace(tx, vm)
+    elif vm.vm_state is VmState.SHELVED_OFFLOADED and vm.host is None and _is_nowhere(tx, vm):
+        snapshots.unplace(tx, vm)
+
+
+def _is_nowhere(tx: Tx, vm: Instance) -> bool:
+    return all(stone.state is TombstoneState.CLOSED for stone in reap.of(tx, vm.uuid))
 
 
 def _gone(tx: Tx, vm: Instance) -> None:
@@ -243,7 +246,7 @@ def let_go(tx: Tx, vm: Instance) -> Instance:
     )
 
 
-def pursue_due(tx: Tx, cfg: Settings) -> int:
+def pursue_due(tx: Tx, _cfg: Settings) -> int:
     """End the jobs whose host takes its time: the VM is shelved, and its tombstone goes on."""
     due = tx.due(DUE, now=tx.now)
     for job in due:

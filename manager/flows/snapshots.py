@@ -46,11 +46,11 @@ def begin(tx: Tx, vm: Instance) -> Snapshot:
         )
     size_gib = sum(disk.size_gib for disk in vm.wishes.disks)
     kept = Snapshot(id=tx.new_id(), size_gib=size_gib, generation=vm.generation + 1)
+    if any(disk.path is not None for disk in _guest(vm).disks):
+        return msgspec.structs.replace(kept, host=vm.host)  # no other one has that image
     if not disks:
         return kept
-    pool = None
-    if all(disk.path is None for disk in _guest(vm).disks):  # else no other host has them all
-        pool = _choose(tx, vm, size_gib)
+    pool = _choose(tx, vm, size_gib)
     if pool is None:
         return msgspec.structs.replace(kept, host=vm.host)
     n = FIRST_N + kept.generation
@@ -69,6 +69,21 @@ def where(kept: Snapshot) -> str:
     if kept.pool is not None:
         return f"in pool {kept.pool}"
     return f"on {kept.host} alone" if kept.host is not None else "nowhere: there is nothing to copy"
+
+
+def shown(vm: Instance) -> dict[str, Any] | None:
+    """What an operator is shown of it."""
+    kept = vm.snapshot
+    if kept is None:
+        return None
+    bound_to = kept.host if kept.host is not None else "any host that reaches it"
+    return {
+        "id": kept.id,
+        "where": where(kept),
+        "unshelve_on": "its host, where it has run since" if kept.overtaken else bound_to,
+        "taken_at": kept.taken_at,
+        "size_gib": kept.size_gib,
+    }
 
 
 def spec_from(vm: Instance) -> dict[str, Any]:

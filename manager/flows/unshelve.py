@@ -1,7 +1,7 @@
 """Unshelve: a shelved VM runs again, where its guest still is or on whichever host takes it.
 
-What has left its host is placed and made as at its first start (first_start), its disks copied from
-its snapshot. What fails leaves the VM as shelved as it was: it keeps its snapshot and its addresses.
+What has left its host is placed and made as at its first start (first_start), its disks copies of
+its snapshot. What fails leaves the VM shelved as it was: it keeps its snapshot and its addresses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import datetime as dt
 from common.conf import Settings
 from common.errors import WrongState
 from common.messages import CommandKind, Result
-from common.states import CommandState, JobEvent, PowerState, TaskState, TombstoneState, VmState
+from common.states import CommandState, JobEvent, PowerState, TombstoneState, VmState
 from manager.flows import (
     commands,
     first_start,
@@ -104,6 +104,8 @@ def _anew(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
             f"a guest of {vm.name} is on {', '.join(shown)}, which nobody has asked for",
             "look at that host, and remove it there",
         )
+    if vm.host is not None:  # where a start was withdrawn before anybody was told of it
+        vm = shelve.let_go(tx, vm)
     job = jobs.start(tx, jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=None))
     task = verbs.VERBS["unshelve"].task
     vm = tx.swap(vm, task_state=task, job=job.uuid, error="")

@@ -219,6 +219,11 @@ NETWORK = {"zone": "z1", "backend": "bridge", "source": "br9", "cidr": "10.9.0.0
             {"scope": "zone", "zone": "z1", "cluster": "c1", "path": "/a", "capacity_gib": 1},
             "cluster",
         ),
+        (
+            Kind.POOL,
+            {"scope": "host", "host": "h", "path": "/a", "capacity_gib": 1, "snapshots": True},
+            "snapshots",
+        ),
         (Kind.OFFERING, {"vcpus_min": 5, "vcpus_max": 4}, "vcpus_min"),
         (Kind.OFFERING, {"memory_mib_min": 65, "memory_mib_max": 64}, "memory_mib_min"),
         (Kind.OFFERING, {"cpu_cap": True}, "cpu_cap"),
