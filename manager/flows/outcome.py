@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from common.conf import Settings
-from common.messages import Result
-from manager.flows import first_start, power
+from common.messages import CommandKind, Result
+from manager.flows import cleanup, first_start, power
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
@@ -12,6 +12,9 @@ from manager.store.jobs import Job
 
 def command_ended(tx: Tx, cfg: Settings, command: CommandRow, result: Result | None) -> None:
     """What its agent answered, or what is concluded without an answer."""
+    if command.kind == CommandKind.CLEAN_UP:
+        cleanup.command_ended(tx, command, result)
+        return
     if command.job is None:
         return
     story = first_start if first_start.is_ours(command) else power
