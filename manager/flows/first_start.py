@@ -260,8 +260,9 @@ def _go_on(
     tx.event("instance.refused", vm.uuid, f"host {host}", f"{vm.name} is not taken: {told}")
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
     """A start that was sent to a host of which nothing is heard: its guest may be running."""
+    host = command.host
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is None or vm.job != job.uuid or not vm.live:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, f"{code}: {error}")

@@ -61,6 +61,7 @@ class Instance(Row, frozen=True, kw_only=True):
     `made`: what may be found of it on hosts, also where its guest is gone.
     `reserved`: it holds its share of its project's limits, its addresses and its disks' space, as
     one whose creation has failed does not. `named`: it names objects of the model (table uses).
+    `reclaim_at`: it was deleted softly, and is deleted for good then, unless it is restored.
     """
 
     uuid: str
@@ -94,6 +95,7 @@ class Instance(Row, frozen=True, kw_only=True):
     missing_reports: int = 0
     error: str = ""
     deletion_owed: bool = False
+    reclaim_at: dt.datetime | None = None
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None
     terminated_at: dt.datetime | None = None

@@ -210,6 +210,7 @@ def upgrade() -> None:
         sa.Column("missing_reports", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("deletion_owed", sa.Boolean(), nullable=False),
+        sa.Column("reclaim_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("terminated_at", sa.DateTime(timezone=True), nullable=True),
