@@ -25,7 +25,7 @@ from agent.drivers.libvirt.networks import Networks
 from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import GuestSpec
+from common.messages import GuestFiles, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -98,6 +98,12 @@ class Maker:
         self._filters.remove(mark.instance, mark.bearer, names)
         folders = {folder for belongings in found for folder in belongings.folders}
         self._disks.remove(mark.instance, mark.bearer, folders)
+
+    def remove_files(self, files: GuestFiles) -> None:
+        """Remove what is left of a guest whose domain, which named it all, is gone."""
+        names = self._filters.left_of(files.instance, files.bearer)
+        self._filters.remove(files.instance, files.bearer, names)
+        self._disks.remove(files.instance, files.bearer, files.folders)
 
     # inside
 
