@@ -50,6 +50,9 @@ VM_NAME_WORDS = (
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Uuid = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z")
+]
 Instant = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
@@ -65,6 +68,7 @@ class CommandKind(enum.StrEnum):
     RESUME_VM = "resume_vm"
     SHELVE_VM = "shelve_vm"
     TERMINATE_INSTANCE = "terminate_instance"
+    CLEAN_UP = "clean_up"
     NOOP = "noop"
 
 
@@ -164,6 +168,17 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     user_data: UserData | None = None
 
 
+class GuestFiles(msgspec.Struct, frozen=True, kw_only=True, tag="guest_files"):
+    """What was made for a guest that is not there any more, by its bearer.
+
+    `folders` are those of pools; what is in the agent's own folder always belongs to it.
+    """
+
+    instance: Id
+    bearer: Uuid
+    folders: tuple[Folder, ...] = ()
+
+
 class SnapshotFiles(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     """The images that a guest's new disks were copied to, one each.
 
@@ -173,6 +188,23 @@ class SnapshotFiles(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     instance: Id
     snapshot: Id
     folder: Folder | None = None
+
+
+# What a clean_up is to remove, a tagged union of everything that can be left behind.
+Remains = GuestFiles | SnapshotFiles
+
+
+class CleanUpSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of clean_up; `cleanup` is the managers' item."""
+
+    remains: Remains
+    cleanup: Id
+
+
+class TerminateSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of terminate_instance: what its starts have made on this host, guests or not."""
+
+    made: tuple[GuestFiles, ...] = ()
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

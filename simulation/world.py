@@ -49,6 +49,8 @@ class World:
         # (host or folder of a pool, instance, snapshot): what the disks held that it was made from.
         self.snapshots: dict[tuple[str, str, str], int] = {}
         self.written = 0
+        # (host or folder of a pool, guest): its instance; what guests leave stays.
+        self.disks: dict[tuple[str, str], str] = {}
         # How likely a thread is to get its turn late, as on a machine with too much to do.
         self.lag = 0.0
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Capacity, GuestReport, GuestSpec, SnapshotFiles
+from common.messages import Capacity, GuestReport, GuestSpec, Remains, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -117,6 +117,12 @@ class Driver(Protocol):
 
     def destroy(self, guest: OwnedGuest) -> None:
         """Guest and the disks that `create` made for it are gone afterwards."""
+
+    def clean_up(self, remains: Remains) -> None:
+        """What was left behind is gone afterwards; nothing to do when it is.
+
+        HypervisorError says why it can not go: files of a guest that is there, for one.
+        """
 
 
 class DriverFactory(Protocol):

@@ -134,6 +134,7 @@ class VmShelve(VmVerb, frozen=True, kw_only=True):
 class VmDelete(Change, frozen=True, kw_only=True):
     vm: NameOrId
     force: bool = False
+    soft: bool = False
     idempotent: bool = False
     dry_run: bool = False
 

@@ -44,8 +44,9 @@ def is_nowhere(vm: Instance) -> bool:
 def is_leftover(vm: Instance, generation: int) -> bool:
     """True for a guest from before its VM has left its host, all of which were to go."""
     kept = vm.snapshot
-    offloaded = vm.vm_state is VmState.SHELVED_OFFLOADED
-    return offloaded and kept is not None and generation <= kept.generation
+    if kept is None or kept.taken_at is None or vm.vm_state is VmState.SHELVED:
+        return False
+    return generation <= kept.generation
 
 
 def is_on_record(tx: Tx, instance: str, host: str, generation: int) -> bool:
@@ -69,6 +70,8 @@ def take(
     `seen` at `pair`: its guest; None where only its agent's word tells of one.
     """
     state = VmState.ERROR if seen is None else STATES.get(seen.power_state, VmState.ERROR)
+    if vm.vm_state is VmState.SOFT_DELETED:
+        state = vm.vm_state  # it is stopped again when it runs
     said = f"{why}: it was started there, and this database has no record of it"
     generation = vm.generation
     if seen is not None and seen.mark is not None:

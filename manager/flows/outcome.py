@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
 
 from common.conf import Settings
-from common.messages import Result
-from manager.flows import first_start, power, shelve, unshelve
+from common.messages import CommandKind, Result
+from manager.flows import cleanup, first_start, power, shelve, soft, unshelve
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
 
-# Jobs of more than one command, by their kind.
-STORIES: Mapping[str, Any] = {"shelve": shelve, "unshelve": unshelve}
+# Of a job's kind; of every other it is a verb on the guest. A delete's terminates are not told
+# here: they go to `reap` and `delete`.
+STORIES: dict[str, ModuleType] = {
+    "delete": soft,
+    "shelve": shelve,
+    "unshelve": unshelve,
+}
 
 
 def command_ended(tx: Tx, cfg: Settings, command: CommandRow, result: Result | None) -> None:
     """What its agent answered, or what is concluded without an answer."""
+    if command.kind == CommandKind.CLEAN_UP:
+        cleanup.command_ended(tx, command, result)
+        return
     if command.job is None:
         return
     job = tx.get(Job, command.job)
@@ -29,15 +36,10 @@ def lost(tx: Tx, cfg: Settings, command: CommandRow, *, code: str, error: str) -
     if command.job is None:
         return
     job = tx.get(Job, command.job)
-    story = _story(job, command)
-    if story is power:
-        power.expired(tx, cfg, job, code=code, error=error)
-    else:
-        story.lost(tx, cfg, job, command.host, code=code, error=error)
+    _story(job, command).lost(tx, cfg, job, command, code=code, error=error)
 
 
-def _story(job: Job, command: CommandRow) -> Any:
-    """A module with `command_ended` and, but for power, `lost`."""
+def _story(job: Job, command: CommandRow) -> ModuleType:
     if job.kind in STORIES:
         return STORIES[job.kind]
     return first_start if first_start.is_ours(command) else power

@@ -20,9 +20,9 @@ from manager.store.instances import Instance
 from manager.store.jobs import Job
 
 Pair = tuple[int, int]
-# What a VM stays whatever becomes of a guest that is stopped again.
-_STAYS = (VmState.SOFT_DELETED, VmState.SHELVED_OFFLOADED)
 _HELD = {PowerState.PAUSED, PowerState.SUSPENDED}
+# They are stopped again when they run, and stay what they are however that ends.
+_STAY = {VmState.SOFT_DELETED, VmState.SHELVED_OFFLOADED}
 
 
 # an operator's wish
@@ -67,6 +67,8 @@ def _cast(
         return jobs.end(
             tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
         )
+    if verb.command is None:
+        raise AssertionError(f"{verb.name} asks no agent")
     generation = vm.generation + 1
     tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
     spec: dict[str, Any] = {}
@@ -129,12 +131,12 @@ def command_ended(
     if vm is None or not vm.live:
         return
     looked = result is not None and result.look is not None
-    stays = vm.vm_state in _STAYS
+    stays = vm.vm_state if vm.vm_state in _STAY else None
     if done:
-        settle(tx, cfg, vm, vm.vm_state if stays else verb.success, looked=looked)
-    elif command.state is CommandState.UNKNOWN and not stays:
+        settle(tx, cfg, vm, stays or verb.success, looked=looked)
+    elif command.state is CommandState.UNKNOWN:
         reason = f"{code}: {error}"
-        settle(tx, cfg, vm, VmState.ERROR, looked=False, error=reason)
+        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
     else:
         # A stop that failed is tried again when the guest is reported again, not in a circle.
         settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
@@ -333,10 +335,10 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str, host: str | None)
         tx.swap(vm, snapshot=kept)
 
 
-def expired(tx: Tx, cfg: Settings, job: Job, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, _command: CommandRow, *, code: str, error: str) -> None:
     """End a verb whose host is not there to say what became of it: unconfirmed, void owed."""
     job = jobs.end_steps(tx, job, JobEvent.EXPIRE, f"{code}: {error}")
     jobs.end(tx, job, JobEvent.EXPIRE, code=code, error=error, unconfirmed=True)
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is not None and vm.job == job.uuid and vm.live:
-        settle(tx, cfg, vm, vm.vm_state, looked=True)
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")

@@ -267,6 +267,8 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         reap.answered(tx, moved, result, pair)
         delete.command_ended(tx, cfg, moved, result, pair)
         shelve.answered(tx, moved)
+    elif row.kind == CommandKind.CLEAN_UP:
+        outcome.command_ended(tx, cfg, moved, result)
     elif moved.job is not None:
         job = tx.get(Job, moved.job)
         if row.asked_at is not None or job.cancelling:

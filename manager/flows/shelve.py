@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import WrongState
-from common.messages import Result
+from common.messages import CommandKind, Result
 from common.states import (
     CommandState,
     HostState,
@@ -72,7 +72,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
     command = commands.issue(
         tx,
         cfg,
-        kind=verb.command,
+        kind=CommandKind.SHELVE_VM,
         instance=vm.uuid,
         host=job.host or "",
         generation=vm.generation,
@@ -85,7 +85,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
         },
         timeout_s=cfg.manager.create_timeout,
     )
-    job = jobs.add_step(tx, job, f"{verb.command} on {vm.host}", vm.host, command.id)
+    job = jobs.add_step(tx, job, f"{CommandKind.SHELVE_VM} on {vm.host}", vm.host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 
@@ -123,9 +123,9 @@ def command_ended(
         snapshots.seen(tx, cfg, vm, result.look.guest, command.host)
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, _host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
     """Nobody says what became of it: what was copied goes when the guest is seen again."""
-    power.expired(tx, cfg, job, code=code, error=error)
+    power.lost(tx, cfg, job, command, code=code, error=error)
 
 
 def _taken(tx: Tx, cfg: Settings, job: Job, vm: Instance, result: Result | None) -> None:
@@ -198,10 +198,11 @@ def answered(tx: Tx, command: CommandRow) -> None:
     stone = reap.at(tx, command.host, vm.uuid)
     if stone is None or stone.state is not TombstoneState.CLOSED or vm.deletion_owed:
         return
+    whole = vm.snapshot.taken_at is not None
     here = vm.host == command.host and stone.generation >= vm.snapshot.generation
-    if vm.vm_state is VmState.SHELVED and here:
+    if vm.vm_state in (VmState.SHELVED, VmState.SOFT_DELETED) and here and whole:
         _gone(tx, vm)
-    elif vm.vm_state is VmState.SHELVED_OFFLOADED and vm.host is None and _is_nowhere(tx, vm):
+    elif vm.host is None and whole and _is_nowhere(tx, vm):
         snapshots.unplace(tx, vm)
 
 
@@ -225,11 +226,12 @@ def let_go(tx: Tx, vm: Instance) -> Instance:
     if vm.snapshot is None:
         raise AssertionError("a VM that leaves its host has a snapshot")
     placing.release(tx, vm)
+    soft = vm.vm_state is VmState.SOFT_DELETED
     return tx.swap(
         vm,
         host=None,
         last_host=vm.host or vm.last_host,
-        vm_state=VmState.SHELVED_OFFLOADED,
+        vm_state=vm.vm_state if soft else VmState.SHELVED_OFFLOADED,
         task_state=TaskState.NONE,
         job=None,
         offload_at=None,
@@ -252,7 +254,7 @@ def pursue_due(tx: Tx, _cfg: Settings) -> int:
     for job in due:
         vm = tx.find(Instance, job.instance) if job.instance else None
         if vm is None or vm.job != job.uuid or vm.vm_state is not VmState.SHELVED:
-            tx.swap(job, check_at=None)
+            jobs.superseded(tx, job)
             continue
         told = f"{vm.host} has not answered yet; it goes on in the background"
         job = jobs.end_steps(tx, job, JobEvent.SUCCEED, told)

@@ -17,6 +17,7 @@ from manager.flows import (
     first_start,
     inventory,
     jobs,
+    made,
     power,
     reap,
     restore,
@@ -79,6 +80,8 @@ def _on_its_host(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
     vm = tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation, offload_at=None)
     # Where it is not, after all, it is made again; not from a snapshot that it has outrun.
     make = vm.snapshot is not None and not vm.snapshot.overtaken
+    if make:
+        vm = made.record(tx, cfg, vm, host)
     command = commands.issue(
         tx,
         cfg,
@@ -134,18 +137,22 @@ def command_ended(
         return
     if command.state is CommandState.UNKNOWN:
         vm = tx.swap(vm, vm_state=VmState.SHELVED)
-    if command.state is not CommandState.NOT_RUN and not _is_off(result):
+    if command.state is CommandState.NOT_RUN:
+        return
+    if _is_off(result):
+        snapshots.renewed(tx, vm)
+    else:
         snapshots.overtaken(tx, vm, "manager")
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
     """Nobody says whether it runs: it is shelved as before, and no copy of it is to be made."""
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is None or vm.vm_state is not VmState.SHELVED:
-        first_start.lost(tx, cfg, job, host, code=code, error=error)
+        first_start.lost(tx, cfg, job, command, code=code, error=error)
         return
     mine = vm.job == job.uuid
-    power.expired(tx, cfg, job, code=code, error=error)
+    power.lost(tx, cfg, job, command, code=code, error=error)
     if mine:
         snapshots.overtaken(tx, tx.get(Instance, vm.uuid), "manager")
 

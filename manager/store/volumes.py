@@ -11,7 +11,7 @@ SNAPSHOT = "snapshot"  # the kind of one that is no disk: copies of all of them
 class Volume(Row, frozen=True, kw_only=True):
     """Disk `n` of a VM. `pool` None: not placed yet, or kept where its host's agent keeps disks.
 
-    It takes its space until its guest is proven gone.
+    It takes its space until its guest is proven gone; with a `cleanup`, until that item has ended.
     """
 
     instance: str
@@ -20,3 +20,4 @@ class Volume(Row, frozen=True, kw_only=True):
     size_gib: int
     pool: str | None = None
     host: str | None = None
+    cleanup: str | None = None

@@ -25,7 +25,7 @@ from agent.drivers.libvirt.networks import Networks
 from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import GuestSpec, SnapshotFiles
+from common.messages import GuestFiles, GuestSpec, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -106,6 +106,12 @@ class Maker:
     def drop(self, files: SnapshotFiles) -> None:
         """Remove a snapshot from its store."""
         self._disks.drop(files)
+
+    def remove_files(self, files: GuestFiles) -> None:
+        """Remove what is left of a guest whose domain, which named it all, is gone."""
+        names = self._filters.left_of(files.instance, files.bearer)
+        self._filters.remove(files.instance, files.bearer, names)
+        self._disks.remove(files.instance, files.bearer, files.folders)
 
     # inside
 
