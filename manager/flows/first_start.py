@@ -121,10 +121,7 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
     for job in due:
         vm = tx.find(Instance, job.instance) if job.instance else None
         if vm is None or vm.job != job.uuid or not vm.live:
-            if job.kind == "unshelve":
-                jobs.superseded(tx, job)  # a soft delete lets the VM live, and ends no other job
-            else:
-                tx.swap(job, check_at=None)
+            tx.swap(job, check_at=None)
             continue
         left_at = unclean(tx, vm.uuid)
         if left_at and job.deadline_at is not None and tx.now < job.deadline_at:

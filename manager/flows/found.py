@@ -44,9 +44,8 @@ def is_nowhere(vm: Instance) -> bool:
 def is_leftover(vm: Instance, generation: int) -> bool:
     """True for a guest from before its VM has left its host, all of which were to go."""
     kept = vm.snapshot
-    if kept is None or kept.taken_at is None or vm.vm_state is VmState.SHELVED:
-        return False
-    return generation <= kept.generation
+    offloaded = vm.vm_state is VmState.SHELVED_OFFLOADED
+    return offloaded and kept is not None and generation <= kept.generation
 
 
 def is_on_record(tx: Tx, instance: str, host: str, generation: int) -> bool:

@@ -136,13 +136,6 @@ def end(
     )
 
 
-def superseded(tx: Tx, job: Job) -> Job:
-    """The end of a job that has nothing under way, and whose VM is in the hands of another one."""
-    text = "another job has taken the VM over"
-    job = end_steps(tx, job, JobEvent.CANCEL, text)
-    return end(tx, job, JobEvent.CANCEL, code="SUPERSEDED", error=text)
-
-
 def cancelled_by(job: Job) -> str:
     """Who took it back, in words."""
     who = [entry.source for entry in job.trail if entry.text.startswith(CANCEL)]

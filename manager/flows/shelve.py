@@ -198,11 +198,10 @@ def answered(tx: Tx, command: CommandRow) -> None:
     stone = reap.at(tx, command.host, vm.uuid)
     if stone is None or stone.state is not TombstoneState.CLOSED or vm.deletion_owed:
         return
-    whole = vm.snapshot.taken_at is not None
     here = vm.host == command.host and stone.generation >= vm.snapshot.generation
-    if vm.vm_state in (VmState.SHELVED, VmState.SOFT_DELETED) and here and whole:
+    if vm.vm_state is VmState.SHELVED and here:
         _gone(tx, vm)
-    elif vm.host is None and whole and _is_nowhere(tx, vm):
+    elif vm.vm_state is VmState.SHELVED_OFFLOADED and vm.host is None and _is_nowhere(tx, vm):
         snapshots.unplace(tx, vm)
 
 
@@ -226,12 +225,11 @@ def let_go(tx: Tx, vm: Instance) -> Instance:
     if vm.snapshot is None:
         raise AssertionError("a VM that leaves its host has a snapshot")
     placing.release(tx, vm)
-    soft = vm.vm_state is VmState.SOFT_DELETED
     return tx.swap(
         vm,
         host=None,
         last_host=vm.host or vm.last_host,
-        vm_state=vm.vm_state if soft else VmState.SHELVED_OFFLOADED,
+        vm_state=VmState.SHELVED_OFFLOADED,
         task_state=TaskState.NONE,
         job=None,
         offload_at=None,
@@ -254,7 +252,7 @@ def pursue_due(tx: Tx, _cfg: Settings) -> int:
     for job in due:
         vm = tx.find(Instance, job.instance) if job.instance else None
         if vm is None or vm.job != job.uuid or vm.vm_state is not VmState.SHELVED:
-            jobs.superseded(tx, job)
+            tx.swap(job, check_at=None)
             continue
         told = f"{vm.host} has not answered yet; it goes on in the background"
         job = jobs.end_steps(tx, job, JobEvent.SUCCEED, told)

@@ -151,7 +151,7 @@ def seen(tx: Tx, cfg: Settings, vm: Instance, guest: GuestReport, host: str) -> 
     kept = vm.snapshot
     if kept is None or vm.task_state is not TaskState.NONE:
         return
-    if kept.taken_at is None or vm.vm_state not in (*SHELVED, VmState.SOFT_DELETED):
+    if kept.taken_at is None or vm.vm_state not in SHELVED:
         drop(tx, cfg, vm, f"{host} shows the guest of {vm.name}, which has its disks")
     elif guest.power_state in _ON or (guest.mark and guest.mark.generation > kept.generation):
         overtaken(tx, vm, f"host {host}")
@@ -171,13 +171,6 @@ def renewed(tx: Tx, vm: Instance) -> None:
     """A later command has marked its guest, which did not run: it is still as it was copied."""
     if vm.snapshot is not None and not vm.snapshot.overtaken:
         tx.swap(vm, snapshot=msgspec.structs.replace(vm.snapshot, generation=vm.generation))
-
-
-def state_of(vm: Instance, otherwise: VmState) -> VmState:
-    """What a VM is that comes back: shelved, where it has a snapshot that is whole."""
-    if vm.snapshot is None or vm.snapshot.taken_at is None:
-        return otherwise
-    return VmState.SHELVED if vm.host is not None else VmState.SHELVED_OFFLOADED
 
 
 def forget(tx: Tx, cfg: Settings, vm: Instance) -> None:

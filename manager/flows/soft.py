@@ -20,7 +20,7 @@ from common.states import (
     TaskState,
     VmState,
 )
-from manager.flows import commands, jobs, limits, notices, power, restore, snapshots
+from manager.flows import commands, jobs, limits, notices, power, restore
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine, verbs
@@ -268,11 +268,9 @@ def restore_vm(tx: Tx, wish: Wish, vm: Instance) -> Job:
     if not there:
         size = {"instances": 1, "vcpus": vm.vcpus, "memory_mib": vm.memory_mib}
         limits.reserve(tx, vm.project, size)
-        state = snapshots.state_of(vm, verb.success)
-        tx.swap(vm, vm_state=state, reclaim_at=None, error="")
+        tx.swap(vm, vm_state=verb.success, reclaim_at=None, error="")
     job = jobs.accept(tx, wish, "restore", instance=vm.uuid, host=vm.host)
-    now = tx.get(Instance, vm.uuid).vm_state
-    name = f"{vm.name} is {vm.vm_state} already" if there else f"{vm.vm_state} -> {now}"
+    name = f"{vm.name} is {vm.vm_state} already" if there else f"{vm.vm_state} -> {verb.success}"
     job = jobs.add_step(tx, job, name, None)
     job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do" if there else "done")
     if not there:

@@ -104,7 +104,7 @@ def admit(wish: Wish) -> Decision:
         return Decision(5, Outcome.SOFT_ALREADY, "the VM is SOFT_DELETED already")
     if softly and wish.keepable:
         return Decision(5, Outcome.SOFT, "it can be restored for a while")
-    if wish.hosts == 0 and wish.vm_state in (VmState.SHELVED_OFFLOADED, VmState.SOFT_DELETED):
+    if wish.hosts == 0 and wish.vm_state is VmState.SHELVED_OFFLOADED:
         text = f"it is on no host, its network was released at {wish.last_host}; its snapshot goes"
         return Decision(6, Outcome.DB_ONLY, text)
     if wish.hosts == 0 and wish.in_flight is None:

@@ -219,11 +219,6 @@ NETWORK = {"zone": "z1", "backend": "bridge", "source": "br9", "cidr": "10.9.0.0
             {"scope": "zone", "zone": "z1", "cluster": "c1", "path": "/a", "capacity_gib": 1},
             "cluster",
         ),
-        (
-            Kind.POOL,
-            {"scope": "host", "host": "h", "path": "/a", "capacity_gib": 1, "snapshots": True},
-            "snapshots",
-        ),
         (Kind.OFFERING, {"vcpus_min": 5, "vcpus_max": 4}, "vcpus_min"),
         (Kind.OFFERING, {"memory_mib_min": 65, "memory_mib_max": 64}, "memory_mib_min"),
         (Kind.OFFERING, {"cpu_cap": True}, "cpu_cap"),
@@ -279,3 +274,8 @@ def test_a_field_that_can_not_be_read_hides_no_other_contradiction(desk: Desk) -
 def test_every_field_has_its_line_of_help(kind: Kind) -> None:
     assert list(nouns.FIELDS[kind]) == list(NOUNS[kind].__struct_fields__)
     assert nouns.ABOUT[kind]
+
+
+def test_a_pool_of_one_host_is_none_for_snapshots(desk: Desk) -> None:
+    pool = {"scope": "host", "host": "h", "path": "/a", "capacity_gib": 1, "snapshots": True}
+    assert "snapshots" in [error["field"] for error in refused(desk, Kind.POOL, pool)]

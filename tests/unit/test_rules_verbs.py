@@ -17,6 +17,8 @@ FROM = {
     "unpause": {VmState.PAUSED},
     "suspend": {VmState.ACTIVE},
     "resume": {VmState.SUSPENDED},
+    "shelve": {VmState.ACTIVE, VmState.SHUTOFF},
+    "unshelve": {VmState.SHELVED, VmState.SHELVED_OFFLOADED},
     "restore": {VmState.SOFT_DELETED},
 }
 ALREADY = {
@@ -27,6 +29,8 @@ ALREADY = {
     "unpause": {VmState.ACTIVE},
     "suspend": {VmState.SUSPENDED},
     "resume": {VmState.ACTIVE},
+    "shelve": {VmState.SHELVED, VmState.SHELVED_OFFLOADED},
+    "unshelve": {VmState.ACTIVE},
     "restore": {VmState.SHUTOFF},
 }
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
@@ -48,6 +52,8 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("unpause", TaskState.UNPAUSING, VmState.ACTIVE, CommandKind.UNPAUSE_VM),
         ("suspend", TaskState.SUSPENDING, VmState.SUSPENDED, CommandKind.SUSPEND_VM),
         ("resume", TaskState.RESUMING, VmState.ACTIVE, CommandKind.RESUME_VM),
+        ("shelve", TaskState.SHELVING, VmState.SHELVED, CommandKind.SHELVE_VM),
+        ("unshelve", TaskState.UNSHELVING, VmState.ACTIVE, CommandKind.START_VM),
         ("restore", TaskState.RESTORING, VmState.SHUTOFF, None),
     ],
 )
@@ -84,6 +90,7 @@ def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState)
     ("verb", "state", "way"),
     [
         ("start", VmState.SUSPENDED, "resume"),
+        ("start", VmState.SHELVED_OFFLOADED, "unshelve"),
         ("start", VmState.PAUSED, "unpause"),
         ("unpause", VmState.SUSPENDED, "resume"),
         ("resume", VmState.PAUSED, "unpause"),
