@@ -18,7 +18,7 @@ from common.errors import (
     MusterError,
     NotOurs,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestReport, GuestSpec
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
 from common.states import PowerState
@@ -42,6 +42,7 @@ class SimulatedDriver:
     """One host's simulated hypervisor, as its agent sees it."""
 
     name = "simulated"
+    attaches = False
 
     def __init__(self, store: Store, settings: Settings, runtime: Runtime) -> None:
         self._store = store
@@ -204,6 +205,9 @@ class SimulatedDriver:
             found.power_state = to.name
             self._store.write(found)
             self._note(verb, found)
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
 
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:
