@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -28,7 +27,7 @@ from common.errors import (
     NotOurs,
     OutcomeUnknown,
 )
-from common.ownership import Mark
+from common.ownership import Mark, new_bearer
 from common.runtime import Runtime, Steps
 from common.states import PowerState
 
@@ -93,9 +92,7 @@ _TURNS = {
 
 def bearer_of(command: m.Command) -> str:
     """The hypervisor uuid of the guest that this very command makes, the same at each try."""
-    return str(
-        uuid.uuid5(uuid.NAMESPACE_OID, f"{command.fleet}/{command.instance}/{command.generation}")
-    )
+    return new_bearer(command.fleet, command.instance, command.generation)
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,9 @@ class Effects:
         if error is not None:
             LOG.warning("%s of %s failed: %s", command.kind, command.instance, error)
         phases = attempt.phases.told()
+        look = None
+        if command.kind is not m.CommandKind.CLEAN_UP:  # it is about no guest
+            look = yield from self._look(command, attempt.uuid)
         return m.Result(
             id=command.id,
             command=command.id,
@@ -136,7 +136,7 @@ class Effects:
             attached=(yield from attempt.attached()) if error is None else (),
             error_code=error.code if error else None,
             error=error.message if error else None,
-            look=(yield from self._look(command, attempt.uuid)),
+            look=look,
             phases=phases,
         )
 
@@ -189,6 +189,8 @@ class _Attempt:
             yield from self._terminate()
         elif self._work.mode is Mode.ABANDON:
             yield from self._abandon()
+        elif kind is m.CommandKind.CLEAN_UP:
+            yield from self._clean_up()
         elif kind is m.CommandKind.START_VM:
             yield from self._start()
         elif kind is m.CommandKind.STOP_VM:
@@ -338,6 +340,24 @@ class _Attempt:
                 raise
 
     def _terminate(self) -> Steps[None]:
+        """Every guest of the instance, then what is left of those that other hands have removed."""
+        made = m.convert(self._command.spec, m.TerminateSpec).made
+        destroyed = yield from self._destroy_all()
+        for files in made:
+            if files.bearer not in destroyed:
+                yield from self._effect("clean up", self._driver.clean_up, files)
+
+    def _clean_up(self) -> Steps[None]:
+        """What is in no guest's use, as the managers know and the driver looks once more."""
+        remains = m.convert(self._command.spec, m.CleanUpSpec).remains
+        if any(made == self._command.instance for made, _ in self._parts.making):
+            raise CallTimeout(
+                "a create of it has not come back: its guest may yet appear", "look at the host"
+            )
+        yield from self._effect("clean up", self._driver.clean_up, remains)
+
+    def _destroy_all(self) -> Steps[frozenset[str]]:
+        """The hypervisor uuids of the guests that were there."""
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
         making = any(made == instance for made, _ in self._parts.making)
@@ -348,11 +368,11 @@ class _Attempt:
                 raise CallTimeout(
                     "a create of it has not come back: its guest may yet appear", "look at the host"
                 ) from None
-            return
+            return frozenset()
         except NotOurs as exc:
             # Somebody's copy of our guest is not our guest, which is gone.
             if exc.data.get("copies"):
-                return
+                return frozenset()
             raise
         for guest in guests:
             self.uuid = guest.hypervisor_uuid
@@ -366,6 +386,7 @@ class _Attempt:
             with contextlib.suppress(GuestMissing, NotOurs):
                 yield from self._finder.at(guest.hypervisor_uuid, instance)
                 raise HypervisorError("the guest is still there after its destruction", "")
+        return frozenset(guest.hypervisor_uuid for guest in guests)
 
     def _abandon(self) -> Steps[None]:
         """Not wanted and cut short: never carried further, reported as found.

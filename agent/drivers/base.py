@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Attachment, Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestReport, GuestSpec, Remains
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -112,6 +112,12 @@ class Driver(Protocol):
 
     def destroy(self, guest: OwnedGuest) -> None:
         """Guest and the disks that `create` made for it are gone afterwards."""
+
+    def clean_up(self, remains: Remains) -> None:
+        """What was left behind is gone afterwards; nothing to do when it is.
+
+        HypervisorError says why it can not go: files of a guest that is there, for one.
+        """
 
 
 class DriverFactory(Protocol):

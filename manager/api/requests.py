@@ -130,6 +130,7 @@ class VmPower(VmVerb, frozen=True, kw_only=True):
 class VmDelete(Change, frozen=True, kw_only=True):
     vm: NameOrId
     force: bool = False
+    soft: bool = False
     idempotent: bool = False
     dry_run: bool = False
 

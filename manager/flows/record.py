@@ -20,7 +20,15 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
     A deletion that is owed stays owed. Raises TaskUnderWay, WrongState or DbRolledBack.
     """
     on_host = vm.host is not None
-    verbs.admit_state(wanted, vm.name, vm.vm_state, vm.task_state, vm.job, on_host=on_host)
+    verbs.admit_state(
+        wanted,
+        vm.name,
+        vm.vm_state,
+        vm.task_state,
+        vm.job,
+        on_host=on_host,
+        made=vm.reserved,
+    )
     restore.require_none(tx, (vm.host,) if vm.host else ())
     text = f"{vm.vm_state} -> {wanted}"
     if on_host:

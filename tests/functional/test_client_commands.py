@@ -506,8 +506,14 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         (
             "vm delete web-1 --force --idempotent",
             "vm_delete",
-            {"force": True, "idempotent": True, "dry_run": False},
+            {"force": True, "soft": False, "idempotent": True, "dry_run": False},
         ),
+        (
+            "vm delete web-1 --soft",
+            "vm_delete",
+            {"force": False, "soft": True, "idempotent": False, "dry_run": False},
+        ),
+        ("vm restore web-1", "vm_restore", {}),
     ],
 )
 def test_a_verb_prints_its_job_and_returns(

@@ -17,6 +17,7 @@ FROM = {
     "unpause": {VmState.PAUSED},
     "suspend": {VmState.ACTIVE},
     "resume": {VmState.SUSPENDED},
+    "restore": {VmState.SOFT_DELETED},
 }
 ALREADY = {
     "start": {VmState.ACTIVE},
@@ -26,6 +27,7 @@ ALREADY = {
     "unpause": {VmState.ACTIVE},
     "suspend": {VmState.SUSPENDED},
     "resume": {VmState.ACTIVE},
+    "restore": {VmState.SHUTOFF},
 }
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
 
@@ -46,10 +48,11 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("unpause", TaskState.UNPAUSING, VmState.ACTIVE, CommandKind.UNPAUSE_VM),
         ("suspend", TaskState.SUSPENDING, VmState.SUSPENDED, CommandKind.SUSPEND_VM),
         ("resume", TaskState.RESUMING, VmState.ACTIVE, CommandKind.RESUME_VM),
+        ("restore", TaskState.RESTORING, VmState.SHUTOFF, None),
     ],
 )
 def test_what_a_verb_sets_casts_and_ends_in(
-    verb: str, task: TaskState, success: VmState, command: CommandKind
+    verb: str, task: TaskState, success: VmState, command: CommandKind | None
 ) -> None:
     row = VERBS[verb]
     assert (row.name, row.task, row.success, row.command) == (verb, task, success, command)
@@ -96,11 +99,18 @@ def test_a_wrong_state_names_the_verb_that_leads_to_the_same_end(
     assert caught.value.remedy.endswith(f"; here: muster vm {way} web-1")
 
 
-@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.SOFT_DELETED, VmState.BUILDING])
+@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.BUILDING])
 def test_where_no_verb_leads_to_the_same_end_none_is_named(state: VmState) -> None:
     with pytest.raises(WrongState) as caught:
         admit(VERBS["stop"], "web-1", state, TaskState.NONE, None)
     assert "here:" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("verb", [verb for verb in FROM if verb != "restore"])
+def test_of_a_soft_deleted_vm_every_other_verb_names_the_restore(verb: str) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", VmState.SOFT_DELETED, TaskState.NONE, None)
+    assert caught.value.remedy.endswith("; here: muster vm restore web-1")
 
 
 @pytest.mark.parametrize("verb", list(FROM))
@@ -117,11 +127,12 @@ def test_a_task_under_way_refuses_and_names_its_job(
 
 
 SETTABLE = [VmState(state) for state in SettableState]
-LIVE = [state for state in VmState if state is not VmState.DELETED]
+KEPT = (VmState.DELETED, VmState.SOFT_DELETED)
+FREE = [state for state in VmState if state not in KEPT]
 
 
 @pytest.mark.parametrize("wanted", SETTABLE)
-@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("state", FREE)
 def test_a_state_is_set_from_any_other_with_nothing_in_flight(
     state: VmState, wanted: VmState
 ) -> None:
@@ -146,3 +157,18 @@ def test_what_is_on_no_host_is_off_or_in_error(wanted: VmState) -> None:
         return
     with pytest.raises(WrongState, match="on no host"):
         admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_setting_a_state_is_no_way_around_the_restore(wanted: VmState) -> None:
+    with pytest.raises(WrongState, match="web-1 is SOFT_DELETED") as caught:
+        admit_state(wanted, "web-1", VmState.SOFT_DELETED, TaskState.NONE, None, on_host=True)
+    assert caught.value.remedy == "muster vm restore web-1"
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_what_was_never_made_is_nothing_but_deleted(wanted: VmState) -> None:
+    at = {"on_host": False, "made": False}
+    with pytest.raises(WrongState, match="creation of web-1 has failed") as caught:
+        admit_state(wanted, "web-1", VmState.ERROR, TaskState.NONE, None, **at)
+    assert "muster vm delete web-1" in caught.value.remedy

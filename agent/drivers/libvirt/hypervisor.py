@@ -15,6 +15,7 @@ from typing import Any
 import libvirt
 import msgspec
 
+from agent.drivers import checks
 from agent.drivers.base import Doing, Listing, OwnedGuest
 from agent.drivers.libvirt import domains, making, probe
 from agent.drivers.libvirt.connection import Connection
@@ -27,7 +28,7 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
 )
-from common.messages import Attachment, Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -224,6 +225,13 @@ class Hypervisor:
             )
         except GuestMissing:
             self._maker.remove(guest.mark, tuple(known))
+
+    def clean_up(self, remains: Remains) -> None:
+        match remains:
+            case GuestFiles():
+                if self.look(remains.bearer) is not None:
+                    raise checks.still_there(remains)
+                self._maker.remove_files(remains)
 
     # parts of the changes
 

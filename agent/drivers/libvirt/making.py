@@ -27,7 +27,7 @@ from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.conf.rbd import Rbd
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import Attachment, GuestSpec
+from common.messages import Attachment, GuestFiles, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -116,6 +116,12 @@ class Maker:
         """Each image in Ceph that was made for a guest, with who has it open."""
         images = sorted(xml.belongings(definition).images, key=lambda image: image.image)
         return tuple(self._images.attached(image) for image in images)
+
+    def remove_files(self, files: GuestFiles) -> None:
+        """Remove what is left of a guest whose domain, which named it all, is gone."""
+        names = self._filters.left_of(files.instance, files.bearer)
+        self._filters.remove(files.instance, files.bearer, names)
+        self._disks.remove(files.instance, files.bearer, files.folders)
 
     # inside
 
