@@ -15,7 +15,7 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
 from simulation.runtime import SimRuntime
@@ -177,6 +177,7 @@ class SimDriver:
     """The driver of one agent's life on a hypervisor that was there before and goes on after."""
 
     name = "simulation"
+    attaches = False
 
     def __init__(self, hypervisor: Hypervisor, runtime: SimRuntime) -> None:
         self._hv, self._runtime = hypervisor, runtime
@@ -305,6 +306,9 @@ class SimDriver:
             found.power_state, found.by_hand = to, False
             self._hv.note("agent", verb, found)
         self._after(verb)
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
 
     def destroy(self, guest: OwnedGuest) -> None:
         self._before("destroy")

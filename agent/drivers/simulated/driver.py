@@ -19,7 +19,7 @@ from common.errors import (
     MusterError,
     NotOurs,
 )
-from common.messages import Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
 from common.states import PowerState
@@ -43,6 +43,7 @@ class SimulatedDriver:
     """One host's simulated hypervisor, as its agent sees it."""
 
     name = "simulated"
+    attaches = False
 
     def __init__(self, store: Store, settings: Settings, runtime: Runtime) -> None:
         self._store = store
@@ -206,6 +207,9 @@ class SimulatedDriver:
             found.power_state = to.name
             self._store.write(found)
             self._note(verb, found)
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
 
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:
