@@ -28,7 +28,15 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+)
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -232,6 +240,8 @@ class Hypervisor:
                 if self.look(remains.bearer) is not None:
                     raise checks.still_there(remains)
                 self._maker.remove_files(remains)
+            case RbdImage():
+                self._maker.remove_image(remains)
 
     # parts of the changes
 

@@ -27,7 +27,7 @@ from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.conf.rbd import Rbd
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import Attachment, GuestFiles, GuestSpec
+from common.messages import Attachment, GuestFiles, GuestSpec, RbdImage
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -121,7 +121,17 @@ class Maker:
         """Remove what is left of a guest whose domain, which named it all, is gone."""
         names = self._filters.left_of(files.instance, files.bearer)
         self._filters.remove(files.instance, files.bearer, names)
-        self._disks.remove(files.instance, files.bearer, files.folders)
+        self._disks.remove(files.instance, files.bearer, files.folders, files.images)
+
+    def remove_image(self, image: RbdImage) -> None:
+        """Shut out whoever has an image in Ceph open, and remove it."""
+        words = f"{image.target.pool}/{image.target.image}"
+        self._images.fence_and_remove(
+            image.target,
+            image.addresses,
+            image.expiry_s,
+            lambda told: LOG.warning("image %s: %s", words, told),
+        )
 
     # inside
 
