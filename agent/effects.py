@@ -140,6 +140,7 @@ class Effects:
             instance=command.instance,
             generation=command.generation,
             outcome=m.Outcome.SUCCEEDED if error is None else m.Outcome.FAILED,
+            attached=(yield from attempt.attached()) if error is None else (),
             error_code=error.code if error else None,
             error=error.message if error else None,
             look=look,
@@ -175,6 +176,19 @@ class _Attempt:
         self._deadline = deadline
         self.phases = Phases(parts.runtime, deadline)
         self.uuid: str | None = None
+        self._started: OwnedGuest | None = None
+
+    def attached(self) -> Steps[tuple[m.Attachment, ...]]:
+        """From where the shared disks of the guest that was started are open."""
+        guest, calls = self._started, self._parts.calls
+        if guest is None or not self._driver.attaches:
+            return ()
+        try:
+            return (yield from calls.look("attached", self._driver.attached, guest))
+        except MusterError as exc:
+            # Whoever removes them looks at the images themselves as well.
+            LOG.warning("from where the disks of %s are open is not known: %s", self.uuid, exc)
+            return ()
 
     def run(self) -> Steps[None]:
         kind = self._command.kind
@@ -207,6 +221,7 @@ class _Attempt:
             if spec.guest is None:
                 raise BadMessage("start_vm: create without a guest", "") from None
             guest = yield from self._create(spec.guest)
+        self._started = guest
         if guest.seen.power_state in POWERED:
             return
         try:
@@ -217,7 +232,8 @@ class _Attempt:
             if not (yield from self._half_made_and_gone(guest)):
                 raise
             LOG.warning("guest %s of a start that was cut short is made again", self.uuid)
-            yield from self._power_on((yield from self._create(spec.guest)))
+            self._started = yield from self._create(spec.guest)
+            yield from self._power_on(self._started)
 
     def _power_on(self, guest: OwnedGuest) -> Steps[None]:
         self.phases.begin("start")
@@ -302,13 +318,13 @@ class _Attempt:
                 raise OutcomeUnknown("the agent died in a soft reboot", "look at the guest")
             if guest.seen.power_state in HALTED and self._work.note != str(None):
                 # Pulled, and not powered on again: the second half is still to be done.
-                guest = yield from self._remark(guest)
+                self._started = guest = yield from self._remark(guest)
                 yield from self._effect("start", self._driver.start, guest)
                 return
             if self._work.note != str(guest.seen.domain_id):
                 return
         self._parts.journal.note(self._command.id, str(guest.seen.domain_id))
-        guest = yield from self._remark(guest)
+        self._started = guest = yield from self._remark(guest)
         polite_s = self._polite(spec)
         yield from self._effect("reboot", self._reboot_call, guest, spec.force, polite_s)
 
@@ -337,6 +353,7 @@ class _Attempt:
     def _turn(self, turn: _Turn) -> Steps[None]:
         """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""
         guest = yield from self._remark((yield from self._find()))
+        self._started = guest if turn.verb == "resume" else None
         if guest.seen.power_state in turn.done:
             return
         if guest.seen.power_state not in turn.sources:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.drivers.base import Doing, Listing, OwnedGuest
+from agent.drivers.simulated.disks import folders_of, of_ceph
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -16,10 +17,12 @@ from common.errors import (
     StaleCommand,
 )
 from common.messages import (
+    Attachment,
     Capacity,
     GuestFiles,
     GuestReport,
     GuestSpec,
+    RbdImage,
     Remains,
     SnapshotDisk,
     SnapshotFiles,
@@ -159,7 +162,7 @@ class Hypervisor:
             there = disks.pop((place, guest), None) is not None or there
         return there
 
-    def cleaned(self, remains: Remains) -> None:
+    def cleaned(self, instance: str) -> None:
         """An agent has removed what was left of a guest."""
         self.world.news = True
 
@@ -205,6 +208,7 @@ class SimDriver:
     """The driver of one agent's life on a hypervisor that was there before and goes on after."""
 
     name = "simulation"
+    attaches = False
 
     def __init__(self, hypervisor: Hypervisor, runtime: SimRuntime) -> None:
         self._hv, self._runtime = hypervisor, runtime
@@ -263,7 +267,7 @@ class SimDriver:
             ips=tuple(
                 ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
             ),
-            folders=tuple({disk.folder for disk in spec.disks if disk.folder is not None}),
+            folders=tuple(sorted(folders_of(spec))),
             mark=mark,
         )
         self._hv.guests[guest.uuid] = guest
@@ -351,6 +355,9 @@ class SimDriver:
         self._hv.note("agent", "snapshot", found)
         self._after("snapshot")
 
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
+
     def destroy(self, guest: OwnedGuest) -> None:
         self._before("destroy")
         found = self._current(guest)
@@ -365,12 +372,23 @@ class SimDriver:
             case GuestFiles():
                 if remains.bearer in self._hv.guests:
                     raise HypervisorError(f"guest {remains.bearer} is there", "")
-                if self._hv.remove_disks(remains.bearer, remains.folders):
-                    self._hv.cleaned(remains)
+                places = {*remains.folders, *map(of_ceph, remains.images)}
+                if self._hv.remove_disks(remains.bearer, places):
+                    self._hv.cleaned(remains.instance)
+            case RbdImage():
+                self._remove_image(remains)
             case SnapshotFiles():
                 if self._hv.drop(remains):
-                    self._hv.cleaned(remains)
+                    self._hv.cleaned(remains.instance)
         self._after("clean_up")
+
+    def _remove_image(self, image: RbdImage) -> None:
+        """The image goes, whoever has it open: they are shut out before."""
+        place = (of_ceph(image.target), image.target.guest)
+        instance = self._hv.world.disks.get(place)
+        if instance is not None:
+            del self._hv.world.disks[place]
+            self._hv.cleaned(instance)
 
     def _current(self, guest: OwnedGuest) -> SimGuest:
         """Ours, and not marked by a newer command since this call was made."""

@@ -12,7 +12,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Capacity, GuestReport, GuestSpec, Remains, SnapshotFiles
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestReport,
+    GuestSpec,
+    Remains,
+    SnapshotFiles,
+)
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -49,6 +56,7 @@ class Driver(Protocol):
     """
 
     name: str
+    attaches: bool  # its guests may have disks in storage that other hosts reach too
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         """Connect in the background and stay connected; never raises for a hypervisor that is
@@ -114,6 +122,10 @@ class Driver(Protocol):
         Over what an earlier try has left. HypervisorError unless the guest is off, and for disks
         that can not be copied. Its phase is "snapshot".
         """
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        """Its disks in storage that others reach too, and from where they are open; asked only of
+        drivers that attach, just after a guest was started."""
 
     def destroy(self, guest: OwnedGuest) -> None:
         """Guest and the disks that `create` made for it are gone afterwards."""

@@ -20,7 +20,7 @@ from common.errors import (
 from common.model import Kind
 from common.since import earliest
 from common.states import VmState
-from manager.api import doctor, history, holders, model, order, services, views
+from manager.api import cleanups, doctor, history, holders, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
     cancel,
@@ -375,6 +375,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "address_list": (ask.AddressList, address_list),
     "service_list": (ask.Nothing, service_list),
     "doctor": (ask.Nothing, doctor_),
+    **cleanups.METHODS,
     **model.METHODS,
 }
 

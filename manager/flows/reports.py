@@ -26,6 +26,7 @@ from common.messages import (
 )
 from common.states import CommandEvent, CommandState
 from manager.flows import (
+    attaching,
     canary,
     cancel,
     commands,
@@ -263,6 +264,8 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         if row.state is CommandState.UNKNOWN:
             _tell_late(tx, host, row, result)
         return
+    if result.attached:
+        attaching.record(tx, moved, result)
     if row.kind == "terminate_instance":
         reap.answered(tx, moved, result, pair)
         delete.command_ended(tx, cfg, moved, result, pair)

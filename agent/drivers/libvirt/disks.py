@@ -1,4 +1,4 @@
-"""Image files of guests: made with qemu-img, removed only when we made them."""
+"""Disks of guests, in files or in Ceph: removed only when we made them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from agent.drivers.base import Doing
 from agent.drivers.libvirt import folders, qemu_img
+from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
-from agent.drivers.libvirt.xml import Disk
+from agent.drivers.libvirt.xml import Access, Disk
 from common.errors import HypervisorError
-from common.messages import DiskSpec, ImageSource, SnapshotDisk, SnapshotFiles
+from common.messages import DiskSpec, ImageSource, RbdTarget, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
 
 LOG = logging.getLogger(__name__)
@@ -31,12 +32,13 @@ class Disks:
     """A folder for each instance in the folder of each pool; new images are named by their guest.
 
     So two guests of one instance (an attempt that was given up, and the next) never share a file,
-    and what a destroyed guest leaves behind is known by its name alone.
+    and what a destroyed guest leaves behind is known by its name alone. The same goes for images.
     """
 
-    def __init__(self, instances_path: str, templates: Templates) -> None:
+    def __init__(self, instances_path: str, templates: Templates, images: Images) -> None:
         self._root = Path(instances_path)
         self._templates = templates
+        self._images = images
 
     def serial_log(self, instance: str) -> str:
         return str(self._folder(self._root, instance) / SERIAL_LOG)
@@ -56,8 +58,13 @@ class Disks:
     ) -> None:
         """Have every template in the folder that needs it; those of no disk in our own."""
         for spec in specs:
-            if spec.source is not None and spec.snapshot is None:
-                self._templates.ensure(self._pool(spec), spec.source, alive)
+            if spec.source is None or spec.snapshot is not None:
+                continue
+            file = self._templates.ensure(self._pool(spec), spec.source, alive)
+            if spec.rbd is not None and spec.source.format is not TemplateFormat.ISO:
+                self._images.ensure_template(
+                    spec.rbd, spec.source.sha256, file, spec.source.format.value, alive
+                )
         for source in others:
             self._templates.ensure(self._root, source, alive)
 
@@ -80,6 +87,10 @@ class Disks:
                 continue
             phase = "data disks" if number else "root disk"
             doing(phase)
+            if spec.rbd is not None:
+                kept = self._kept(spec.snapshot) if spec.snapshot is not None else None
+                self._images.make(spec.rbd, spec, partial(doing, phase), kept)
+                continue
             self._make_folder(Path(disk.path).parent, "check the pool's folder")
             part = f"{disk.path}.part"
             try:
@@ -133,16 +144,21 @@ class Disks:
                 f"could not remove {exc.filename or folder}: {exc.strerror}", "check the folder"
             ) from exc
 
-    def is_kept(self, files: SnapshotFiles) -> bool:
-        """True while something of a snapshot is there."""
-        return self._kept_in(files).is_dir()
-
-    def remove(self, instance: str, bearer: str, pools: Iterable[str] = ()) -> None:
-        """Remove what was made for this guest here and in pools' folders.
+    def remove(
+        self,
+        instance: str,
+        bearer: str,
+        pools: Iterable[str] = (),
+        images: Iterable[RbdTarget] = (),
+    ) -> None:
+        """Remove what was made for this guest here, in pools' folders and in Ceph.
 
         The instance's folder goes with its last guest's files. HypervisorError for a pool's folder
-        that is not there: what is in it could not be removed.
+        that is not there, and for an image that is open: what is left could not be removed.
         """
+        for image in sorted(images, key=lambda image: image.image):
+            if image.image.startswith(f"muster-{bearer}-disk"):
+                self._images.remove(image)
         for pool in sorted(set(pools) - {str(self._root)}):
             if not os.path.isdir(pool):
                 raise HypervisorError(
@@ -159,6 +175,15 @@ class Disks:
         if spec.path is not None:
             return Disk(spec.path, _format_of(spec.path))
         pool = self._pool(spec)
+        is_iso = spec.source is not None and spec.source.format is TemplateFormat.ISO
+        if spec.rbd is not None and not is_iso:
+            if spec.rbd.image != f"muster-{bearer}-disk{number}":
+                raise HypervisorError(
+                    f"the image {spec.rbd.image} is not named by its guest {bearer}",
+                    "upgrade the managers or this agent: they name images differently",
+                )
+            access = Access(spec.rbd, self._images.user, self._images.secret(spec.rbd.monitors))
+            return Disk("", "raw", access=access)
         if spec.source is not None and spec.source.format is TemplateFormat.ISO:
             return Disk(str(self._templates.path(pool, spec.source)), "raw", "cdrom")
         return Disk(str(self._folder(pool, instance) / f"{bearer}.disk{number}.qcow2"), "qcow2")
@@ -190,12 +215,17 @@ class Disks:
         root = self._root if files.folder is None else Path(files.folder)
         return self._folder(self._folder(root / SNAPSHOTS, files.instance), files.snapshot)
 
+    def _kept(self, disk: SnapshotDisk) -> str:
+        """The image that a disk of a snapshot was copied to."""
+        path = str(self._kept_in(disk) / f"disk{disk.n}.qcow2")
+        if not os.path.isfile(path):
+            raise HypervisorError(f"no snapshot {path} on this host", "is it on another one?")
+        return path
+
     def _from_snapshot(
         self, kept: SnapshotDisk, wanted: int | None, part: str, alive: Callable[[], None]
     ) -> None:
-        path = str(self._kept_in(kept) / f"disk{kept.n}.qcow2")
-        if not os.path.isfile(path):
-            raise HypervisorError(f"no snapshot {path} on this host", "is it on another one?")
+        path = self._kept(kept)
         _require_room(path, "qcow2", Path(part))
         qemu_img.convert(path, "qcow2", part, alive)
         if wanted is not None and wanted > qemu_img.info(part).virtual_size:

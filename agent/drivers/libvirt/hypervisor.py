@@ -21,6 +21,7 @@ from agent.drivers.libvirt import domains, making, probe
 from agent.drivers.libvirt.connection import Connection
 from agent.drivers.libvirt.making import Maker
 from common.conf.libvirt import Libvirt
+from common.conf.rbd import Rbd
 from common.errors import (
     CallTimeout,
     GuestMissing,
@@ -28,10 +29,12 @@ from common.errors import (
     HypervisorUnavailable,
 )
 from common.messages import (
+    Attachment,
     Capacity,
     GuestFiles,
     GuestReport,
     GuestSpec,
+    RbdImage,
     Remains,
     SnapshotFiles,
 )
@@ -50,11 +53,12 @@ class Hypervisor:
 
     name = "libvirt"
 
-    def __init__(self, settings: Libvirt, runtime: Runtime) -> None:
+    def __init__(self, settings: Libvirt, rbd: Rbd, runtime: Runtime) -> None:
+        self.attaches = bool(rbd.keyring)
         self._settings = settings
         self._runtime = runtime
         self._connection = Connection(settings.connection_uri, settings.keepalive_interval, runtime)
-        self._maker = Maker(settings, self._connection, runtime)
+        self._maker = Maker(settings, rbd, self._connection, runtime)
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         self._connection.open(on_change)
@@ -154,7 +158,9 @@ class Hypervisor:
     def start(self, guest: OwnedGuest) -> None:
         self._connection.call(
             f"start {guest.seen.name}",
-            lambda conn: domains.run(domains.ours(conn, guest), guest.mark),
+            lambda conn: domains.run(
+                self._maker.ready(conn, domains.ours(conn, guest)), guest.mark
+            ),
         )
 
     def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
@@ -172,7 +178,7 @@ class Hypervisor:
             return
 
         def cycle(conn: Any) -> None:
-            domain = domains.ours(conn, guest)
+            domain = self._maker.ready(conn, domains.ours(conn, guest))
             domains.pull(domain)
             domains.run(domain, guest.mark)
 
@@ -196,7 +202,9 @@ class Hypervisor:
     def resume(self, guest: OwnedGuest) -> None:
         self._connection.call(
             f"resume {guest.seen.name}",
-            lambda conn: domains.restore(domains.ours(conn, guest), guest.mark),
+            lambda conn: domains.restore(
+                self._maker.ready(conn, domains.ours(conn, guest)), guest.mark
+            ),
         )
 
     def snapshot(
@@ -211,6 +219,12 @@ class Hypervisor:
         self._connection.call(f"look at {guest.seen.name}", require_off)
         self._maker.keep(spec, guest.mark, files, doing)
         self._connection.call(f"look at {guest.seen.name}", require_off)
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        definition = self._connection.call(
+            f"look at {guest.seen.name}", lambda conn: domains.ours(conn, guest).XMLDesc()
+        )
+        return self._maker.attached(definition)
 
     def destroy(self, guest: OwnedGuest) -> None:
         known: set[str] = set()
@@ -242,6 +256,8 @@ class Hypervisor:
                 self._maker.remove_files(remains)
             case SnapshotFiles():
                 self._maker.drop(remains)
+            case RbdImage():
+                self._maker.remove_image(remains)
 
     # parts of the changes
 

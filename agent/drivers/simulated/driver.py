@@ -9,7 +9,7 @@ import msgspec
 
 from agent.drivers import checks
 from agent.drivers.base import Doing, Driver, Listing, OwnedGuest
-from agent.drivers.simulated.disks import folders_of
+from agent.drivers.simulated.disks import folders_of, of_ceph
 from agent.drivers.simulated.store import Guest, Store
 from common.conf import Settings
 from common.errors import (
@@ -20,10 +20,12 @@ from common.errors import (
     NotOurs,
 )
 from common.messages import (
+    Attachment,
     Capacity,
     GuestFiles,
     GuestReport,
     GuestSpec,
+    RbdImage,
     Remains,
     SnapshotFiles,
 )
@@ -50,6 +52,7 @@ class SimulatedDriver:
     """One host's simulated hypervisor, as its agent sees it."""
 
     name = "simulated"
+    attaches = False
 
     def __init__(self, store: Store, settings: Settings, runtime: Runtime) -> None:
         self._store = store
@@ -227,6 +230,9 @@ class SimulatedDriver:
             self._store.write_snapshot(files, spec)
             self._note("snapshot", found)
 
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
+
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:
             self._store.disks.remove(found.uuid, folders_of(found.spec))
@@ -239,7 +245,11 @@ class SimulatedDriver:
                 case GuestFiles():
                     if self._store.read(remains.bearer) is not None:
                         raise checks.still_there(remains)
-                    self._store.disks.remove(remains.bearer, remains.folders)
+                    places = {*remains.folders, *map(of_ceph, remains.images)}
+                    self._store.disks.remove(remains.bearer, places)
+                case RbdImage():
+                    # A simulated guest writes nothing that it would have to be kept from.
+                    self._store.disks.remove(remains.target.guest, {of_ceph(remains.target)})
                 case SnapshotFiles():
                     self._store.remove_snapshot(remains)
 
