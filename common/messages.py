@@ -61,6 +61,9 @@ class CommandKind(enum.StrEnum):
     UNPAUSE_VM = "unpause_vm"
     SUSPEND_VM = "suspend_vm"
     RESUME_VM = "resume_vm"
+    RESIZE_VM = "resize_vm"
+    CONFIRM_RESIZE = "confirm_resize"
+    REVERT_RESIZE = "revert_resize"
     TERMINATE_INSTANCE = "terminate_instance"
     NOOP = "noop"
 

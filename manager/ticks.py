@@ -18,6 +18,7 @@ from manager.flows import (
     publish,
     reap,
     reports,
+    resize,
     restore,
     retention,
     watchdog,
@@ -44,6 +45,7 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (reap.retry_due, _any(reap.IS_DUE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
+    (resize.pursue_due, resize.IS_DUE),
 )
 LOOK = sa.select(*[is_due for _, is_due in ROUNDS]).execution_options(**PLANNED_ANEW)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from agent.drivers.base import Doing, Listing, OwnedGuest
+from agent.drivers.checks import check_size
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -26,6 +27,15 @@ _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
 
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that is neither confirmed nor reverted."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    root_gib: int | None
+
+
 class SimGuest(msgspec.Struct, kw_only=True):
     """One guest; `stranger` is what the simulator knows and Muster must find out."""
 
@@ -40,6 +50,8 @@ class SimGuest(msgspec.Struct, kw_only=True):
     ips: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
+    root_gib: int | None = None
+    before: Before | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -214,6 +226,7 @@ class SimDriver:
                 ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
             ),
             mark=mark,
+            root_gib=_root_gib(spec),
         )
         self._hv.guests[guest.uuid] = guest
         self._hv.note("agent", "create", guest)
@@ -286,6 +299,55 @@ class SimDriver:
             self._hv.note("agent", verb, found)
         self._after(verb)
 
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        doing("resize")
+        self._before("resize")
+        found = self._off(guest)
+        if found.before is None or found.before.generation != guest.mark.generation:
+            found.before = Before(
+                generation=guest.mark.generation,
+                vcpus=found.vcpus,
+                memory_mib=found.memory_mib,
+                root_gib=found.root_gib,
+            )
+        found.vcpus, found.memory_mib = spec.vcpus, spec.memory_mib
+        found.root_gib = _root_gib(spec)
+        self._hv.note("agent", "resize", found)
+        self._after("resize")
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        self._before("look", changing=False)
+        return self._current(guest).before is not None
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        self._before("confirm_resize")
+        found = self._current(guest)
+        if found.before is None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        else:
+            found.before = None
+            self._hv.note("agent", "confirm_resize", found)
+        self._after("confirm_resize")
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        self._before("revert_resize")
+        found = self._current(guest)
+        before = found.before
+        if before is not None:
+            self._off(guest)
+            found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
+            found.root_gib, found.before = before.root_gib, None
+            self._hv.note("agent", "revert_resize", found)
+        elif spec is not None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        self._after("revert_resize")
+
+    def _off(self, guest: OwnedGuest) -> SimGuest:
+        found = self._current(guest)
+        if found.power_state in _ON:
+            raise HypervisorError(f"it is {found.power_state.name}", "")
+        return found
+
     def destroy(self, guest: OwnedGuest) -> None:
         self._before("destroy")
         found = self._current(guest)
@@ -335,3 +397,7 @@ class SimDriver:
     def _take_time(self) -> None:
         if self._hv.slow_s:
             self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))
+
+
+def _root_gib(spec: GuestSpec) -> int | None:
+    return spec.disks[0].size_gib if spec.disks else None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.errors import BadRequest
+from common.errors import BadRequest, ResizeOver
 from common.messages import DiskSpec, GuestSpec, NicSpec
 from common.model import Backend, Problem, TemplateFormat
 
@@ -23,6 +23,19 @@ def check(spec: GuestSpec) -> None:
         fields = "; ".join(f"{field}: {what}" for field, what, _ in found)
         remedies = "; ".join(dict.fromkeys(remedy for _, _, remedy in found))
         raise BadRequest(fields, remedies, field=found[0][0])
+
+
+def check_size(spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | None) -> None:
+    """ResizeOver for a guest of which nothing is kept, and which has not the size of `spec`."""
+    wanted = spec.disks[0].size_gib if spec.disks else None
+    same_disk = wanted is None or root_gib is None or wanted == root_gib
+    if (spec.vcpus, spec.memory_mib) != (vcpus, memory_mib) or not same_disk:
+        raise ResizeOver(
+            f"nothing is kept from before a resize, and the guest has {vcpus} vCPUs and"
+            f" {memory_mib} MiB (first disk: {root_gib or 'unknown'} GiB), not {spec.vcpus} and"
+            f" {spec.memory_mib} ({wanted or 'any'})",
+            "it was confirmed or reverted before: muster vm history",
+        )
 
 
 def _problems(spec: GuestSpec) -> Iterator[Problem]:

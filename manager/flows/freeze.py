@@ -1,8 +1,9 @@
 """Freeze: whatever destroys something without being asked has to ask here first.
 
 Reaping (`reap.issue`, and `commands.claim` for what was issued before), stopping again
-(`power`), and steps of a delete that would go on from the database alone (`delete`). What an
-agent was sent before is not called back, and what an operator forces is done.
+(`power`), confirming a resize for which nobody has spoken (`resize`), and steps of a delete that
+would go on from the database alone (`delete`). What an agent was sent before is not called back,
+and what an operator forces is done.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from manager.store.jobs import Job
 from manager.store.statements import Query
 from manager.store.tombstones import Tombstone
 
+HELD_BACK = (CommandKind.TERMINATE_INSTANCE, CommandKind.STOP_VM, CommandKind.CONFIRM_RESIZE)
 WITH_SESSION = Query(Host, Host.__table__.c.session_open)
 
 
@@ -35,7 +37,7 @@ def told(frozen: Freeze) -> str:
 
 def holds_back(tx: Tx, row: CommandRow) -> bool:
     """True for a command that nobody waits for and that must not be sent now."""
-    if row.kind not in (CommandKind.TERMINATE_INSTANCE, CommandKind.STOP_VM):
+    if row.kind not in HELD_BACK:
         return False
     job = tx.find(Job, row.job) if row.job is not None else None
     wanted = job is not None and job.state in jobs.OPEN and "by" not in job.request

@@ -39,7 +39,7 @@ class Maker:
         self._settings = settings
         self._runtime = runtime
         self._connection = connection
-        self._disks = Disks(settings.instances_path, Templates(runtime))
+        self.disks = Disks(settings.instances_path, Templates(runtime))
         self._networks = Networks(connection)
         self._filters = Filters(connection)
 
@@ -47,15 +47,15 @@ class Maker:
         """Everything that the port's `create` promises; undone when it fails."""
         checks.check(spec)
         instance, bearer = mark.instance, mark.bearer
-        disks = self._disks.plan(instance, bearer, spec.disks)
+        disks = self.disks.plan(instance, bearer, spec.disks)
         kernels = [s for s in (spec.kernel_source, spec.initrd_source) if s is not None]
         if kernels or any(disk.source is not None for disk in spec.disks):
             doing("template")
-            self._disks.fetch(spec.disks, kernels, partial(doing, "template"))
+            self.disks.fetch(spec.disks, kernels, partial(doing, "template"))
         doing("network")
         cards = self._networks.cards(instance, bearer, spec.nics)
         if spec.hostname is not None:
-            disks += (xml.Disk(self._disks.seed(instance, bearer), "raw", "seed"),)
+            disks += (xml.Disk(self.disks.seed(instance, bearer), "raw", "seed"),)
         described = self._with_kernels(spec)
 
         def define(name: str, conn: Any) -> None:
@@ -67,7 +67,7 @@ class Maker:
                     virt_type=self._virt_type(conn),
                     disks=disks,
                     nics=cards,
-                    serial_log=self._disks.serial_log(instance),
+                    serial_log=self.disks.serial_log(instance),
                     cpu=cpu.tuning(spec, conn.getInfo()[3], version=cpu.cgroup_version()),
                 )
             )
@@ -75,10 +75,10 @@ class Maker:
         doing("define")
         self._define_under_a_free_name(spec.name, mark, define)
         try:
-            self._disks.make(instance, bearer, spec.disks, disks[: len(spec.disks)], doing)
+            self.disks.make(instance, bearer, spec.disks, disks[: len(spec.disks)], doing)
             if spec.hostname is not None:
                 doing("seed")
-                self._disks.write_seed(instance, bearer, seed.iso(spec, instance))
+                self.disks.write_seed(instance, bearer, seed.iso(spec, instance))
             if any(nic.rules is not None for nic in spec.nics):
                 doing("filters")
                 self._filters.make(instance, bearer, spec.nics)
@@ -97,14 +97,14 @@ class Maker:
         names = {name for belongings in found for name in belongings.filters}
         self._filters.remove(mark.instance, mark.bearer, names)
         folders = {folder for belongings in found for folder in belongings.folders}
-        self._disks.remove(mark.instance, mark.bearer, folders)
+        self.disks.remove(mark.instance, mark.bearer, folders)
 
     # inside
 
     def _with_kernels(self, spec: GuestSpec) -> GuestSpec:
         """The spec with a fetched kernel as if it had always been on this host."""
         fetched = {
-            name: self._disks.template(source)
+            name: self.disks.template(source)
             for name, source in (("kernel", spec.kernel_source), ("initrd", spec.initrd_source))
             if source is not None
         }
@@ -160,7 +160,7 @@ class Maker:
 
         try:
             self._filters.remove(mark.instance, mark.bearer, names)
-            self._disks.remove(mark.instance, mark.bearer, folders)
+            self.disks.remove(mark.instance, mark.bearer, folders)
             self._connection.call(f"undefine {mark.bearer}", undefine)
         except GuestMissing:
             return
