@@ -18,8 +18,10 @@ import msgspec
 from common.errors import BadMessage
 from common.model import (
     Backend,
+    CephPool,
     Folder,
     MemoryMib,
+    Monitor,
     Rule,
     Sha256,
     SizeGib,
@@ -84,12 +86,20 @@ class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     format: TemplateFormat
 
 
+class RbdTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in a pool of Ceph; `monitors` (host:port) say in which cluster."""
+
+    pool: CephPool
+    image: Name
+    monitors: tuple[Monitor, ...]
+
+
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
 
     `source`: what a new disk begins as, an overlay on it or with `copy` a full copy; an ISO is
     attached as it is, to be read only. `folder`: where the images of its pool are; None, where the
-    agent keeps those of its guests.
+    agent keeps those of its guests. `rbd`: it is an image in Ceph, and of no folder.
     """
 
     size_gib: SizeGib | None = None
@@ -97,6 +107,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: ImageSource | None = None
     copy: bool = False
     folder: Folder | None = None
+    rbd: RbdTarget | None = None
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,6 +251,18 @@ class Outcome(enum.StrEnum):
     NOT_RUN = "not_run"
 
 
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in Ceph as it was just after its guest was started.
+
+    `addresses`: of all clients that had it open, each with its nonce, as in 10.0.0.5:0/1234567.
+    """
+
+    pool: str
+    image: str
+    image_id: str
+    addresses: tuple[str, ...]
+
+
 class Phase(msgspec.Struct, frozen=True, array_like=True):
     """A part of a command's work, and how long it took."""
 
@@ -250,7 +273,8 @@ class Phase(msgspec.Struct, frozen=True, array_like=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a command, repeated until a manager confirms `id`.
 
-    `error_code` STALE_COMMAND carries the floor that refused it.
+    `error_code` STALE_COMMAND carries the floor that refused it. `attached`: the images in Ceph of
+    a guest that this command has started.
     """
 
     id: Id
@@ -264,6 +288,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     floor: Annotated[int, msgspec.Meta(ge=0, le=2**52)] | None = None
     look: Look | None = None
     phases: tuple[Phase, ...] = ()
+    attached: tuple[Attachment, ...] = ()
 
 
 class VoidOutcome(enum.StrEnum):

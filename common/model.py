@@ -31,6 +31,21 @@ Folder = Annotated[
         pattern=r"^/[^\x00]*\Z", max_length=1000, description="an absolute path on the host"
     ),
 ]
+CephPool = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z",
+        description="the name of a Ceph pool: letters, digits, '.', '_' and '-', at most 63",
+    ),
+]
+Monitor = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9a-fA-F:.]{2,45}\])"
+        r"(:[0-9]{1,5})?\Z",
+        description="a monitor, as in 10.0.0.1:6789, ceph-1.example.org or [fd00::1]:3300",
+    ),
+]
 Url = Annotated[
     str,
     msgspec.Meta(

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from devstack.parts.base import Part, PartMissing
+from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -67,6 +68,12 @@ def rabbit() -> Iterator[Part]:
 def postgres() -> Iterator[Part]:
     """A PostgreSQL of this session; `new_database()` gives a test an empty database."""
     yield from started(Postgres)
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Part]:
+    """A Ceph cluster of this session, with a pool and a user as agents need them."""
+    yield from started(Ceph)
 
 
 @pytest.fixture(scope="session")

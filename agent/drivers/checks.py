@@ -68,8 +68,14 @@ def _of_disk(disk: DiskSpec) -> Iterator[Problem]:
     if disk.path is not None:
         if disk.source is not None:
             yield "source", "given beside a path", "an existing image has no source"
+        if disk.rbd is not None:
+            yield "rbd", "given beside a path", "an existing image is a file"
         if not disk.path.startswith("/") or "\0" in disk.path:
             yield "path", f"{disk.path!r} is none", "an absolute path"
+    elif disk.rbd is not None and disk.folder is not None:
+        yield "rbd", "given beside a folder", "a disk is in one pool"
+    elif disk.rbd is not None and not disk.rbd.monitors:
+        yield "rbd.monitors", "there is none", "as in 10.0.0.1:6789"
     elif disk.source is not None and disk.source.format is TemplateFormat.KERNEL:
         yield "source.format", "a kernel is no disk", "qcow2, raw or iso; a kernel as kernel_source"
 

@@ -198,7 +198,8 @@ def report(
     if on_its_host and pair <= (vm.power_session, vm.power_seq):
         return
     held = guest.power_state in _HELD
-    held_since = (vm.paused_since or tx.now) if held else None
+    since = vm.paused_since if vm.power_state is guest.power_state else None
+    held_since = (since or tx.now) if held else None
     seen = rule.Seen(
         power=guest.power_state,
         on_its_host=on_its_host,

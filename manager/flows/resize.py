@@ -18,7 +18,7 @@ from common.errors import Conflict, GuestMissing, NoValidHost, ResizeOver, Wrong
 from common.messages import CommandKind, Result
 from common.model import Kind, Template
 from common.states import CommandState, JobEvent, TaskState, VmState
-from manager.flows import commands, freeze, jobs, limits, placing, power, restore
+from manager.flows import commands, freeze, growing, jobs, limits, power, restore
 from manager.flows import model as nouns
 from manager.flows.jobs import Wish
 from manager.rules import quarantine, verbs
@@ -93,7 +93,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, new: Shape) -> Job:
     _reserve(tx, vm, old, new)
     _use(tx, vm, new.offering)
     grown = _growth(old, new)
-    why = placing.grow(tx, vm, new.wishes, new.vcpus, new.memory_mib, grown)
+    why = growing.grow(tx, vm, new.wishes, new.vcpus, new.memory_mib, grown)
     if why:
         raise NoValidHost(
             f"{vm.host} can not hold {vm.name} with {new.vcpus} vCPUs and {new.memory_mib} MiB:"
@@ -338,7 +338,7 @@ def _become(
     tx: Tx, cfg: Settings, vm: Instance, change: Resize, to: Shape, *, looked: bool
 ) -> None:
     """The VM is of one size again; the claim of the other, and what it named, are given back."""
-    placing.shrink(tx, vm, to.vcpus, to.memory_mib)
+    growing.shrink(tx, vm, to.vcpus, to.memory_mib)
     if to.root_gib is not None:
         _root_is(tx, vm, to.root_gib)
     for name in {change.old.offering, change.new.offering} - {to.offering, None}:

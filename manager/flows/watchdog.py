@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.messages import CommandKind
-from common.states import CommandEvent, CommandState, HostState, TaskState, VmState
+from common.states import CommandEvent, CommandState, HostState, PowerState, TaskState, VmState
 from manager.flows import commands, outcome, power
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
@@ -22,8 +22,12 @@ LATE = Query(CommandRow, C.deadline_at <= ask("now"), order=[C.deadline_at], lim
 ANY_IS_LATE = soonest(C.deadline_at) <= ask("now")
 IS_HELD = sa.and_(
     I.paused_since.is_not(None),
-    I.vm_state == VmState.ACTIVE,
     I.task_state == TaskState.NONE,
+    sa.or_(
+        I.vm_state == VmState.ACTIVE,
+        sa.and_(I.vm_state == VmState.PAUSED, I.power_state == PowerState.SUSPENDED),
+        sa.and_(I.vm_state == VmState.SUSPENDED, I.power_state == PowerState.PAUSED),
+    ),
 )
 HELD = Query(Instance, IS_HELD)
 PATIENCE = 10  # times timeout_s for a command that its agent calls running
