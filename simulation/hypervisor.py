@@ -315,32 +315,34 @@ class SimDriver:
         self._hv.note("agent", "resize", found)
         self._after("resize")
 
+    # What these do is not called as their commands are: traps are laid for either.
+
     def keeps(self, guest: OwnedGuest) -> bool:
         self._before("look", changing=False)
         return self._current(guest).before is not None
 
     def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
-        self._before("confirm_resize")
+        self._before("give_up")
         found = self._current(guest)
         if found.before is None:
             check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
         else:
             found.before = None
-            self._hv.note("agent", "confirm_resize", found)
-        self._after("confirm_resize")
+            self._hv.note("agent", "give_up", found)
+        self._after("give_up")
 
     def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
-        self._before("revert_resize")
+        self._before("put_back")
         found = self._current(guest)
         before = found.before
         if before is not None:
             self._off(guest)
             found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
             found.root_gib, found.before = before.root_gib, None
-            self._hv.note("agent", "revert_resize", found)
+            self._hv.note("agent", "put_back", found)
         elif spec is not None:
             check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
-        self._after("revert_resize")
+        self._after("put_back")
 
     def _off(self, guest: OwnedGuest) -> SimGuest:
         found = self._current(guest)

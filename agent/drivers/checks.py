@@ -27,13 +27,16 @@ def check(spec: GuestSpec) -> None:
 
 def check_size(spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | None) -> None:
     """ResizeOver for a guest of which nothing is kept, and which has not the size of `spec`."""
-    wanted = spec.disks[0].size_gib if spec.disks else None
-    same_disk = wanted is None or root_gib is None or wanted == root_gib
-    if (spec.vcpus, spec.memory_mib) != (vcpus, memory_mib) or not same_disk:
+    disk = spec.disks[0].size_gib if spec.disks else None
+    has: list[float] = [vcpus, memory_mib]
+    wanted: list[float] = [spec.vcpus, spec.memory_mib]
+    if disk is not None and root_gib is not None:
+        has, wanted = [*has, root_gib], [*wanted, disk]
+    if has != wanted:
+        is_now, should_be = (" x ".join(f"{n:g}" for n in numbers) for numbers in (has, wanted))
         raise ResizeOver(
-            f"nothing is kept from before a resize, and the guest has {vcpus} vCPUs and"
-            f" {memory_mib} MiB (first disk: {root_gib or 'unknown'} GiB), not {spec.vcpus} and"
-            f" {spec.memory_mib} ({wanted or 'any'})",
+            f"nothing is kept of what it was before a resize, and it has {is_now} and not"
+            f" {should_be} (vCPUs x MiB x GiB)",
             "it was confirmed or reverted before: muster vm history",
         )
 

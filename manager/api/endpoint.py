@@ -156,7 +156,7 @@ def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
 def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
-    return {**views.vm(tx, vm, host), "spec": vm.spec}
+    return {**views.vm(tx, vm, host), "resize": resize.shown(vm), "spec": vm.spec}
 
 
 def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:

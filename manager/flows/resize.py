@@ -72,6 +72,21 @@ def _made_from(tx: Tx, vm: Instance, kind: Kind) -> list[Any]:
     return list(tx.rows(MADE_FROM, (Use,), instance=vm.uuid, kind=kind)) if vm.named else []
 
 
+def shown(vm: Instance) -> dict[str, Any] | None:
+    """A resize that is not settled, for whoever looks at the VM."""
+    change = vm.resize
+    if change is None:
+        return None
+    by_itself = change.phase is Phase.RESIZED
+    return {
+        "phase": change.phase.value,
+        "before": _told(change.old),
+        "after": _told(change.new),
+        "confirmed_at": vm.resize_at if by_itself else None,
+        "error": change.error or None,
+    }
+
+
 def admit(tx: Tx, verb: str, vm: Instance) -> None:
     """Raises what the verb table refuses, WrongState for a resize that is being settled already."""
     restore.require_none(tx, (vm.host,) if vm.host else ())
@@ -322,7 +337,7 @@ def _settling_ended(
         _owe(tx, cfg, vm, change, phase, f"{code}: {error}", vm.vm_state)
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, _host: str, *, code: str, error: str) -> None:
     """It was sent to a host of which nothing is heard: its job ends, it is owed."""
     job = jobs.end_steps(tx, job, JobEvent.EXPIRE, f"{code}: {error}")
     jobs.end(tx, job, JobEvent.EXPIRE, code=code, error=error, unconfirmed=True)
@@ -331,7 +346,7 @@ def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -
         return
     phase = Phase.CONFIRMING if job.kind == CONFIRM else Phase.REVERTING
     state = VmState.ERROR if job.kind == RESIZE else vm.vm_state
-    _owe(tx, cfg, vm, vm.resize, phase, f"{code}: {error} ({host})", state)
+    _owe(tx, cfg, vm, vm.resize, phase, f"{code}: {error}", state)
 
 
 def _become(

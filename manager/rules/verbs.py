@@ -162,6 +162,8 @@ def _remedy(verb: Verb, vm: str, state: VmState) -> str:
     if state is VmState.RESIZED:
         # What it is to be comes first, whatever else it is to do.
         return f"{would_do}; here: muster vm confirm-resize {vm}, or revert-resize"
+    if VmState.RESIZED in verb.sources:
+        return f"{would_do}, which comes of: muster vm resize {vm}"
     for other in VERBS.values():
         if other.success is verb.success and state in other.sources and other.name != "create":
             return f"{would_do}; here: muster vm {other.name} {vm}"
