@@ -253,6 +253,12 @@ class Set(ActionCommand):
         return {"vm": args.vm, "protected": args.protected}
 
 
+class Restore(_OnVms):
+    """Bring back a VM that was deleted softly, or several"""
+
+    method = "vm_restore"
+
+
 class Delete(_OnVms):
     """Delete a VM, or several, also where their host does not answer"""
 
@@ -260,7 +266,13 @@ class Delete(_OnVms):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument(
+            "--soft",
+            action="store_true",
+            help="stop it, and keep it for a while: muster vm restore brings it back",
+        )
+        how.add_argument(
             "--force",
             action="store_true",
             help="delete the record although the host may still run the guest; needs --reason",
@@ -280,6 +292,7 @@ class Delete(_OnVms):
         return {
             "vm": vm,
             "force": args.force,
+            "soft": args.soft,
             "idempotent": args.idempotent,
             "dry_run": args.dry_run,
         }

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.errors import BadRequest, ResizeOver
-from common.messages import DiskSpec, GuestSpec, NicSpec
+from common.errors import BadRequest, HypervisorError, ResizeOver
+from common.messages import DiskSpec, GuestFiles, GuestSpec, NicSpec
 from common.model import Backend, Problem, TemplateFormat
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -39,6 +39,14 @@ def check_size(spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | N
             f" {should_be} (vCPUs x MiB x GiB)",
             "it was confirmed or reverted before: muster vm history",
         )
+
+
+def still_there(files: GuestFiles) -> HypervisorError:
+    """Why the files of a guest stay: it is there, whatever its mark says now."""
+    return HypervisorError(
+        f"guest {files.bearer} is there, which may be using its files",
+        "look at the host: it carries no mark of its VM any more",
+    )
 
 
 def _problems(spec: GuestSpec) -> Iterator[Problem]:

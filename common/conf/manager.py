@@ -84,6 +84,21 @@ OPTIONS = [
         " never.",
     ),
     cfg.FloatOpt(
+        "reclaim_interval",
+        default=0.0,
+        min=0.0,
+        max=31_536_000.0,
+        help="Seconds that a deleted VM can be restored: above 0 every delete without --force is"
+        " soft, and the VM is deleted for good only after this time; at 0 only one with --soft.",
+    ),
+    cfg.FloatOpt(
+        "soft_delete_keep",
+        default=604_800.0,
+        min=1.0,
+        max=31_536_000.0,
+        help="As reclaim_interval, for VMs that were deleted with --soft while that is 0.",
+    ),
+    cfg.FloatOpt(
         "retention",
         default=86400.0,
         min=0.0,
@@ -137,6 +152,8 @@ class Manager(msgspec.Struct, frozen=True, kw_only=True):
     placement_order: str = "spread"
     delete_timeout: float = 600.0
     resize_confirm_window: float = 0.0
+    reclaim_interval: float = 0.0
+    soft_delete_keep: float = 604_800.0
     retention: float = 86400.0
     missing_grace: float = 30.0
     on_unexpected_running: str = "accept"

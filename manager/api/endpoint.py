@@ -20,7 +20,7 @@ from common.errors import (
 from common.model import Kind
 from common.since import earliest
 from common.states import VmState
-from manager.api import doctor, history, holders, larger, model, order, services, views
+from manager.api import cleanups, doctor, history, holders, larger, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
     cancel,
@@ -34,6 +34,7 @@ from manager.flows import (
     record,
     resize,
     restore,
+    soft,
 )
 from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
@@ -116,18 +117,27 @@ def vm_set(tx: Tx, _cfg: Settings, r: ask.VmSet) -> Any:
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
     if r.force and not r.reason:
         raise BadRequest("reason: --force needs one", "say why in --reason TEXT", field="reason")
+    if r.force and r.soft:
+        raise BadRequest(
+            "soft: --force deletes for good", "say --soft or --force, not both", field="soft"
+        )
     vm = views.find_vm(tx, r.vm, deleted=True)
     if r.dry_run:
-        foreseen = delete.foresee(tx, vm, force=r.force)
+        foreseen = delete.foresee(tx, cfg, vm, force=r.force, softly=r.soft)
         return {"decisions": msgspec.to_builtins(foreseen)}
     try:
-        job = delete.request(tx, cfg, r.wish("delete"), vm, force=r.force)
+        job = delete.request(tx, cfg, r.wish("delete"), vm, force=r.force, softly=r.soft)
     except AlreadyDeleted:
         # Nothing is written here that would meet another job of this uuid: looked for first.
         if not (r.idempotent and tx.attempt):
             raise
         return views.job(tx, _done_before(tx, r, vm.uuid))
     return views.job(tx, job)
+
+
+def vm_restore(tx: Tx, _cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    return views.job(tx, soft.restore_vm(tx, r.wish("restore"), vm))
 
 
 def _done_before(tx: Tx, r: ask.VmDelete, instance: str) -> Job:
@@ -282,8 +292,10 @@ def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
     return {"frozen": False}
 
 
-def db_accept_restore(tx: Tx, _cfg: Settings, r: ask.AcceptRestore) -> Any:
+def db_accept_restore(tx: Tx, cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
+    # What was restored since the backup must not be reclaimed before somebody has looked.
+    soft.keep_all_anew(tx, cfg)
     alive = {stone.uuid for stone in done["tombstones"]}
     stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
     return {**done, "tombstones": stones}
@@ -303,9 +315,9 @@ def tombstone_show(tx: Tx, _cfg: Settings, r: ask.TombstoneShow) -> Any:
     return views.tombstone_whole(tx, quarantine.named(tx, r.tombstone))
 
 
-def tombstone_forget(tx: Tx, _cfg: Settings, r: ask.TombstoneForget) -> Any:
+def tombstone_forget(tx: Tx, cfg: Settings, r: ask.TombstoneForget) -> Any:
     stone = quarantine.named(tx, r.tombstone)
-    return views.tombstone(tx, quarantine.forget(tx, stone, r.operator, r.reason))
+    return views.tombstone(tx, quarantine.forget(tx, cfg, stone, r.operator, r.reason))
 
 
 def address_list(tx: Tx, _cfg: Settings, r: ask.AddressList) -> Any:
@@ -339,6 +351,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_set_state": (ask.VmSetState, vm_set_state),
     "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
+    "vm_restore": (ask.VmVerb, vm_restore),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
     "vm_history": (ask.VmHistory, vm_history),
@@ -367,6 +380,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "address_list": (ask.AddressList, address_list),
     "service_list": (ask.Nothing, service_list),
     "doctor": (ask.Nothing, doctor_),
+    **cleanups.METHODS,
     **model.METHODS,
 }
 
@@ -387,6 +401,7 @@ WISHES = {
     "vm_set_state": "set-state",
     "vm_set": "set",
     "vm_delete": "delete",
+    "vm_restore": "restore",
 }
 
 

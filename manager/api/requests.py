@@ -137,6 +137,7 @@ class VmPower(VmVerb, frozen=True, kw_only=True):
 class VmDelete(Change, frozen=True, kw_only=True):
     vm: NameOrId
     force: bool = False
+    soft: bool = False
     idempotent: bool = False
     dry_run: bool = False
 
@@ -242,6 +243,24 @@ class TombstoneForget(TombstoneShow, frozen=True, kw_only=True):
     reason: Reason
 
 
+class CleanupList(Request, frozen=True, kw_only=True):
+    all: bool = False
+
+
+class CleanupShow(Request, frozen=True, kw_only=True):
+    cleanup: JobId
+
+
+class CleanupRetry(CleanupShow, frozen=True, kw_only=True):
+    operator: Operator = "unknown"
+    reason: Text | None = None
+
+
+class CleanupForget(CleanupShow, frozen=True, kw_only=True):
+    operator: Operator = "unknown"
+    reason: Reason
+
+
 class AddressList(Request, frozen=True, kw_only=True):
     network: NameOrId | None = None
     vm: NameOrId | None = None
@@ -266,6 +285,8 @@ _REMEDIES = {
     "initrd": "an absolute path on the host",
     "job": "a UUID",
     "tombstone": "a UUID",
+    "cleanup": "a UUID",
+    "all": "true or false",
     "vm": "a name or a UUID",
     "protected": "true or false",
     "vm_state": f"one of {', '.join(SettableState)}",

@@ -115,6 +115,7 @@ def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
         "job": row.job,
         "error": row.error or None,
         "deletion_owed": row.deletion_owed,
+        "reclaim_at": row.reclaim_at,
         "protected": row.protected,
         "created_at": row.created_at,
         "deleted_at": row.deleted_at,

@@ -33,9 +33,12 @@ from manager.flows import (
     inventory,
     jobs,
     leftovers,
+    made,
+    notices,
     placing,
     reap,
     restore,
+    soft,
 )
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
@@ -68,6 +71,7 @@ DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
 # Whatever an operator says that its state is.
 IS_OWED = I.deletion_owed
 OWED = Query(Instance, IS_OWED, limit=100)
+DELETING = (TaskState.DELETING, TaskState.SOFT_DELETING)
 
 
 class Foreseen(msgspec.Struct, frozen=True):
@@ -81,9 +85,18 @@ class Foreseen(msgspec.Struct, frozen=True):
     reason: str
 
 
-def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bool) -> Job:
-    """Accept a delete; raises NotFound, AlreadyDeleted or VmProtected."""
-    strength = rule.FORCED if force else rule.HARD
+def request(
+    tx: Tx,
+    cfg: Settings,
+    wish: Wish,
+    vm: Instance | None,
+    *,
+    force: bool,
+    softly: bool = False,
+) -> Job:
+    """Accept a delete; raises NotFound, AlreadyDeleted, VmProtected, or what a soft one is refused
+    for."""
+    strength = _strength(cfg, vm, force=force, softly=softly)
     current = _delete_under_way(tx, vm)
     places = _places(tx, vm) if vm is not None else []
     decision = _admit(tx, vm, strength, current, places)
@@ -104,31 +117,39 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
         return tx.get(Job, current.uuid)
     if not force:
         restore.require_none(tx, places)
+    if decision.outcome is rule.Outcome.SOFT_ALREADY:
+        return soft.done_already(tx, wish, vm)
+    keep = decision.outcome is rule.Outcome.SOFT
+    if keep:
+        rule.admit_soft(vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(
         tx,
         wish,
         "delete",
         instance=vm.uuid,
         host=vm.host,
-        strength=strength,
+        strength=strength if keep else max(strength, rule.HARD),
         deadline_at=tx.now + dt.timedelta(seconds=cfg.manager.delete_timeout),
     )
     _withdraw_unpublished(tx, vm)
-    tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
-    tx.event("instance.delete.start", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
-    _notify(tx, "instance.delete.start", vm, job, hosts=places)
-    job = jobs.start(tx, job)
-    for host in places:
-        job = jobs.add_step(tx, job, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
+    if keep:
+        job = soft.begin(tx, wish, job, vm)
+    else:
+        job = _begin(tx, job, vm, places, wish.operator, wish.reason or "")
     pursue(tx, cfg, job)
     return tx.get(Job, job.uuid)
 
 
-def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
-    """The decision per host, changing nothing."""
-    strength = rule.FORCED if force else rule.HARD
+def foresee(
+    tx: Tx, cfg: Settings, vm: Instance, *, force: bool, softly: bool = False
+) -> list[Foreseen]:
+    """The decision per host, changing nothing; raises what a soft delete is refused for."""
+    strength = _strength(cfg, vm, force=force, softly=softly)
     places = _places(tx, vm)
     decision = _admit(tx, vm, strength, _delete_under_way(tx, vm), places)
+    if decision.outcome is rule.Outcome.SOFT:
+        rule.admit_soft(vm.name, vm.vm_state, vm.task_state, None)
+        decision = rule.soft_at_host(_host_of(tx, vm))
     if decision.outcome not in (rule.Outcome.GO_ON, rule.Outcome.TAKE_OVER):
         outcome = decision.outcome.value
         return [Foreseen(vm.uuid, vm.name, vm.host, outcome, decision.row, decision.reason)]
@@ -137,6 +158,36 @@ def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
         for host in places
         for found in [_decide(tx, host, forced=force)]
     ]
+
+
+def _strength(cfg: Settings, vm: Instance | None, *, force: bool, softly: bool) -> int:
+    state = vm.vm_state if vm is not None else None
+    interval_s = cfg.manager.reclaim_interval
+    return rule.strength(state, force=force, soft=softly, interval_s=interval_s)
+
+
+def _begin(tx: Tx, job: Job, vm: Instance, places: list[str], who: str, why: str) -> Job:
+    """A step for each place where the VM may be; they are pursued by the caller."""
+    tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
+    tx.event("instance.delete.start", vm.uuid, who, f"{vm.name}: {why}")
+    notices.tell(tx, "instance.delete.start", vm, job, hosts=places)
+    job = jobs.start(tx, job)
+    for host in places:
+        job = jobs.add_step(tx, job, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
+    return job
+
+
+def _take_over(tx: Tx, cfg: Settings, job: Job, vm: Instance) -> Job:
+    """A soft delete becomes a hard one; the terminates supersede a stop that has not begun."""
+    for command in commands.open_of_job(tx, job.uuid):
+        if command.state is CommandState.ACCEPTED:
+            why = "taken over by a hard delete before it was published"
+            commands.move(tx, command, CommandEvent.NOT_RUN, error_code="SUPERSEDED", error=why)
+    job = jobs.end_steps(tx, job, JobEvent.CANCEL, "taken over by a hard delete")
+    deadline = tx.now + dt.timedelta(seconds=cfg.manager.delete_timeout)
+    asked = job.trail[-1]
+    job = tx.swap(job, deadline_at=deadline)
+    return _begin(tx, job, vm, _places(tx, vm), asked.source, asked.text)
 
 
 def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) -> None:
@@ -153,7 +204,13 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
     if not vm.live:
         _is_gone(tx, held)
         return
-    job, waiting, frozen = held, [], False
+    if held.strength == rule.SOFT:
+        soft.pursue(tx, cfg, held, vm, _host_of(tx, vm))
+        return
+    if vm.task_state is TaskState.SOFT_DELETING:
+        held = _take_over(tx, cfg, held, vm)
+    # What nobody has asked for waits for the end of a freeze, and its time does not run.
+    job, waiting, frozen = held, [], "by" in held.request and freeze.why(tx) != ""
     for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
             continue
@@ -259,12 +316,13 @@ def _admit(
             in_flight=current.strength if current else None,
             any_host_down=down,
             hosts=len(places),
+            keepable=vm is not None and soft.is_keepable(vm),
         )
     )
 
 
 def _delete_under_way(tx: Tx, vm: Instance | None) -> Job | None:
-    if vm is None or vm.job is None or vm.task_state is not TaskState.DELETING:
+    if vm is None or vm.job is None or vm.task_state not in DELETING:
         return None
     job = tx.find(Job, vm.job)
     return job if job is not None and job.state in jobs.OPEN else None
@@ -278,6 +336,10 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)
+
+
+def _host_of(tx: Tx, vm: Instance) -> rule.Place | None:
+    return _place(tx, vm.host, forced=False) if vm.host is not None else None
 
 
 def _decide(tx: Tx, host: str, *, forced: bool) -> rule.Decision:
@@ -316,6 +378,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
     if step.next_try_at is not None and step.next_try_at > tx.now:
         return job, f"try {step.tries + 1} at {step.host}, after: {step.detail}"
     generation = commands.next_generation(tx, job.instance)
+    vm = tx.get(Instance, job.instance)
     command = commands.issue(
         tx,
         cfg,
@@ -325,6 +388,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
         generation=generation,
         job=job.uuid,
         trail=job.trail,
+        spec=made.spec(vm.uuid, made.on(vm, step.host)),
     )
     return jobs.change_step(tx, job, n, command=command.id, next_try_at=None), reason
 
@@ -382,6 +446,7 @@ def _forget(
         "deletion_owed": False,
         "resize": None,
         "resize_at": None,
+        "reclaim_at": None,
         "deleted_at": tx.now,
         "terminated_at": tx.now if proven else None,
     }
@@ -394,39 +459,25 @@ def _forget(
     reap.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
     deleted_by = tx.find(Job, job) if job is not None else None
-    _notify(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)
+    notices.tell(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)
     for other in jobs.open_of(tx, vm.uuid) if under_way is None else under_way:
-        if by is not None and other.uuid == by.uuid:
+        this = by is not None and other.uuid == by.uuid
+        if this and not any(step.state is JobState.CANCELLED for step in other.steps):
             continue
         for command in commands.open_of_job(tx, other.uuid):
+            if this and command.kind == CommandKind.TERMINATE_INSTANCE:
+                continue
             # Only its agent could say that a published one did not run.
             sent = command.state is not CommandState.ACCEPTED
             event = CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN
             commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
+        if this:
+            continue
         if other.kind == "delete":
             _is_gone(tx, other)
             continue
         other = jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
         jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")
-
-
-def _notify(
-    tx: Tx, event: str, vm: Instance, job: Job | None, *, error: bool = False, **more: Any
-) -> None:
-    """For those outside who follow what becomes of VMs."""
-    asked = job.trail[-1] if job is not None and job.trail else None
-    payload = {
-        "instance": vm.uuid,
-        "name": vm.name,
-        "project": vm.project,
-        "host": vm.host or vm.last_host,
-        "job": job.uuid if job is not None else None,
-        "operator": asked.source if asked is not None else None,
-        "reason": asked.text if asked is not None else None,
-        "at": tx.now.isoformat(),
-        **more,
-    }
-    tx.notify(event, payload, error=error)
 
 
 def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) -> None:
@@ -452,7 +503,7 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) 
         error=f"deletion owed: {why}",
     )
     tx.event("instance.delete.error", vm.uuid, "manager", f"{vm.name}: deletion owed: {why}")
-    _notify(tx, "instance.delete.error", vm, job, error=True, text=why)
+    notices.tell(tx, "instance.delete.error", vm, job, error=True, text=why)
     jobs.end(
         tx,
         tx.get(Job, job.uuid),

@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, found, inventory, jobs, placing, power, reap
+from manager.flows import commands, found, inventory, jobs, made, placing, power, reap
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -62,7 +62,13 @@ def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed)
     vm = tx.swap(
         vm, host=placed.host, generation=generation, spec=msgspec.to_builtins(guest), job=job.uuid
     )
-    return _cast(tx, cfg, job, vm, placed.host)
+    return _cast(tx, cfg, job, vm, placed.host, _folders(tx, placed))
+
+
+def _folders(tx: Tx, placed: placing.Placed) -> dict[str, str]:
+    """Of the pools that its disks are put into, by their names."""
+    pools = {pool for pool in placed.pools if pool is not None}
+    return {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
 
 
 def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
@@ -82,7 +88,15 @@ def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
     return msgspec.structs.replace(guest, disks=tuple(disks))
 
 
-def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str) -> Job:
+def _cast(
+    tx: Tx,
+    cfg: Settings,
+    job: Job,
+    vm: Instance,
+    host: str,
+    folders: dict[str, str] | None = None,
+) -> Job:
+    vm = made.record(tx, cfg, vm, host, folders)
     command = commands.issue(
         tx,
         cfg,
@@ -246,8 +260,9 @@ def _go_on(
     tx.event("instance.refused", vm.uuid, f"host {host}", f"{vm.name} is not taken: {told}")
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
     """A start that was sent to a host of which nothing is heard: its guest may be running."""
+    host = command.host
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is None or vm.job != job.uuid or not vm.live:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, f"{code}: {error}")

@@ -19,6 +19,8 @@ from manager.store.jobs import Job
 
 Pair = tuple[int, int]
 _HELD = {PowerState.PAUSED, PowerState.SUSPENDED}
+# They are stopped again when they run, and stay what they are however that ends.
+_STAY = {VmState.SOFT_DELETED, VmState.SHELVED_OFFLOADED}
 
 
 # an operator's wish
@@ -66,6 +68,8 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         return jobs.end(
             tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
         )
+    if verb.command is None:
+        raise AssertionError(f"{verb.name} asks no agent")
     generation = vm.generation + 1
     tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
     spec: dict[str, Any] = {}
@@ -109,11 +113,12 @@ def command_ended(
     if vm is None or not vm.live:
         return
     looked = result is not None and result.look is not None
+    stays = vm.vm_state if vm.vm_state in _STAY else None
     if done:
-        settle(tx, cfg, vm, verb.success, looked=looked)
+        settle(tx, cfg, vm, stays or verb.success, looked=looked)
     elif command.state is CommandState.UNKNOWN:
         reason = f"{code}: {error}"
-        settle(tx, cfg, vm, VmState.ERROR, looked=False, error=reason)
+        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
     else:
         # A stop that failed is tried again when the guest is reported again, not in a circle.
         settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
@@ -319,10 +324,10 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
     _cast(tx, cfg, job, verbs.VERBS["stop"], vm, force=False)
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, _host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, _command: CommandRow, *, code: str, error: str) -> None:
     """End a verb whose host is not there to say what became of it: unconfirmed, void owed."""
     job = jobs.end_steps(tx, job, JobEvent.EXPIRE, f"{code}: {error}")
     jobs.end(tx, job, JobEvent.EXPIRE, code=code, error=error, unconfirmed=True)
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is not None and vm.job == job.uuid and vm.live:
-        settle(tx, cfg, vm, vm.vm_state, looked=True)
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")

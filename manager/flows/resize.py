@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import Conflict, GuestMissing, NoValidHost, ResizeOver, WrongState
+from common.errors import Conflict, GuestMissing, NotSupported, NoValidHost, ResizeOver, WrongState
 from common.messages import CommandKind, Result
 from common.model import Kind, Template
 from common.states import CommandState, JobEvent, TaskState, VmState
@@ -38,6 +38,9 @@ ENDS = {
     "VOIDED": JobEvent.EXPIRE,
     "EXPIRED": JobEvent.EXPIRE,
 }
+COMMANDS = {CONFIRM: CommandKind.CONFIRM_RESIZE, REVERT: CommandKind.REVERT_RESIZE}
+# Where it runs afterwards if it ran before; in others somebody has stopped it since.
+RUNS_IN = (VmState.ACTIVE, VmState.RESIZED, VmState.ERROR)
 BASE_BACK_OFF_S = 2.0
 LATER_S = 5.0
 U = Use.__table__.c
@@ -100,6 +103,11 @@ def admit(tx: Tx, verb: str, vm: Instance) -> None:
 def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, new: Shape) -> Job:
     """Accept a resize, once `admit` has; raises QuotaExceeded and NoValidHost."""
     old = shape(tx, vm)
+    if any(disk.get("rbd") for disk in vm.spec.get("disks", ())):
+        raise NotSupported(
+            f"{vm.name} has disks in Ceph, of which no copy could be kept until it is confirmed",
+            "make a new VM of that size",
+        )
     if new == old:
         job = jobs.accept(tx, wish, RESIZE, instance=vm.uuid, host=vm.host)
         job = jobs.add_step(tx, job, f"{vm.name} has that size already", vm.host)
@@ -150,8 +158,7 @@ def _settle_by(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, verb: str) -> Jo
             f"nothing is known of a resize of {vm.name}", "muster vm set-state says what it is"
         )
     job = jobs.accept(tx, wish, verb, instance=vm.uuid, host=vm.host)
-    kind = verbs.VERBS[verb].command
-    return _cast(tx, cfg, jobs.start(tx, job), vm, vm.resize, kind)
+    return _cast(tx, cfg, jobs.start(tx, job), vm, vm.resize, COMMANDS[verb])
 
 
 def _reserve(tx: Tx, vm: Instance, old: Shape, new: Shape) -> None:
@@ -206,7 +213,7 @@ def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, change: Resize, kind: C
         trail=job.trail,
         spec={
             "guest": to.spec,
-            "on": change.was is VmState.ACTIVE,
+            "on": change.was is VmState.ACTIVE and vm.vm_state in RUNS_IN,
             "timeout_s": cfg.libvirt.stop_timeout,
         },
         timeout_s=cfg.manager.create_timeout,
@@ -337,7 +344,7 @@ def _settling_ended(
         _owe(tx, cfg, vm, change, phase, f"{code}: {error}", vm.vm_state)
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, _host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, _command: CommandRow, *, code: str, error: str) -> None:
     """It was sent to a host of which nothing is heard: its job ends, it is owed."""
     job = jobs.end_steps(tx, job, JobEvent.EXPIRE, f"{code}: {error}")
     jobs.end(tx, job, JobEvent.EXPIRE, code=code, error=error, unconfirmed=True)
@@ -417,6 +424,16 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
     return len(due)
 
 
+def nobody_asks(tx: Tx, vm: Instance) -> Instance:
+    """The VM is in other hands: what is done is confirmed, what was under way undone, in time."""
+    if vm.resize is None:
+        return vm
+    phases = {Phase.RESIZED: Phase.CONFIRMING, Phase.CHANGING: Phase.REVERTING}
+    phase = phases.get(vm.resize.phase, vm.resize.phase)
+    change = msgspec.structs.replace(vm.resize, phase=phase)
+    return tx.swap(vm, resize=change, resize_at=tx.now)
+
+
 def _go_on(tx: Tx, cfg: Settings, vm: Instance, change: Resize) -> None:
     """A job of the managers' own."""
     verb = REVERT if change.phase in (Phase.CHANGING, Phase.REVERTING) else CONFIRM
@@ -432,4 +449,4 @@ def _go_on(tx: Tx, cfg: Settings, vm: Instance, change: Resize) -> None:
     )
     job = jobs.accept(tx, wish, verb, instance=vm.uuid, host=vm.host)
     vm = tx.swap(vm, resize_at=None)
-    _cast(tx, cfg, jobs.start(tx, job), vm, change, verbs.VERBS[verb].command)
+    _cast(tx, cfg, jobs.start(tx, job), vm, change, COMMANDS[verb])

@@ -21,6 +21,14 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     address6: str | None = None
 
 
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest that a start was to make on a host; `folders` of its pools, by their names."""
+
+    host: str
+    bearer: str
+    folders: dict[str, str] = {}
+
+
 class DiskWish(msgspec.Struct, frozen=True, kw_only=True):
     """What a disk asks of the pool that it is put into; `n`: its place in the spec's disks."""
 
@@ -98,10 +106,12 @@ class Resize(msgspec.Struct, frozen=True, kw_only=True):
 class Instance(Row, frozen=True, kw_only=True):
     """One VM. (power_session, power_seq) is the pair of the report that power_state is from.
 
+    `made`: what may be found of it on hosts, also where its guest is gone.
     `reserved`: it holds its share of its project's limits, its addresses and its disks' space, as
     one whose creation has failed does not. `named`: it names objects of the model (table uses).
     `vcpus` and `memory_mib` are what it holds: while it is resized the larger of both sizes.
     `resize_at`: when a manager sees to its resize by itself.
+    `reclaim_at`: it was deleted softly, and is deleted for good then, unless it is restored.
     """
 
     uuid: str
@@ -124,6 +134,7 @@ class Instance(Row, frozen=True, kw_only=True):
     hostname: str | None = None
     nics: tuple[Nic, ...] = ()
     wishes: Wishes = Wishes()
+    made: tuple[Made, ...] = ()
     reserved: bool = True
     named: bool = False
     generation: int = 0
@@ -136,6 +147,7 @@ class Instance(Row, frozen=True, kw_only=True):
     deletion_owed: bool = False
     resize: Resize | None = None
     resize_at: dt.datetime | None = None
+    reclaim_at: dt.datetime | None = None
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None
     terminated_at: dt.datetime | None = None

@@ -22,6 +22,7 @@ FROM = {
     "resize": {VmState.ACTIVE, VmState.SHUTOFF},
     "confirm-resize": {VmState.RESIZED},
     "revert-resize": {VmState.RESIZED},
+    "restore": {VmState.SOFT_DELETED},
 }
 ALREADY = {
     "start": {VmState.ACTIVE},
@@ -34,6 +35,7 @@ ALREADY = {
     "resize": set(),
     "confirm-resize": set(),
     "revert-resize": set(),
+    "restore": {VmState.SHUTOFF},
 }
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
 
@@ -57,10 +59,11 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("resize", TaskState.RESIZING, VmState.RESIZED, CommandKind.RESIZE_VM),
         ("confirm-resize", TaskState.RESIZING, VmState.ACTIVE, CommandKind.CONFIRM_RESIZE),
         ("revert-resize", TaskState.RESIZING, VmState.ACTIVE, CommandKind.REVERT_RESIZE),
+        ("restore", TaskState.RESTORING, VmState.SHUTOFF, None),
     ],
 )
 def test_what_a_verb_sets_casts_and_ends_in(
-    verb: str, task: TaskState, success: VmState, command: CommandKind
+    verb: str, task: TaskState, success: VmState, command: CommandKind | None
 ) -> None:
     row = VERBS[verb]
     assert (row.name, row.task, row.success, row.command) == (verb, task, success, command)
@@ -115,11 +118,18 @@ def test_a_resized_vm_does_nothing_before_its_size_is_confirmed_or_reverted(verb
     assert caught.value.remedy.endswith(way)
 
 
-@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.SOFT_DELETED, VmState.BUILDING])
+@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.BUILDING])
 def test_where_no_verb_leads_to_the_same_end_none_is_named(state: VmState) -> None:
     with pytest.raises(WrongState) as caught:
         admit(VERBS["stop"], "web-1", state, TaskState.NONE, None)
     assert "here:" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("verb", [verb for verb in FROM if verb != "restore"])
+def test_of_a_soft_deleted_vm_every_other_verb_names_the_restore(verb: str) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", VmState.SOFT_DELETED, TaskState.NONE, None)
+    assert caught.value.remedy.endswith("; here: muster vm restore web-1")
 
 
 @pytest.mark.parametrize("verb", list(FROM))
@@ -136,11 +146,12 @@ def test_a_task_under_way_refuses_and_names_its_job(
 
 
 SETTABLE = [VmState(state) for state in SettableState]
-LIVE = [state for state in VmState if state is not VmState.DELETED]
+KEPT = (VmState.DELETED, VmState.SOFT_DELETED)
+FREE = [state for state in VmState if state not in KEPT]
 
 
 @pytest.mark.parametrize("wanted", SETTABLE)
-@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("state", FREE)
 def test_a_state_is_set_from_any_other_with_nothing_in_flight(
     state: VmState, wanted: VmState
 ) -> None:
@@ -165,3 +176,18 @@ def test_what_is_on_no_host_is_off_or_in_error(wanted: VmState) -> None:
         return
     with pytest.raises(WrongState, match="on no host"):
         admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_setting_a_state_is_no_way_around_the_restore(wanted: VmState) -> None:
+    with pytest.raises(WrongState, match="web-1 is SOFT_DELETED") as caught:
+        admit_state(wanted, "web-1", VmState.SOFT_DELETED, TaskState.NONE, None, on_host=True)
+    assert caught.value.remedy == "muster vm restore web-1"
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_what_was_never_made_is_nothing_but_deleted(wanted: VmState) -> None:
+    at = {"on_host": False, "made": False}
+    with pytest.raises(WrongState, match="creation of web-1 has failed") as caught:
+        admit_state(wanted, "web-1", VmState.ERROR, TaskState.NONE, None, **at)
+    assert "muster vm delete web-1" in caught.value.remedy
