@@ -97,6 +97,11 @@ class RbdTarget(msgspec.Struct, frozen=True, kw_only=True):
     image: Name
     monitors: tuple[Monitor, ...]
 
+    @property
+    def guest(self) -> str:
+        """The hypervisor's uuid of the guest whose disk it is: `muster-<guest>-disk<n>`."""
+        return self.image.removeprefix("muster-").rpartition("-disk")[0]
+
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
@@ -162,16 +167,30 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 class GuestFiles(msgspec.Struct, frozen=True, kw_only=True, tag="guest_files"):
     """What was made for a guest that is not there any more, by its bearer.
 
-    `folders` are those of pools; what is in the agent's own folder always belongs to it.
+    `folders` are those of pools; what is in the agent's own folder always belongs to it. `images`:
+    in Ceph.
     """
 
     instance: Id
     bearer: Uuid
     folders: tuple[Folder, ...] = ()
+    images: tuple[RbdTarget, ...] = ()
+
+
+class RbdImage(msgspec.Struct, frozen=True, kw_only=True, tag="rbd_image"):
+    """An image in Ceph of a guest that may be alive, and writing: it is shut out first.
+
+    `addresses`: of the clients that had it open when the guest was started. They and whoever has it
+    open now are shut out for `expiry_s`.
+    """
+
+    target: RbdTarget
+    addresses: tuple[str, ...] = ()
+    expiry_s: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
 # What a clean_up is to remove, a tagged union of everything that can be left behind.
-Remains = GuestFiles
+Remains = GuestFiles | RbdImage
 
 
 class CleanUpSpec(msgspec.Struct, frozen=True, kw_only=True):

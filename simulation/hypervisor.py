@@ -8,6 +8,7 @@ import msgspec
 
 from agent.drivers.base import Doing, Listing, OwnedGuest
 from agent.drivers.checks import check_size
+from agent.drivers.simulated.disks import folders_of, of_ceph
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -16,7 +17,15 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+)
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
 from simulation.runtime import SimRuntime
@@ -143,7 +152,7 @@ class Hypervisor:
             there = disks.pop((place, guest), None) is not None or there
         return there
 
-    def cleaned(self, remains: GuestFiles) -> None:
+    def cleaned(self, instance: str) -> None:
         """An agent has removed what was left of a guest."""
         self.world.news = True
 
@@ -243,7 +252,7 @@ class SimDriver:
             ips=tuple(
                 ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
             ),
-            folders=tuple({disk.folder for disk in spec.disks if disk.folder is not None}),
+            folders=tuple(sorted(folders_of(spec))),
             mark=mark,
             root_gib=_root_gib(spec),
         )
@@ -388,9 +397,20 @@ class SimDriver:
             case GuestFiles():
                 if remains.bearer in self._hv.guests:
                     raise HypervisorError(f"guest {remains.bearer} is there", "")
-                if self._hv.remove_disks(remains.bearer, remains.folders):
-                    self._hv.cleaned(remains)
+                places = {*remains.folders, *map(of_ceph, remains.images)}
+                if self._hv.remove_disks(remains.bearer, places):
+                    self._hv.cleaned(remains.instance)
+            case RbdImage():
+                self._remove_image(remains)
         self._after("clean_up")
+
+    def _remove_image(self, image: RbdImage) -> None:
+        """The image goes, whoever has it open: they are shut out before."""
+        place = (of_ceph(image.target), image.target.guest)
+        instance = self._hv.world.disks.get(place)
+        if instance is not None:
+            del self._hv.world.disks[place]
+            self._hv.cleaned(instance)
 
     def _current(self, guest: OwnedGuest) -> SimGuest:
         """Ours, and not marked by a newer command since this call was made."""

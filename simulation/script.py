@@ -57,6 +57,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _value(text: str) -> Any:
+    if text.startswith("[") and text.endswith("]"):
+        return text[1:-1].split(",")
     return int(text) if text.isdigit() else text
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import NoValidHost, OutcomeUnknown, StaleCommand
-from common.messages import CommandKind, GuestSpec, Result
+from common.messages import CommandKind, GuestSpec, RbdTarget, Result
 from common.model import Kind
 from common.states import (
     CommandState,
@@ -66,9 +66,10 @@ def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed)
 
 
 def _folders(tx: Tx, placed: placing.Placed) -> dict[str, str]:
-    """Of the pools that its disks are put into, by their names."""
+    """Of the pools that its disks are put into, by their names; those in Ceph have none."""
     pools = {pool for pool in placed.pools if pool is not None}
-    return {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
+    paths = {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
+    return {pool: path for pool, path in paths.items() if path is not None}
 
 
 def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
@@ -78,10 +79,14 @@ def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
         return guest
     disks = list(guest.disks)
     for wish, pool in zip(vm.wishes.disks, placed.pools, strict=True):
-        folder = None
+        folder = rbd = None
         if pool is not None:
-            folder = nouns.find(tx, Kind.POOL, pool).path
-        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder)
+            noun = nouns.find(tx, Kind.POOL, pool)
+            folder = noun.path
+            if noun.rbd_pool is not None:
+                # Named once it is known which guest it is for.
+                rbd = RbdTarget(pool=noun.rbd_pool, image="muster", monitors=noun.monitors)
+        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder, rbd=rbd)
         volume = tx.find(Volume, vm.uuid, wish.n)
         if volume is not None:
             tx.put(volume, pool=pool, host=placed.host)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from common.messages import RbdTarget
 from common.states import PowerState, TaskState, VmState
 from manager.store.mapping import Row, table
 
@@ -21,12 +22,24 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     address6: str | None = None
 
 
+class MadeImage(msgspec.Struct, frozen=True, kw_only=True):
+    """The image of disk `n`, in the Ceph that the pool of that name is in."""
+
+    n: int
+    pool: str
+    target: RbdTarget
+
+
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A guest that a start was to make on a host; `folders` of its pools, by their names."""
+    """A guest that a start was to make on a host.
+
+    `folders` of its pools, by their names; `images` in Ceph.
+    """
 
     host: str
     bearer: str
     folders: dict[str, str] = {}
+    images: tuple[MadeImage, ...] = ()
 
 
 class DiskWish(msgspec.Struct, frozen=True, kw_only=True):

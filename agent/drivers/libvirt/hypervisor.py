@@ -29,7 +29,15 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+)
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -51,7 +59,7 @@ class Hypervisor:
         self._runtime = runtime
         self._connection = Connection(settings.connection_uri, settings.keepalive_interval, runtime)
         self._maker = Maker(settings, rbd, self._connection, runtime)
-        self._resizer = Resizer(self._connection, self._maker.disks)
+        self._resizer = Resizer(self._connection, settings.instances_path)
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         self._connection.open(on_change)
@@ -246,6 +254,8 @@ class Hypervisor:
                 if self.look(remains.bearer) is not None:
                     raise checks.still_there(remains)
                 self._maker.remove_files(remains)
+            case RbdImage():
+                self._maker.remove_image(remains)
 
     # parts of the changes
 

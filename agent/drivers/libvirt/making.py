@@ -27,7 +27,7 @@ from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.conf.rbd import Rbd
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import Attachment, GuestFiles, GuestSpec
+from common.messages import Attachment, GuestFiles, GuestSpec, RbdImage
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -44,7 +44,7 @@ class Maker:
         self._runtime = runtime
         self._connection = connection
         self._images = Images(rbd, runtime)
-        self.disks = Disks(settings.instances_path, Templates(runtime), self._images)
+        self._disks = Disks(settings.instances_path, Templates(runtime), self._images)
         self._networks = Networks(connection)
         self._filters = Filters(connection)
 
@@ -52,15 +52,15 @@ class Maker:
         """Everything that the port's `create` promises; undone when it fails."""
         checks.check(spec)
         instance, bearer = mark.instance, mark.bearer
-        disks = self.disks.plan(instance, bearer, spec.disks)
+        disks = self._disks.plan(instance, bearer, spec.disks)
         kernels = [s for s in (spec.kernel_source, spec.initrd_source) if s is not None]
         if kernels or any(disk.source is not None for disk in spec.disks):
             doing("template")
-            self.disks.fetch(spec.disks, kernels, partial(doing, "template"))
+            self._disks.fetch(spec.disks, kernels, partial(doing, "template"))
         doing("network")
         cards = self._networks.cards(instance, bearer, spec.nics)
         if spec.hostname is not None:
-            disks += (xml.Disk(self.disks.seed(instance, bearer), "raw", "seed"),)
+            disks += (xml.Disk(self._disks.seed(instance, bearer), "raw", "seed"),)
         described = self._with_kernels(spec)
 
         def define(name: str, conn: Any) -> None:
@@ -72,7 +72,7 @@ class Maker:
                     virt_type=self._virt_type(conn),
                     disks=disks,
                     nics=cards,
-                    serial_log=self.disks.serial_log(instance),
+                    serial_log=self._disks.serial_log(instance),
                     cpu=cpu.tuning(spec, conn.getInfo()[3], version=cpu.cgroup_version()),
                 )
             )
@@ -80,10 +80,10 @@ class Maker:
         doing("define")
         self._define_under_a_free_name(spec.name, mark, define)
         try:
-            self.disks.make(instance, bearer, spec.disks, disks[: len(spec.disks)], doing)
+            self._disks.make(instance, bearer, spec.disks, disks[: len(spec.disks)], doing)
             if spec.hostname is not None:
                 doing("seed")
-                self.disks.write_seed(instance, bearer, seed.iso(spec, instance))
+                self._disks.write_seed(instance, bearer, seed.iso(spec, instance))
             if any(nic.rules is not None for nic in spec.nics):
                 doing("filters")
                 self._filters.make(instance, bearer, spec.nics)
@@ -103,7 +103,7 @@ class Maker:
         self._filters.remove(mark.instance, mark.bearer, names)
         folders = {folder for belongings in found for folder in belongings.folders}
         images = {image for belongings in found for image in belongings.images}
-        self.disks.remove(mark.instance, mark.bearer, folders, images)
+        self._disks.remove(mark.instance, mark.bearer, folders, images)
 
     def ready(self, conn: Any, domain: Any) -> Any:
         """The domain, once libvirt has what it needs to open the domain's disks."""
@@ -121,14 +121,24 @@ class Maker:
         """Remove what is left of a guest whose domain, which named it all, is gone."""
         names = self._filters.left_of(files.instance, files.bearer)
         self._filters.remove(files.instance, files.bearer, names)
-        self.disks.remove(files.instance, files.bearer, files.folders)
+        self._disks.remove(files.instance, files.bearer, files.folders, files.images)
+
+    def remove_image(self, image: RbdImage) -> None:
+        """Shut out whoever has an image in Ceph open, and remove it."""
+        words = f"{image.target.pool}/{image.target.image}"
+        self._images.fence_and_remove(
+            image.target,
+            image.addresses,
+            image.expiry_s,
+            lambda told: LOG.warning("image %s: %s", words, told),
+        )
 
     # inside
 
     def _with_kernels(self, spec: GuestSpec) -> GuestSpec:
         """The spec with a fetched kernel as if it had always been on this host."""
         fetched = {
-            name: self.disks.template(source)
+            name: self._disks.template(source)
             for name, source in (("kernel", spec.kernel_source), ("initrd", spec.initrd_source))
             if source is not None
         }
@@ -185,7 +195,7 @@ class Maker:
 
         try:
             self._filters.remove(mark.instance, mark.bearer, names)
-            self.disks.remove(mark.instance, mark.bearer, folders, images)
+            self._disks.remove(mark.instance, mark.bearer, folders, images)
             self._connection.call(f"undefine {mark.bearer}", undefine)
         except GuestMissing:
             return

@@ -13,7 +13,7 @@ from agent.drivers.base import Doing, OwnedGuest
 from agent.drivers.checks import check_size
 from agent.drivers.libvirt import cpu, domains, qemu_img, xml
 from agent.drivers.libvirt.connection import Connection
-from agent.drivers.libvirt.disks import GIB, Disks
+from agent.drivers.libvirt.disks import GIB
 from agent.drivers.libvirt.kept import Keeper, Record, Stage
 from common.errors import HypervisorError, ResizeOver
 from common.messages import GuestSpec
@@ -22,9 +22,9 @@ from common.messages import GuestSpec
 class Resizer:
     """Changes, confirms and reverts the size of guests that are off (confirms: of any)."""
 
-    def __init__(self, connection: Connection, disks: Disks) -> None:
+    def __init__(self, connection: Connection, instances_path: str) -> None:
         self._connection = connection
-        self._disks = disks
+        self._root = Path(instances_path)
 
     def keeps(self, guest: OwnedGuest) -> bool:
         return self._keeper(guest).read() is not None
@@ -137,8 +137,7 @@ class Resizer:
         self._connection.call(f"resize {guest.seen.name}", define)
 
     def _keeper(self, guest: OwnedGuest) -> Keeper:
-        mark = guest.mark
-        return Keeper(Path(self._disks.serial_log(mark.instance)).parent, mark.bearer)
+        return Keeper(self._root / guest.mark.instance, guest.mark.bearer)
 
 
 def _tuning(spec: GuestSpec, conn: Any) -> xml.Cpu | None:

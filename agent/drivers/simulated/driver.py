@@ -9,7 +9,7 @@ import msgspec
 
 from agent.drivers import checks
 from agent.drivers.base import Doing, Driver, Listing, OwnedGuest
-from agent.drivers.simulated.disks import folders_of
+from agent.drivers.simulated.disks import folders_of, of_ceph
 from agent.drivers.simulated.store import Before, Guest, Store
 from common.conf import Settings
 from common.errors import (
@@ -19,7 +19,15 @@ from common.errors import (
     MusterError,
     NotOurs,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+)
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
 from common.states import PowerState
@@ -267,7 +275,11 @@ class SimulatedDriver:
                 case GuestFiles():
                     if self._store.read(remains.bearer) is not None:
                         raise checks.still_there(remains)
-                    self._store.disks.remove(remains.bearer, remains.folders)
+                    places = {*remains.folders, *map(of_ceph, remains.images)}
+                    self._store.disks.remove(remains.bearer, places)
+                case RbdImage():
+                    # A simulated guest writes nothing that it would have to be kept from.
+                    self._store.disks.remove(remains.target.guest, {of_ceph(remains.target)})
 
     def _note(self, verb: str, guest: Guest) -> None:
         self._store.note("agent", verb, guest)

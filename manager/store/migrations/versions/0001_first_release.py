@@ -372,6 +372,7 @@ def upgrade() -> None:
         sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("host", sa.Text(), nullable=True),
         sa.Column("cleanup", sa.Text(), nullable=True),
+        sa.Column("connector", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("instance", "n", name=op.f("pk_volumes")),
     )
     op.create_index(op.f("ix_volumes_pool"), "volumes", ["pool"], unique=False)
