@@ -20,7 +20,7 @@ from common.errors import (
 from common.model import Kind
 from common.since import earliest
 from common.states import VmState
-from manager.api import cleanups, doctor, history, holders, model, order, services, views
+from manager.api import cleanups, doctor, history, holders, larger, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
     cancel,
@@ -32,6 +32,7 @@ from manager.flows import (
     power,
     quarantine,
     record,
+    resize,
     restore,
     soft,
 )
@@ -85,6 +86,22 @@ def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
     vm = views.find_vm(tx, r.vm)
     force = isinstance(r, ask.VmPower) and r.force
     return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=force))
+
+
+def vm_resize(tx: Tx, cfg: Settings, r: ask.VmResize) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    resize.admit(tx, "resize", vm)
+    return views.job(tx, resize.request(tx, cfg, r.wish("resize"), vm, larger.checked(tx, r, vm)))
+
+
+def vm_confirm_resize(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, resize.confirm(tx, cfg, r.wish("confirm-resize"), vm))
+
+
+def vm_revert_resize(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, resize.revert(tx, cfg, r.wish("revert-resize"), vm))
 
 
 def vm_set_state(tx: Tx, _cfg: Settings, r: ask.VmSetState) -> Any:
@@ -149,7 +166,7 @@ def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
 def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
-    return {**views.vm(tx, vm, host), "spec": vm.spec}
+    return {**views.vm(tx, vm, host), "resize": resize.shown(vm), "spec": vm.spec}
 
 
 def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
@@ -328,6 +345,9 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_unpause": (ask.VmVerb, vm_unpause),
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_resize": (ask.VmResize, vm_resize),
+    "vm_confirm_resize": (ask.VmVerb, vm_confirm_resize),
+    "vm_revert_resize": (ask.VmVerb, vm_revert_resize),
     "vm_set_state": (ask.VmSetState, vm_set_state),
     "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
@@ -375,6 +395,9 @@ WISHES = {
     "vm_unpause": "unpause",
     "vm_suspend": "suspend",
     "vm_resume": "resume",
+    "vm_resize": "resize",
+    "vm_confirm_resize": "confirm-resize",
+    "vm_revert_resize": "revert-resize",
     "vm_set_state": "set-state",
     "vm_set": "set",
     "vm_delete": "delete",

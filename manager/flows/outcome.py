@@ -6,14 +6,14 @@ from types import ModuleType
 
 from common.conf import Settings
 from common.messages import CommandKind, Result
-from manager.flows import cleanup, first_start, power, soft
+from manager.flows import cleanup, first_start, power, resize, soft
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
 
 # Of a job's kind; of every other it is a verb on the guest. A delete's terminates are not told
 # here: they go to `reap` and `delete`.
-STORIES: dict[str, ModuleType] = {"delete": soft}
+STORIES: dict[str, ModuleType] = {"delete": soft, **dict.fromkeys(resize.KINDS, resize)}
 
 
 def command_ended(tx: Tx, cfg: Settings, command: CommandRow, result: Result | None) -> None:
