@@ -20,6 +20,7 @@ from manager.flows import (
     reap,
     reclaim,
     reports,
+    resize,
     restore,
     retention,
     shelve,
@@ -51,6 +52,7 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (shelve.offload_due, _any(shelve.IS_TO_LEAVE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
+    (resize.pursue_due, resize.IS_DUE),
 )
 LOOK = sa.select(*[is_due for _, is_due in ROUNDS]).execution_options(**PLANNED_ANEW)
 

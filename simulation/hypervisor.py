@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.drivers.base import Doing, Listing, OwnedGuest
+from agent.drivers.checks import check_size
 from agent.drivers.simulated.disks import folders_of, of_ceph
 from common.errors import (
     GuestMissing,
@@ -37,6 +38,15 @@ _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
 
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that is neither confirmed nor reverted."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    root_gib: int | None
+
+
 class SimGuest(msgspec.Struct, kw_only=True):
     """One guest; `stranger` is what the simulator knows and Muster must find out.
 
@@ -56,6 +66,8 @@ class SimGuest(msgspec.Struct, kw_only=True):
     stranger: bool = False
     by_hand: bool = False
     written: int = 0
+    root_gib: int | None = None
+    before: Before | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -269,6 +281,7 @@ class SimDriver:
             ),
             folders=tuple(sorted(folders_of(spec))),
             mark=mark,
+            root_gib=_root_gib(spec),
         )
         self._hv.guests[guest.uuid] = guest
         for place in self._hv.places(guest.folders):
@@ -355,6 +368,57 @@ class SimDriver:
         self._hv.note("agent", "snapshot", found)
         self._after("snapshot")
 
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        doing("resize")
+        self._before("resize")
+        found = self._off(guest)
+        if found.before is None or found.before.generation != guest.mark.generation:
+            found.before = Before(
+                generation=guest.mark.generation,
+                vcpus=found.vcpus,
+                memory_mib=found.memory_mib,
+                root_gib=found.root_gib,
+            )
+        found.vcpus, found.memory_mib = spec.vcpus, spec.memory_mib
+        found.root_gib = _root_gib(spec)
+        self._hv.note("agent", "resize", found)
+        self._after("resize")
+
+    # What these do is not called as their commands are: traps are laid for either.
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        self._before("look", changing=False)
+        return self._current(guest).before is not None
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        self._before("give_up")
+        found = self._current(guest)
+        if found.before is None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        else:
+            found.before = None
+            self._hv.note("agent", "give_up", found)
+        self._after("give_up")
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        self._before("put_back")
+        found = self._current(guest)
+        before = found.before
+        if before is not None:
+            self._off(guest)
+            found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
+            found.root_gib, found.before = before.root_gib, None
+            self._hv.note("agent", "put_back", found)
+        elif spec is not None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        self._after("put_back")
+
+    def _off(self, guest: OwnedGuest) -> SimGuest:
+        found = self._current(guest)
+        if found.power_state in _ON:
+            raise HypervisorError(f"it is {found.power_state.name}", "")
+        return found
+
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         return ()
 
@@ -432,3 +496,7 @@ class SimDriver:
     def _take_time(self) -> None:
         if self._hv.slow_s:
             self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))
+
+
+def _root_gib(spec: GuestSpec) -> int | None:
+    return spec.disks[0].size_gib if spec.disks else None

@@ -107,8 +107,9 @@ def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
         and row.vm_state is not VmState.SHELVED_OFFLOADED
         and (age_s is None or age_s > late_s),
         "missing": row.missing,
-        "vcpus": row.vcpus,
-        "memory_mib": row.memory_mib,
+        # What it is; while it is resized, the record holds the larger of both.
+        "vcpus": row.spec.get("vcpus", row.vcpus),
+        "memory_mib": row.spec.get("memory_mib", row.memory_mib),
         "mac": row.mac,
         "project": row.project,
         "zone": row.wishes.zone,

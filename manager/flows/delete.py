@@ -458,6 +458,8 @@ def _forget(
         "last_host": vm.host or vm.last_host,
         "missing": False,
         "deletion_owed": False,
+        "resize": None,
+        "resize_at": None,
         "reclaim_at": None,
         "deleted_at": tx.now,
         "terminated_at": tx.now if proven else None,

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from common.conf import Settings
 from common.messages import CommandKind, Result
-from manager.flows import cleanup, first_start, power, shelve, soft, unshelve
+from manager.flows import cleanup, first_start, power, resize, shelve, soft, unshelve
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
@@ -17,6 +17,7 @@ STORIES: dict[str, ModuleType] = {
     "delete": soft,
     "shelve": shelve,
     "unshelve": unshelve,
+    **dict.fromkeys(resize.KINDS, resize),
 }
 
 

@@ -16,7 +16,7 @@ from manager.rules import power as rule
 from manager.rules import verbs
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
-from manager.store.instances import Instance
+from manager.store.instances import Instance, Phase
 from manager.store.jobs import Job
 
 Pair = tuple[int, int]
@@ -35,6 +35,7 @@ def request(
     verb = verbs.VERBS[verb_name]
     restore.require_none(tx, (vm.host,) if vm.host else ())
     require_wanted(vm)
+    require_settled(vm)
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:
@@ -50,6 +51,17 @@ def require_wanted(vm: Instance) -> None:
         raise WrongState(
             f"{vm.name} is owed a deletion: it can not be used any more",
             "muster tombstone list shows what it waits for",
+        )
+
+
+def require_settled(vm: Instance) -> None:
+    """Raise WrongState for a VM whose resize is being undone, confirmed or reverted."""
+    settled = vm.resize is None or vm.resize.phase is Phase.RESIZED
+    if not settled and vm.task_state is TaskState.NONE and vm.resize is not None:
+        raise WrongState(
+            f"the resize of {vm.name} is {vm.resize.phase}, which {vm.host} has still to answer"
+            f" ({vm.resize.error})",
+            f"wait until {vm.host} is back, or delete it",
         )
 
 
@@ -102,6 +114,30 @@ def command_ended(
         return
     verb = verbs.VERBS[job.kind]
     done = command.state is CommandState.SUCCEEDED
+    event, code, error = ending(job, command)
+    floor = result.floor if result is not None else None
+    if vm is not None and floor is not None and floor > vm.generation:
+        # The agent has heard of a newer command than we remember: the next one goes above it.
+        vm = tx.swap(vm, generation=floor)
+    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
+    jobs.end(tx, job, event, code=code, error=error)
+    if vm is None or not vm.live:
+        return
+    looked = result is not None and result.look is not None
+    stays = vm.vm_state if vm.vm_state in _STAY else None
+    if done:
+        settle(tx, cfg, vm, stays or verb.success, looked=looked)
+    elif command.state is CommandState.UNKNOWN:
+        reason = f"{code}: {error}"
+        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
+    else:
+        # A stop that failed is tried again when the guest is reported again, not in a circle.
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+
+
+def ending(job: Job, command: CommandRow) -> tuple[JobEvent, str | None, str | None]:
+    """What the end of its command is for a job: the event, the code and the error."""
+    done = command.state is CommandState.SUCCEEDED
     event = {
         CommandState.SUCCEEDED: JobEvent.SUCCEED,
         CommandState.FAILED: JobEvent.FAIL,
@@ -122,24 +158,7 @@ def command_ended(
         error = (
             f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
         )
-    floor = result.floor if result is not None else None
-    if vm is not None and floor is not None and floor > vm.generation:
-        # The agent has heard of a newer command than we remember: the next one goes above it.
-        vm = tx.swap(vm, generation=floor)
-    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
-    jobs.end(tx, job, event, code=code, error=error)
-    if vm is None or not vm.live:
-        return
-    looked = result is not None and result.look is not None
-    stays = vm.vm_state if vm.vm_state in _STAY else None
-    if done:
-        settle(tx, cfg, vm, stays or verb.success, looked=looked)
-    elif command.state is CommandState.UNKNOWN:
-        reason = f"{code}: {error}"
-        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
-    else:
-        # A stop that failed is tried again when the guest is reported again, not in a circle.
-        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+    return event, code, error
 
 
 def superseded(tx: Tx, job: Job, command: CommandRow) -> None:
@@ -284,7 +303,7 @@ def _held(cfg: Settings, vm: Instance) -> rule.Held:
         task_state=vm.task_state,
         interval_s=cfg.default.report_interval,
         missing=vm.missing,
-        host_caused_error=not vm.deletion_owed,
+        host_caused_error=not vm.deletion_owed and vm.resize is None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 from typing import Any
 
 import msgspec
@@ -86,13 +87,62 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     overtaken: bool = False
 
 
-@table("instances", "uuid", index=(("host",), ("name",), ("vm_state",), ("project",)))
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a VM is, and by which offering (None: by none)."""
+
+    spec: dict[str, Any]
+    wishes: Wishes
+    offering: str | None = None
+
+    @property
+    def vcpus(self) -> int:
+        return int(self.spec["vcpus"])
+
+    @property
+    def memory_mib(self) -> int:
+        return int(self.spec["memory_mib"])
+
+    @property
+    def root_gib(self) -> int | None:
+        """The size of its first disk, if that was made for it."""
+        return next((disk.size_gib for disk in self.wishes.disks if disk.n == 0), None)
+
+
+class Phase(enum.StrEnum):
+    """How far a resize is: what may still become of it."""
+
+    CHANGING = "changing"  # undone, should it fail
+    RESIZED = "resized"  # confirmed or reverted, as is asked for
+    CONFIRMING = "confirming"  # confirmed, however long that takes
+    REVERTING = "reverting"  # reverted, however long that takes
+
+
+class Resize(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of size that is not settled; meanwhile the VM holds the larger of both.
+
+    `was`: ACTIVE or SHUTOFF before; `tries`: of an undo, confirm or revert that is owed; `error`:
+    what it is undone for.
+    """
+
+    old: Shape
+    new: Shape
+    was: VmState
+    phase: Phase = Phase.CHANGING
+    tries: int = 0
+    error: str = ""
+
+
+@table(
+    "instances", "uuid", index=(("host",), ("name",), ("vm_state",), ("project",), ("resize_at",))
+)
 class Instance(Row, frozen=True, kw_only=True):
     """One VM. (power_session, power_seq) is the pair of the report that power_state is from.
 
     `made`: what may be found of it on hosts, also where its guest is gone.
     `reserved`: it holds its share of its project's limits, its addresses and its disks' space, as
     one whose creation has failed does not. `named`: it names objects of the model (table uses).
+    `vcpus` and `memory_mib` are what it holds: while it is resized the larger of both sizes.
+    `resize_at`: when a manager sees to its resize by itself.
     `reclaim_at`: it was deleted softly, and is deleted for good then, unless it is restored.
     """
 
@@ -129,6 +179,8 @@ class Instance(Row, frozen=True, kw_only=True):
     deletion_owed: bool = False
     snapshot: Snapshot | None = None
     offload_at: dt.datetime | None = None
+    resize: Resize | None = None
+    resize_at: dt.datetime | None = None
     reclaim_at: dt.datetime | None = None
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None

@@ -509,6 +509,18 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm shelve web-1", "vm_shelve", {"offload": False}),
         ("vm shelve web-1 --offload", "vm_shelve", {"offload": True}),
         ("vm unshelve web-1", "vm_unshelve", {}),
+        (
+            "vm resize web-1 --offering large --root-gib 8",
+            "vm_resize",
+            {"offering": "large", "vcpus": None, "memory_mib": None, "root_gib": 8},
+        ),
+        (
+            "vm resize web-1 --vcpus 2 --memory-mib 512",
+            "vm_resize",
+            {"offering": None, "vcpus": 2, "memory_mib": 512, "root_gib": None},
+        ),
+        ("vm confirm-resize web-1", "vm_confirm_resize", {}),
+        ("vm revert-resize web-1", "vm_revert_resize", {}),
         ("vm set web-1 --protected", "vm_set", {"protected": True}),
         ("vm set web-1 --unprotected", "vm_set", {"protected": False}),
         ("vm set-state web-1 error", "vm_set_state", {"vm_state": "ERROR"}),

@@ -29,6 +29,15 @@ SNAPSHOTS = "snapshots"
 SHARED = ".shared"  # what several hosts reach, beside their own folders
 
 
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that nobody has confirmed or reverted yet."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    spec: GuestSpec | None = None
+
+
 class Guest(msgspec.Struct, kw_only=True):
     """One guest's file. `power_state` is written by name so that people can edit it.
 
@@ -45,6 +54,7 @@ class Guest(msgspec.Struct, kw_only=True):
     template: bool = False
     mark: Mark | None = None
     spec: GuestSpec | None = None
+    before: Before | None = None
 
     def report(self) -> GuestReport:
         """The guest as a driver reports it; KeyError for a power state that does not exist."""
