@@ -76,6 +76,7 @@ class Commands:
 
         Only then are they told, and may the next of their instances begin.
         """
+        write = self._write_down_ended
         while not self._runtime.stopping.is_set():
             self._bell.clear()
             if not self._ended:
@@ -84,16 +85,14 @@ class Commands:
             if len(self._running) > len(self._ended):
                 self._runtime.sleep(GATHER_S)
             try:
-                try:
-                    self._write_down_ended()
-                except JournalUnavailable:
-                    raise
-                except Exception:
-                    LOG.exception("results that ended together are written one by one")
-                    self._write_down_each()
+                write()
+                write = self._write_down_ended
             except JournalUnavailable as exc:
                 LOG.error("tried again in %g s: %s", JOURNAL_PAUSE_S, exc)
                 self._runtime.sleep(JOURNAL_PAUSE_S)
+            except Exception:
+                LOG.exception("what ended together is written one by one")
+                write = self._write_down_each
 
     # what managers cast
 

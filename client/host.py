@@ -67,24 +67,32 @@ class _Switch(Command):
         parser = super().get_parser(prog_name)
         add_object(parser, "host")
         add_reason(parser, required=self.needs_reason)
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be done, and do nothing"
+        )
         return parser
 
     def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
-        return List.columns
+        return DECISION_COLUMNS if args.dry_run else List.columns
 
     def wish(self, args: argparse.Namespace) -> Answer:
         """The arguments of the request."""
-        return {"host": args.host, "reason": args.reason, "operator": operator()}
-
-    def ask(self, args: argparse.Namespace) -> Answer:
-        """The manager's answer: the host, and what becomes of its VMs."""
-        return self.app.client.ask(self.method, **self.wish(args))
+        return {
+            "host": args.host,
+            "reason": args.reason,
+            "operator": operator(),
+            "dry_run": args.dry_run,
+        }
 
     def take_action(self, parsed_args: argparse.Namespace) -> Rows:
-        answer = self.ask(parsed_args)
+        answer = self.app.client.ask(self.method, **self.wish(parsed_args))
+        decisions = answer.get("decisions", ())
+        if parsed_args.dry_run:
+            self.tell(answer)
+            return self.rows(DECISION_COLUMNS, decisions)
         becomes = [
             f"{d.get('name')} on {d.get('host')}: {d.get('decision')}, because {d.get('reason')}"
-            for d in answer.get("decisions", ())
+            for d in decisions
         ]
         self.tell({"notices": [*answer.get("notices", ()), *becomes]})
         return self.one(List.columns, answer.get("host", {}))
@@ -102,64 +110,40 @@ class Disable(_Switch):
     method = "host_disable"
 
 
-class _Verdict(_Switch):
-    """Says what silence does not: that a host is down, or is not any more."""
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument(
-            "--dry-run", action="store_true", help="say what would be done, and do nothing"
-        )
-        return parser
-
-    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
-        return DECISION_COLUMNS if args.dry_run else List.columns
-
-    def wish(self, args: argparse.Namespace) -> Answer:
-        return {**super().wish(args), "dry_run": args.dry_run}
-
-    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
-        if not parsed_args.dry_run:
-            return super().take_action(parsed_args)
-        answer = self.ask(parsed_args)
-        self.tell(answer)
-        return self.rows(DECISION_COLUMNS, answer.get("decisions", ()))
-
-
-class SetDown(_Verdict):
+class SetDown(_Switch):
     """Declare a host down: its VMs may then be deleted without it"""
 
     method = "host_set_down"
     needs_reason = True
 
 
-class UnsetDown(_Verdict):
+class UnsetDown(_Switch):
     """Believe a host's heartbeats again"""
 
     method = "host_unset_down"
 
 
-class Fence(_Verdict):
+class Fence(_Switch):
     """Vouch that a host runs nothing: what was deleted without it gives its addresses back"""
 
     method = "host_fence"
     needs_reason = True
 
 
-class Unfence(_Verdict):
+class Unfence(_Switch):
     """Take that back: guests on the host may run again"""
 
     method = "host_unfence"
 
 
-class Delete(_Verdict):
+class Delete(_Switch):
     """Forget a host that is gone for good; its tombstones stay"""
 
     method = "host_delete"
     needs_reason = True
 
 
-class Maintenance(_Verdict):
+class Maintenance(_Switch):
     """Keep new VMs off a host that is being worked on (on), or no longer (off)"""
 
     method = "host_maintenance"

@@ -17,6 +17,7 @@ from client.base import (
     add_object,
 )
 from common.errors import AlreadyDeleted, BadRequest, MusterError, RemoteError
+from common.messages import DiskSpec, GuestSpec
 from common.states import JobState, SettableState, TaskState, VmState
 
 
@@ -166,6 +167,51 @@ class Resume(_OnVms):
     method = "vm_resume"
 
 
+class Resize(ActionCommand):
+    """Give a VM another size; confirm-resize keeps it, revert-resize brings the old one back"""
+
+    method = "vm_resize"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "vm")
+        parser.add_argument("--offering", metavar="OFFERING", help="what it is to get")
+        for field, words, what in (
+            ("vcpus", ("--vcpus",), "of its CPUs, if it is to have no offering"),
+            ("memory_mib", ("--memory-mib", "--memory"), "in MiB, likewise"),
+        ):
+            kind = usage.whole(field, *usage.bounds(GuestSpec, field))
+            parser.add_argument(*words, dest=field, metavar="N", type=kind, help=what)
+        parser.add_argument(
+            "--root-gib",
+            metavar="N",
+            type=usage.whole("root_gib", *usage.bounds(DiskSpec, "size_gib")),
+            help="of its first disk, which can only grow",
+        )
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {
+            "vm": args.vm,
+            "offering": args.offering,
+            "vcpus": args.vcpus,
+            "memory_mib": args.memory_mib,
+            "root_gib": args.root_gib,
+        }
+
+
+class ConfirmResize(_OnVms):
+    """Keep the new size of a VM, or of several; what they were is removed"""
+
+    method = "vm_confirm_resize"
+
+
+class RevertResize(_OnVms):
+    """Make a VM what it was before its resize, disks included, or several"""
+
+    method = "vm_revert_resize"
+
+
 class SetState(ActionCommand):
     """Say what a VM is, until its host reports otherwise"""
 
@@ -207,6 +253,12 @@ class Set(ActionCommand):
         return {"vm": args.vm, "protected": args.protected}
 
 
+class Restore(_OnVms):
+    """Bring back a VM that was deleted softly, or several"""
+
+    method = "vm_restore"
+
+
 class Delete(_OnVms):
     """Delete a VM, or several, also where their host does not answer"""
 
@@ -214,7 +266,13 @@ class Delete(_OnVms):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument(
+            "--soft",
+            action="store_true",
+            help="stop it, and keep it for a while: muster vm restore brings it back",
+        )
+        how.add_argument(
             "--force",
             action="store_true",
             help="delete the record although the host may still run the guest; needs --reason",
@@ -234,6 +292,7 @@ class Delete(_OnVms):
         return {
             "vm": vm,
             "force": args.force,
+            "soft": args.soft,
             "idempotent": args.idempotent,
             "dry_run": args.dry_run,
         }

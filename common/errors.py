@@ -212,6 +212,12 @@ class HypervisorError(MusterError):
     code = "HYPERVISOR_ERROR"
 
 
+class ResizeOver(MusterError):
+    """Nothing is kept from before a resize any more: it was confirmed or reverted before."""
+
+    code = "RESIZE_OVER"
+
+
 class TemplateInvalid(MusterError):
     """What a template's url gave is not what the template says: checksum, format, or safety."""
 

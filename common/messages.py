@@ -18,8 +18,10 @@ import msgspec
 from common.errors import BadMessage
 from common.model import (
     Backend,
+    CephPool,
     Folder,
     MemoryMib,
+    Monitor,
     Rule,
     Sha256,
     SizeGib,
@@ -48,6 +50,9 @@ VM_NAME_WORDS = (
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Uuid = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z")
+]
 Instant = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
@@ -61,7 +66,11 @@ class CommandKind(enum.StrEnum):
     UNPAUSE_VM = "unpause_vm"
     SUSPEND_VM = "suspend_vm"
     RESUME_VM = "resume_vm"
+    RESIZE_VM = "resize_vm"
+    CONFIRM_RESIZE = "confirm_resize"
+    REVERT_RESIZE = "revert_resize"
     TERMINATE_INSTANCE = "terminate_instance"
+    CLEAN_UP = "clean_up"
     NOOP = "noop"
 
 
@@ -81,12 +90,25 @@ class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     format: TemplateFormat
 
 
+class RbdTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in a pool of Ceph; `monitors` (host:port) say in which cluster."""
+
+    pool: CephPool
+    image: Name
+    monitors: tuple[Monitor, ...]
+
+    @property
+    def guest(self) -> str:
+        """The hypervisor's uuid of the guest whose disk it is: `muster-<guest>-disk<n>`."""
+        return self.image.removeprefix("muster-").rpartition("-disk")[0]
+
+
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
 
     `source`: what a new disk begins as, an overlay on it or with `copy` a full copy; an ISO is
     attached as it is, to be read only. `folder`: where the images of its pool are; None, where the
-    agent keeps those of its guests.
+    agent keeps those of its guests. `rbd`: it is an image in Ceph, and of no folder.
     """
 
     size_gib: SizeGib | None = None
@@ -94,6 +116,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: ImageSource | None = None
     copy: bool = False
     folder: Folder | None = None
+    rbd: RbdTarget | None = None
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +162,48 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     ssh_keys: tuple[str, ...] = ()
     user_data: UserData | None = None
+
+
+class GuestFiles(msgspec.Struct, frozen=True, kw_only=True, tag="guest_files"):
+    """What was made for a guest that is not there any more, by its bearer.
+
+    `folders` are those of pools; what is in the agent's own folder always belongs to it. `images`:
+    in Ceph.
+    """
+
+    instance: Id
+    bearer: Uuid
+    folders: tuple[Folder, ...] = ()
+    images: tuple[RbdTarget, ...] = ()
+
+
+class RbdImage(msgspec.Struct, frozen=True, kw_only=True, tag="rbd_image"):
+    """An image in Ceph of a guest that may be alive, and writing: it is shut out first.
+
+    `addresses`: of the clients that had it open when the guest was started. They and whoever has it
+    open now are shut out for `expiry_s`.
+    """
+
+    target: RbdTarget
+    addresses: tuple[str, ...] = ()
+    expiry_s: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+# What a clean_up is to remove, a tagged union of everything that can be left behind.
+Remains = GuestFiles | RbdImage
+
+
+class CleanUpSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of clean_up; `cleanup` is the managers' item."""
+
+    remains: Remains
+    cleanup: Id
+
+
+class TerminateSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of terminate_instance: what its starts have made on this host, guests or not."""
+
+    made: tuple[GuestFiles, ...] = ()
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,6 +302,18 @@ class Outcome(enum.StrEnum):
     NOT_RUN = "not_run"
 
 
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in Ceph as it was just after its guest was started.
+
+    `addresses`: of all clients that had it open, each with its nonce, as in 10.0.0.5:0/1234567.
+    """
+
+    pool: str
+    image: str
+    image_id: str
+    addresses: tuple[str, ...]
+
+
 class Phase(msgspec.Struct, frozen=True, array_like=True):
     """A part of a command's work, and how long it took."""
 
@@ -247,7 +324,8 @@ class Phase(msgspec.Struct, frozen=True, array_like=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a command, repeated until a manager confirms `id`.
 
-    `error_code` STALE_COMMAND carries the floor that refused it.
+    `error_code` STALE_COMMAND carries the floor that refused it. `attached`: the images in Ceph of
+    a guest that this command has started.
     """
 
     id: Id
@@ -261,6 +339,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     floor: Annotated[int, msgspec.Meta(ge=0, le=2**52)] | None = None
     look: Look | None = None
     phases: tuple[Phase, ...] = ()
+    attached: tuple[Attachment, ...] = ()
 
 
 class VoidOutcome(enum.StrEnum):

@@ -31,6 +31,21 @@ Folder = Annotated[
         pattern=r"^/[^\x00]*\Z", max_length=1000, description="an absolute path on the host"
     ),
 ]
+CephPool = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z",
+        description="the name of a Ceph pool: letters, digits, '.', '_' and '-', at most 63",
+    ),
+]
+Monitor = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9a-fA-F:.]{2,45}\])"
+        r"(:[0-9]{1,5})?\Z",
+        description="a monitor, as in 10.0.0.1:6789, ceph-1.example.org or [fd00::1]:3300",
+    ),
+]
 Url = Annotated[
     str,
     msgspec.Meta(
@@ -122,6 +137,13 @@ class PoolScope(enum.StrEnum):
     HOST = "host"
     CLUSTER = "cluster"
     ZONE = "zone"
+
+
+class PoolKind(enum.StrEnum):
+    """Where the disks of a pool are: files of a folder, or images in Ceph."""
+
+    DIR = "dir"
+    RBD = "rbd"
 
 
 class TemplateFormat(enum.StrEnum):
@@ -245,7 +267,10 @@ class Place(Noun, frozen=True, kw_only=True):
 
 
 class Pool(Noun, frozen=True, kw_only=True):
-    """A folder of disk images at `path`, on one host or shared by those of a cluster or zone."""
+    """Where disks are, on one host or shared by those of a cluster or zone.
+
+    `dir`: a folder at `path`; `rbd`: the pool `rbd_pool` of the Ceph cluster with these monitors.
+    """
 
     refs: ClassVar[Mapping[str, Kind]] = {
         "host": Kind.HOST,
@@ -257,13 +282,16 @@ class Pool(Noun, frozen=True, kw_only=True):
     host: ObjectName | None = None
     cluster: ObjectName | None = None
     zone: ObjectName | None = None
-    path: Folder
+    kind: PoolKind = PoolKind.DIR
+    path: Folder | None = None
+    rbd_pool: CephPool | None = None
+    monitors: Annotated[tuple[Monitor, ...], msgspec.Meta(max_length=20)] = ()
     capacity_gib: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
     overprovisioning: Ratio = 1.0
     tags: tuple[Tag, ...] = ()
     enabled: bool = True
 
-    checks = ("_place",)
+    checks = ("_place", "_scope", "_path", "_rbd_pool", "_monitors")
 
     def _place(self) -> Iterator[Problem]:
         for scope in PoolScope:
@@ -271,6 +299,25 @@ class Pool(Noun, frozen=True, kw_only=True):
             if given is not (scope is self.scope):
                 said = "not possible" if given else "missing"
                 yield scope.value, f"{said} with scope {self.scope}", f"name the {self.scope} alone"
+
+    def _scope(self) -> Iterator[Problem]:
+        if self.kind is PoolKind.RBD and self.scope is PoolScope.HOST:
+            yield "scope", "Ceph is never one host's own", "cluster or zone"
+
+    def _path(self) -> Iterator[Problem]:
+        return self._only("path", PoolKind.DIR, "a folder, as in /srv/muster")
+
+    def _rbd_pool(self) -> Iterator[Problem]:
+        return self._only("rbd_pool", PoolKind.RBD, "the name of a pool in Ceph")
+
+    def _monitors(self) -> Iterator[Problem]:
+        return self._only("monitors", PoolKind.RBD, "as in 10.0.0.1:6789")
+
+    def _only(self, field: str, kind: PoolKind, example: str) -> Iterator[Problem]:
+        given = bool(getattr(self, field))
+        if given is not (kind is self.kind):
+            said = "not possible" if given else "missing"
+            yield field, f"{said} with kind {self.kind}", f"{example}, with kind {kind}"
 
 
 class Offering(Noun, frozen=True, kw_only=True):

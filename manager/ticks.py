@@ -12,12 +12,15 @@ from common.conf import Settings
 from common.errors import MusterError
 from manager.flows import (
     canary,
+    cleanup,
     delete,
     first_start,
     liveness,
     publish,
     reap,
+    reclaim,
     reports,
+    resize,
     restore,
     retention,
     watchdog,
@@ -41,9 +44,12 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (delete.pursue_due, _any(delete.IS_DUE)),
     (first_start.pursue_due, _any(first_start.IS_DUE)),
     (delete.settle_owed, _any(delete.IS_OWED)),
+    (reclaim.delete_due, _any(reclaim.IS_DUE)),
     (reap.retry_due, _any(reap.IS_DUE)),
+    (cleanup.retry_due, _any(cleanup.IS_DUE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
+    (resize.pursue_due, resize.IS_DUE),
 )
 LOOK = sa.select(*[is_due for _, is_due in ROUNDS]).execution_options(**PLANNED_ANEW)
 

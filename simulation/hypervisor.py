@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from agent.drivers.base import Doing, Listing, OwnedGuest
+from agent.drivers.checks import check_size
+from agent.drivers.simulated.disks import folders_of, of_ceph
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -15,7 +17,15 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+)
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
 from simulation.runtime import SimRuntime
@@ -24,6 +34,15 @@ from simulation.world import World
 MEMORY_MIB = 8192
 _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that is neither confirmed nor reverted."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    root_gib: int | None
 
 
 class SimGuest(msgspec.Struct, kw_only=True):
@@ -38,8 +57,11 @@ class SimGuest(msgspec.Struct, kw_only=True):
     domain_id: int | None = None
     macs: tuple[str, ...] = ()
     ips: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
+    root_gib: int | None = None
+    before: Before | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -118,6 +140,22 @@ class Hypervisor:
         for watcher in list(self.watchers.values()):
             watcher(guest.uuid)
 
+    # files: in the host's own folder, and in those of pools, which hosts may share
+
+    def places(self, folders: Iterable[str]) -> list[str]:
+        return [self.host, *sorted(folders)]
+
+    def remove_disks(self, guest: str, folders: Iterable[str]) -> bool:
+        """True when there were any."""
+        disks, there = self.world.disks, False
+        for place in self.places(folders):
+            there = disks.pop((place, guest), None) is not None or there
+        return there
+
+    def cleaned(self, instance: str) -> None:
+        """An agent has removed what was left of a guest."""
+        self.world.news = True
+
     # by hand
 
     def make_stranger(self, name: str, mark: Mark | None = None) -> SimGuest:
@@ -160,6 +198,7 @@ class SimDriver:
     """The driver of one agent's life on a hypervisor that was there before and goes on after."""
 
     name = "simulation"
+    attaches = False
 
     def __init__(self, hypervisor: Hypervisor, runtime: SimRuntime) -> None:
         self._hv, self._runtime = hypervisor, runtime
@@ -213,9 +252,13 @@ class SimDriver:
             ips=tuple(
                 ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
             ),
+            folders=tuple(sorted(folders_of(spec))),
             mark=mark,
+            root_gib=_root_gib(spec),
         )
         self._hv.guests[guest.uuid] = guest
+        for place in self._hv.places(guest.folders):
+            self._hv.world.disks[place, guest.uuid] = mark.instance
         self._hv.note("agent", "create", guest)
         self._after("create")
         return guest.report()
@@ -286,12 +329,88 @@ class SimDriver:
             self._hv.note("agent", verb, found)
         self._after(verb)
 
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        doing("resize")
+        self._before("resize")
+        found = self._off(guest)
+        if found.before is None or found.before.generation != guest.mark.generation:
+            found.before = Before(
+                generation=guest.mark.generation,
+                vcpus=found.vcpus,
+                memory_mib=found.memory_mib,
+                root_gib=found.root_gib,
+            )
+        found.vcpus, found.memory_mib = spec.vcpus, spec.memory_mib
+        found.root_gib = _root_gib(spec)
+        self._hv.note("agent", "resize", found)
+        self._after("resize")
+
+    # What these do is not called as their commands are: traps are laid for either.
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        self._before("look", changing=False)
+        return self._current(guest).before is not None
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        self._before("give_up")
+        found = self._current(guest)
+        if found.before is None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        else:
+            found.before = None
+            self._hv.note("agent", "give_up", found)
+        self._after("give_up")
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        self._before("put_back")
+        found = self._current(guest)
+        before = found.before
+        if before is not None:
+            self._off(guest)
+            found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
+            found.root_gib, found.before = before.root_gib, None
+            self._hv.note("agent", "put_back", found)
+        elif spec is not None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        self._after("put_back")
+
+    def _off(self, guest: OwnedGuest) -> SimGuest:
+        found = self._current(guest)
+        if found.power_state in _ON:
+            raise HypervisorError(f"it is {found.power_state.name}", "")
+        return found
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
+
     def destroy(self, guest: OwnedGuest) -> None:
         self._before("destroy")
         found = self._current(guest)
+        self._hv.remove_disks(found.uuid, found.folders)
         del self._hv.guests[found.uuid]
         self._hv.note("agent", "destroy", found)
         self._after("destroy")
+
+    def clean_up(self, remains: Remains) -> None:
+        self._before("clean_up")
+        match remains:
+            case GuestFiles():
+                if remains.bearer in self._hv.guests:
+                    raise HypervisorError(f"guest {remains.bearer} is there", "")
+                places = {*remains.folders, *map(of_ceph, remains.images)}
+                if self._hv.remove_disks(remains.bearer, places):
+                    self._hv.cleaned(remains.instance)
+            case RbdImage():
+                self._remove_image(remains)
+        self._after("clean_up")
+
+    def _remove_image(self, image: RbdImage) -> None:
+        """The image goes, whoever has it open: they are shut out before."""
+        place = (of_ceph(image.target), image.target.guest)
+        instance = self._hv.world.disks.get(place)
+        if instance is not None:
+            del self._hv.world.disks[place]
+            self._hv.cleaned(instance)
 
     def _current(self, guest: OwnedGuest) -> SimGuest:
         """Ours, and not marked by a newer command since this call was made."""
@@ -335,3 +454,7 @@ class SimDriver:
     def _take_time(self) -> None:
         if self._hv.slow_s:
             self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))
+
+
+def _root_gib(spec: GuestSpec) -> int | None:
+    return spec.disks[0].size_gib if spec.disks else None

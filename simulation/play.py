@@ -16,6 +16,7 @@ import time
 from common.ownership import Mark
 from common.states import JobState, TaskState
 from manager.store.addresses import Address, Mac
+from manager.store.cleanups import Cleanup
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter
@@ -26,6 +27,7 @@ from manager.store.tombstones import Tombstone
 from manager.store.volumes import Volume
 from simulation import scenario
 from simulation.holdings import Holdings
+from simulation.hypervisor import Hypervisor, SimGuest
 from simulation.scenario import BadScenario, Scenario
 from simulation.script import Script
 from simulation.stage import NOOP, Stage
@@ -59,9 +61,29 @@ def _at_the_end(stage: Stage) -> list[str]:
         guests = []
         for guest in agent.hypervisor.guests.values():
             whose = "a stranger's" if guest.stranger else _marked(stage, guest.mark)
-            guests.append(f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}")
+            size = _size(agent.hypervisor, guest)
+            guests.append(
+                f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}{size}"
+            )
         lines += sorted(guests)
+    there = {
+        (place, guest.uuid)
+        for agent in stage.agents.values()
+        for guest in agent.hypervisor.guests.values()
+        for place in agent.hypervisor.places(guest.folders)
+    }
+    left = {key: instance for key, instance in stage.world.disks.items() if key not in there}
+    lines += sorted(f"  left at {where}: disks of {vm}" for (where, _), vm in left.items())
     return [stage.in_names(line) for line in lines]
+
+
+def _size(hypervisor: Hypervisor, guest: SimGuest) -> str:
+    """Of a guest that was given another size, once or again."""
+    if not any(act.verb == "resize" and act.guest == guest.uuid for act in hypervisor.acts):
+        return ""
+    disk = f", {guest.root_gib} GiB" if guest.root_gib is not None else ""
+    kept = ", what it was is kept" if guest.before is not None else ""
+    return f", {guest.vcpus} vCPUs, {guest.memory_mib} MiB{disk}{kept}"
 
 
 def _marked(stage: Stage, mark: Mark | None) -> str:
@@ -77,6 +99,7 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
         flags = [f"task {vm.task_state}"] if vm.task_state is not TaskState.NONE else []
         flags += ["missing"] if vm.missing else []
         flags += ["deletion owed"] if vm.deletion_owed else []
+        flags += [f"resize {vm.resize.phase}"] if vm.resize is not None else []
         where = f" on {vm.host}" if vm.host else ""
         words = [f"vm {ours[vm.uuid]}: {vm.vm_state}{where}, power {vm.power_state.name}", *flags]
         lines.append(", ".join(words))
@@ -108,6 +131,10 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
         word = "volume" if volume.instance in holding else "quarantine"
         where = f" in pool {volume.pool}" if volume.pool else ""
         lines.append(f"{word}: {volume.size_gib} GiB of {volume.instance}{where}")
+    for item in tx.all(Cleanup, order=[Cleanup.__table__.c.created_at]):
+        where = f" in pool {item.pool}" if item.pool else f" at {item.host}"
+        waits = f", waits for {item.waits_for}" if item.waits_for else ""
+        lines.append(f"clean-up of {item.instance}: {item.kind}{where}: {item.state}{waits}")
     held = Holdings(stage.database.raw).unbalanced(set())
     lines += [f"out of balance: {what}" for what, _ in held]
     lines += [

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from devstack.parts.base import Part, PartMissing
+from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -70,9 +71,21 @@ def postgres() -> Iterator[Part]:
 
 
 @pytest.fixture(scope="session")
+def ceph() -> Iterator[Part]:
+    """A Ceph cluster of this session, with a pool and a user as agents need them."""
+    yield from started(Ceph)
+
+
+@pytest.fixture(scope="session")
 def libvirtd() -> Iterator[Part]:
     """A libvirtd of this session, with its guests."""
     yield from started(Libvirtd)
+
+
+@pytest.fixture(scope="session")
+def libvirtd_near() -> Iterator[Part]:
+    """A libvirtd of this session whose guests reach what listens on the machine's loopback."""
+    yield from started(lambda: Libvirtd(apart=False))
 
 
 @pytest.fixture

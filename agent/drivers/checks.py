@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.errors import BadRequest
-from common.messages import DiskSpec, GuestSpec, NicSpec
+from common.errors import BadRequest, HypervisorError, ResizeOver
+from common.messages import DiskSpec, GuestFiles, GuestSpec, NicSpec
 from common.model import Backend, Problem, TemplateFormat
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -23,6 +23,30 @@ def check(spec: GuestSpec) -> None:
         fields = "; ".join(f"{field}: {what}" for field, what, _ in found)
         remedies = "; ".join(dict.fromkeys(remedy for _, _, remedy in found))
         raise BadRequest(fields, remedies, field=found[0][0])
+
+
+def check_size(spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | None) -> None:
+    """ResizeOver for a guest of which nothing is kept, and which has not the size of `spec`."""
+    disk = spec.disks[0].size_gib if spec.disks else None
+    has: list[float] = [vcpus, memory_mib]
+    wanted: list[float] = [spec.vcpus, spec.memory_mib]
+    if disk is not None and root_gib is not None:
+        has, wanted = [*has, root_gib], [*wanted, disk]
+    if has != wanted:
+        is_now, should_be = (" x ".join(f"{n:g}" for n in numbers) for numbers in (has, wanted))
+        raise ResizeOver(
+            f"nothing is kept of what it was before a resize, and it has {is_now} and not"
+            f" {should_be} (vCPUs x MiB x GiB)",
+            "it was confirmed or reverted before: muster vm history",
+        )
+
+
+def still_there(files: GuestFiles) -> HypervisorError:
+    """Why the files of a guest stay: it is there, whatever its mark says now."""
+    return HypervisorError(
+        f"guest {files.bearer} is there, which may be using its files",
+        "look at the host: it carries no mark of its VM any more",
+    )
 
 
 def _problems(spec: GuestSpec) -> Iterator[Problem]:
@@ -55,8 +79,14 @@ def _of_disk(disk: DiskSpec) -> Iterator[Problem]:
     if disk.path is not None:
         if disk.source is not None:
             yield "source", "given beside a path", "an existing image has no source"
+        if disk.rbd is not None:
+            yield "rbd", "given beside a path", "an existing image is a file"
         if not disk.path.startswith("/") or "\0" in disk.path:
             yield "path", f"{disk.path!r} is none", "an absolute path"
+    elif disk.rbd is not None and disk.folder is not None:
+        yield "rbd", "given beside a folder", "a disk is in one pool"
+    elif disk.rbd is not None and not disk.rbd.monitors:
+        yield "rbd.monitors", "there is none", "as in 10.0.0.1:6789"
     elif disk.source is not None and disk.source.format is TemplateFormat.KERNEL:
         yield "source.format", "a kernel is no disk", "qcow2, raw or iso; a kernel as kernel_source"
 

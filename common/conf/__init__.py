@@ -20,11 +20,12 @@ from common.conf import (
     libvirt,
     manager,
     notifications,
+    rbd,
     simulated,
 )
 from common.errors import BadConfig
 
-GROUPS = (default, database, manager, agent, simulated, libvirt, client, notifications)
+GROUPS = (default, database, manager, agent, simulated, libvirt, rbd, client, notifications)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     agent: agent.Agent = agent.Agent()
     simulated: simulated.Simulated = simulated.Simulated()
     libvirt: libvirt.Libvirt = libvirt.Libvirt()
+    rbd: rbd.Rbd = rbd.Rbd()
     client: client.Client = client.Client()
     notifications: notifications.Notifications = notifications.Notifications()
     config_files: tuple[str, ...] = ()

@@ -24,6 +24,21 @@ MEMORY_MIB = 16
 # Asked again as a lost answer would be; a manager that stumbled has promised nothing either.
 AGAIN = PASSING | {"INTERNAL_ERROR"}
 ENOUGH_S = 0.7  # after which a command has probably ended
+# What is done to a VM in each state, and the state that it has then.
+MOVES: dict[str, dict[str, str]] = {
+    "ACTIVE": {
+        "vm_stop": "SHUTOFF",
+        "vm_reboot": "ACTIVE",
+        "vm_pause": "PAUSED",
+        "vm_suspend": "SUSPENDED",
+    },
+    "SHUTOFF": {"vm_start": "ACTIVE"},
+    "PAUSED": {"vm_unpause": "ACTIVE", "vm_stop": "SHUTOFF"},
+    "SUSPENDED": {"vm_resume": "ACTIVE"},
+    "ERROR": {"vm_start": "ACTIVE", "vm_stop": "SHUTOFF"},
+}
+AFTER = {verb: after for moves in MOVES.values() for verb, after in moves.items()}
+FORCIBLE = ("vm_stop", "vm_reboot", "vm_delete")
 
 
 class Promise(msgspec.Struct, kw_only=True):
@@ -41,7 +56,7 @@ class Vm(msgspec.Struct, kw_only=True):
     """A VM as the operators remember it."""
 
     uuid: str
-    on: bool = True
+    state: str = "ACTIVE"
     touched: float = 0.0
 
 
@@ -106,14 +121,15 @@ class Operator(threading.Thread):
             name = f"vm-{uuid.UUID(int=self._dice.getrandbits(128)).hex[:8]}"
             self._change("vm_create", name=name, vcpus=1, memory_mib=MEMORY_MIB)
             return
-        verbs = ["vm_stop", "vm_reboot", "vm_reboot"] if vm.on else ["vm_start", "vm_start"]
+        verbs = list(MOVES.get(vm.state, AFTER))
         if self._dice.random() < 0.1:
-            verbs = ["vm_stop", "vm_start", "vm_reboot"]  # without looking
-        verb = self._dice.choice([*verbs, "vm_delete"])
-        if verb == "vm_delete":
-            self._change(verb, vm, force=self._dice.random() < 0.3)
-        else:
-            self._change(verb, vm, force=self._dice.random() < 0.6)
+            verbs = list(AFTER)  # without looking
+        if self._dice.random() < 0.25:
+            verbs = ["vm_delete"]
+        verb = self._dice.choice(verbs)
+        share = 0.3 if verb == "vm_delete" else 0.6
+        forced = verb in FORCIBLE and self._dice.random() < share
+        self._change(verb, vm, **({"force": True} if forced else {}))
 
     def _choose(self) -> Vm | None:
         """A VM to do something with; None when another one is to be made."""
@@ -182,7 +198,7 @@ class Operator(threading.Thread):
             elif method == "vm_delete":
                 self._ledger.vms.pop(instance, None)
             else:
-                vm.on = method != "vm_stop"
+                vm.state = AFTER[method]
                 vm.touched = time.monotonic()
 
     def _ask(self, method: str, asked: dict[str, Any], vm: Vm | None) -> dict[str, Any] | None:
@@ -204,10 +220,12 @@ class Operator(threading.Thread):
     def _refused(self, exc: MusterError, vm: Vm | None) -> None:
         with self._ledger.lock:
             self._ledger.refused[exc.code] += 1
-            if vm is None:
-                return
-            if exc.code == "WRONG_STATE":
-                vm.on = not vm.on
+        if vm is None:
+            return
+        if exc.code == "WRONG_STATE":
+            shown = self._ask("vm_show", {"vm": vm.uuid}, None)
+            vm.state = str(shown["vm_state"]) if shown is not None else vm.state
+        with self._ledger.lock:
             if exc.code in ("NOT_FOUND", "ALREADY_DELETED"):
                 self._ledger.vms.pop(vm.uuid, None)
 

@@ -16,7 +16,7 @@ from devstack.faults.operators import Ledger
 
 KINDS = ("lost", "twice", "stuck", "strangers", "leaked", "untrue")
 FINAL = {str(state) for state in JOB.terminal}
-STARTS = ("start_vm", "reboot_vm")
+STARTS = ("start_vm", "reboot_vm", "resume_vm")
 ENDED = ("SUCCEEDED", "FAILED", "NOT_RUN", "UNKNOWN")
 
 

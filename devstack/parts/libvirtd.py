@@ -67,12 +67,16 @@ stdio_handler = "file"
 
 
 class Libvirtd(Part):
-    """A daemon that serves QEMU and the mock driver; needs root."""
+    """A daemon that serves QEMU and the mock driver; needs root.
+
+    `apart` False: its guests have the machine's own network, to reach what listens on loopback.
+    """
 
     name = "libvirtd"
 
-    def __init__(self, folder: pathlib.Path | None = None) -> None:
+    def __init__(self, folder: pathlib.Path | None = None, *, apart: bool = True) -> None:
         super().__init__(folder)
+        self._apart = apart
         self._host_uuid = str(uuid.uuid4())
         self._namespaces: set[str] = set()
         self._network: Process | None = None
@@ -100,6 +104,8 @@ class Libvirtd(Part):
 
     def in_network(self) -> list[str]:
         """The command prefix that runs a program in the network of the guests."""
+        if not self._apart:
+            return []
         if self._network is None:
             raise PartError("libvirtd has no network yet: start it")
         return [find_binary("nsenter", "util-linux"), f"--net=/proc/{self._network.pid}/ns/net"]
@@ -121,7 +127,7 @@ class Libvirtd(Part):
         filters = self.folder / "etc" / "nwfilter"
         if PACKAGED_FILTERS.is_dir() and not filters.exists():
             shutil.copytree(PACKAGED_FILTERS, filters)
-        if self._network is None:
+        if self._network is None and self._apart:
             unshare = find_binary("unshare", "util-linux")
             self._network = Process(
                 [
@@ -145,8 +151,9 @@ class Libvirtd(Part):
             # Without the package's own folder nothing of the kind is in use.
             if os.path.isdir(place)
         ]
-        # What /sys shows of networks is that of the namespace it was mounted in.
-        mounts.append("mount -t sysfs sysfs /sys")
+        if self._apart:
+            # What /sys shows of networks is that of the namespace it was mounted in.
+            mounts.append("mount -t sysfs sysfs /sys")
         script = " && ".join([*mounts, f"exec {daemon} --config /etc/libvirt/libvirtd.conf"])
         unshare = find_binary("unshare", "util-linux")
         own = [unshare, "--mount", "--propagation", "private", "sh", "-c", script]

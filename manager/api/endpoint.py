@@ -20,7 +20,7 @@ from common.errors import (
 from common.model import Kind
 from common.since import earliest
 from common.states import VmState
-from manager.api import doctor, history, holders, model, order, services, views
+from manager.api import cleanups, doctor, history, holders, larger, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
     cancel,
@@ -32,7 +32,9 @@ from manager.flows import (
     power,
     quarantine,
     record,
+    resize,
     restore,
+    soft,
 )
 from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
@@ -86,6 +88,22 @@ def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
     return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=force))
 
 
+def vm_resize(tx: Tx, cfg: Settings, r: ask.VmResize) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    resize.admit(tx, "resize", vm)
+    return views.job(tx, resize.request(tx, cfg, r.wish("resize"), vm, larger.checked(tx, r, vm)))
+
+
+def vm_confirm_resize(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, resize.confirm(tx, cfg, r.wish("confirm-resize"), vm))
+
+
+def vm_revert_resize(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, resize.revert(tx, cfg, r.wish("revert-resize"), vm))
+
+
 def vm_set_state(tx: Tx, _cfg: Settings, r: ask.VmSetState) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     return views.job(tx, record.set_state(tx, r.wish("set-state"), vm, VmState(r.vm_state)))
@@ -99,18 +117,27 @@ def vm_set(tx: Tx, _cfg: Settings, r: ask.VmSet) -> Any:
 def vm_delete(tx: Tx, cfg: Settings, r: ask.VmDelete) -> Any:
     if r.force and not r.reason:
         raise BadRequest("reason: --force needs one", "say why in --reason TEXT", field="reason")
+    if r.force and r.soft:
+        raise BadRequest(
+            "soft: --force deletes for good", "say --soft or --force, not both", field="soft"
+        )
     vm = views.find_vm(tx, r.vm, deleted=True)
     if r.dry_run:
-        foreseen = delete.foresee(tx, vm, force=r.force)
+        foreseen = delete.foresee(tx, cfg, vm, force=r.force, softly=r.soft)
         return {"decisions": msgspec.to_builtins(foreseen)}
     try:
-        job = delete.request(tx, cfg, r.wish("delete"), vm, force=r.force)
+        job = delete.request(tx, cfg, r.wish("delete"), vm, force=r.force, softly=r.soft)
     except AlreadyDeleted:
         # Nothing is written here that would meet another job of this uuid: looked for first.
         if not (r.idempotent and tx.attempt):
             raise
         return views.job(tx, _done_before(tx, r, vm.uuid))
     return views.job(tx, job)
+
+
+def vm_restore(tx: Tx, _cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm, deleted=True)
+    return views.job(tx, soft.restore_vm(tx, r.wish("restore"), vm))
 
 
 def _done_before(tx: Tx, r: ask.VmDelete, instance: str) -> Job:
@@ -139,7 +166,7 @@ def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
 def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
-    return {**views.vm(tx, vm, host), "spec": vm.spec}
+    return {**views.vm(tx, vm, host), "resize": resize.shown(vm), "spec": vm.spec}
 
 
 def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
@@ -169,12 +196,17 @@ def _host(tx: Tx, row: Host) -> dict[str, Any]:
 
 
 def host_enable(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
-    row = hosts.set_enabled(tx, r.host, True, r.operator, r.reason)
-    return {"host": _host(tx, row), "decisions": []}
+    return _set_enabled(tx, r, enabled=True)
 
 
 def host_disable(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
-    row = hosts.set_enabled(tx, r.host, False, r.operator, r.reason)
+    return _set_enabled(tx, r, enabled=False)
+
+
+def _set_enabled(tx: Tx, r: ask.HostChange, *, enabled: bool) -> Any:
+    if r.dry_run:  # it decides nothing about the VMs that are there
+        return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": []}
+    row = hosts.set_enabled(tx, r.host, enabled, r.operator, r.reason)
     return {"host": _host(tx, row), "decisions": []}
 
 
@@ -220,12 +252,12 @@ def host_unfence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
     return {"host": _host(tx, row), "decisions": foreseen}
 
 
-def host_delete(tx: Tx, _cfg: Settings, r: ask.HostChange) -> Any:
+def host_delete(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
     reason = _reason(r, "delete")
     shown = _host(tx, hosts.named(tx, r.host))
-    foreseen = msgspec.to_builtins(hosts.foresee_removal(tx, r.host))
+    foreseen = msgspec.to_builtins(hosts.foresee_removal(tx, cfg, r.host))
     if not r.dry_run:
-        hosts.remove(tx, r.host, r.operator, reason)
+        hosts.remove(tx, cfg, r.host, r.operator, reason)
     return {"host": shown, "decisions": foreseen}
 
 
@@ -260,8 +292,10 @@ def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
     return {"frozen": False}
 
 
-def db_accept_restore(tx: Tx, _cfg: Settings, r: ask.AcceptRestore) -> Any:
+def db_accept_restore(tx: Tx, cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
+    # What was restored since the backup must not be reclaimed before somebody has looked.
+    soft.keep_all_anew(tx, cfg)
     alive = {stone.uuid for stone in done["tombstones"]}
     stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
     return {**done, "tombstones": stones}
@@ -281,9 +315,9 @@ def tombstone_show(tx: Tx, _cfg: Settings, r: ask.TombstoneShow) -> Any:
     return views.tombstone_whole(tx, quarantine.named(tx, r.tombstone))
 
 
-def tombstone_forget(tx: Tx, _cfg: Settings, r: ask.TombstoneForget) -> Any:
+def tombstone_forget(tx: Tx, cfg: Settings, r: ask.TombstoneForget) -> Any:
     stone = quarantine.named(tx, r.tombstone)
-    return views.tombstone(tx, quarantine.forget(tx, stone, r.operator, r.reason))
+    return views.tombstone(tx, quarantine.forget(tx, cfg, stone, r.operator, r.reason))
 
 
 def address_list(tx: Tx, _cfg: Settings, r: ask.AddressList) -> Any:
@@ -311,9 +345,13 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_unpause": (ask.VmVerb, vm_unpause),
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_resize": (ask.VmResize, vm_resize),
+    "vm_confirm_resize": (ask.VmVerb, vm_confirm_resize),
+    "vm_revert_resize": (ask.VmVerb, vm_revert_resize),
     "vm_set_state": (ask.VmSetState, vm_set_state),
     "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
+    "vm_restore": (ask.VmVerb, vm_restore),
     "vm_list": (ask.VmList, vm_list),
     "vm_show": (ask.VmShow, vm_show),
     "vm_history": (ask.VmHistory, vm_history),
@@ -342,6 +380,7 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "address_list": (ask.AddressList, address_list),
     "service_list": (ask.Nothing, service_list),
     "doctor": (ask.Nothing, doctor_),
+    **cleanups.METHODS,
     **model.METHODS,
 }
 
@@ -356,9 +395,13 @@ WISHES = {
     "vm_unpause": "unpause",
     "vm_suspend": "suspend",
     "vm_resume": "resume",
+    "vm_resize": "resize",
+    "vm_confirm_resize": "confirm-resize",
+    "vm_revert_resize": "revert-resize",
     "vm_set_state": "set-state",
     "vm_set": "set",
     "vm_delete": "delete",
+    "vm_restore": "restore",
 }
 
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from common.messages import CommandKind
 from common.states import CommandState
+from manager.api import views
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.events import Event
@@ -40,14 +41,14 @@ class Entry(NamedTuple):
 def of_vm(tx: Tx, vm: Instance, since: dt.datetime | None, limit: int) -> dict[str, Any]:
     """Everything that is stored of what happened to a VM."""
     where = [E.object == vm.uuid], [J.instance == vm.uuid], [C.instance == vm.uuid]
-    return _told(_Rows(tx, *where, since, limit).entries(), since, limit)
+    return _told(tx, _Rows(tx, *where, since, limit).entries(), since, limit)
 
 
 def of_host(tx: Tx, host: Host, since: dt.datetime | None, limit: int) -> dict[str, Any]:
     """The same of a host: what was asked of it for its VMs included, canaries left out."""
     ours = [C.host == host.name, C.kind != CommandKind.NOOP]
     where = [E.object == host.name], [J.host == host.name], ours
-    return _told(_Rows(tx, *where, since, limit).entries(), since, limit)
+    return _told(tx, _Rows(tx, *where, since, limit).entries(), since, limit)
 
 
 def events(tx: Tx, object_: str | None, kind: str | None, limit: int) -> dict[str, Any]:
@@ -63,19 +64,22 @@ def events(tx: Tx, object_: str | None, kind: str | None, limit: int) -> dict[st
         {"at": e.at, "kind": e.kind, "object": e.object, "source": e.source, "text": e.text}
         for e in reversed(found[:limit])
     ]
-    return {"events": shown, "notices": _left_out(len(found) > limit)}
+    return {"events": shown, "notices": _notices(tx, len(found) > limit)}
 
 
-def _told(entries: Iterator[Entry], since: dt.datetime | None, limit: int) -> dict[str, Any]:
+def _told(
+    tx: Tx, entries: Iterator[Entry], since: dt.datetime | None, limit: int
+) -> dict[str, Any]:
     found = sorted(entry for entry in entries if since is None or entry.at >= since)
     shown = [
         {"at": e.at, "source": e.source, "what": e.what, "detail": e.detail} for e in found[-limit:]
     ]
-    return {"history": shown, "notices": _left_out(len(found) > limit)}
+    return {"history": shown, "notices": _notices(tx, len(found) > limit)}
 
 
-def _left_out(some: bool) -> list[str]:
-    return ["only the newest are shown; more with --limit"] if some else []
+def _notices(tx: Tx, left_out: bool) -> list[str]:
+    more = ["only the newest are shown; more with --limit"] if left_out else []
+    return [*views.frozen(tx), *more]
 
 
 class _Rows:

@@ -20,6 +20,7 @@ JobId = Annotated[str, msgspec.Meta(pattern=_UUID)]
 NameOrId = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+Operator = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 VmName = Annotated[str, msgspec.Meta(pattern=VM_NAME)]
 Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z", max_length=4096)]
 
@@ -32,7 +33,7 @@ class Change(Request, frozen=True, kw_only=True):
     """A request that changes something: who, why, and under which job uuid."""
 
     job: JobId
-    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    operator: Operator = "unknown"
     reason: Text | None = None
 
     def wish(self, verb: str) -> Wish:
@@ -122,6 +123,13 @@ class VmSet(VmVerb, frozen=True, kw_only=True):
     reason: Reason
 
 
+class VmResize(VmVerb, frozen=True, kw_only=True):
+    offering: NameOrId | None = None
+    vcpus: Vcpus | None = None
+    memory_mib: MemoryMib | None = None
+    root_gib: SizeGib | None = None
+
+
 class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
 
@@ -129,6 +137,7 @@ class VmPower(VmVerb, frozen=True, kw_only=True):
 class VmDelete(Change, frozen=True, kw_only=True):
     vm: NameOrId
     force: bool = False
+    soft: bool = False
     idempotent: bool = False
     dry_run: bool = False
 
@@ -179,7 +188,7 @@ class HostShow(Request, frozen=True, kw_only=True):
 
 class HostChange(Request, frozen=True, kw_only=True):
     host: NameOrId
-    operator: str = "unknown"
+    operator: Operator = "unknown"
     reason: Text | None = None
     dry_run: bool = False
 
@@ -198,22 +207,22 @@ class JobShow(Request, frozen=True, kw_only=True):
 
 class JobCancel(Request, frozen=True, kw_only=True):
     job: JobId
-    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    operator: Operator = "unknown"
     reason: Text | None = None
 
 
 class AcceptRestore(Request, frozen=True, kw_only=True):
-    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    operator: Operator = "unknown"
     reason: Reason
 
 
 class Freeze(Request, frozen=True, kw_only=True):
-    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    operator: Operator = "unknown"
+    reason: Reason
 
 
 class Unfreeze(Request, frozen=True, kw_only=True):
-    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
+    operator: Operator = "unknown"
     reason: Text | None = None
 
 
@@ -230,8 +239,26 @@ class TombstoneShow(Request, frozen=True, kw_only=True):
 
 
 class TombstoneForget(TombstoneShow, frozen=True, kw_only=True):
-    operator: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "unknown"
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    operator: Operator = "unknown"
+    reason: Reason
+
+
+class CleanupList(Request, frozen=True, kw_only=True):
+    all: bool = False
+
+
+class CleanupShow(Request, frozen=True, kw_only=True):
+    cleanup: JobId
+
+
+class CleanupRetry(CleanupShow, frozen=True, kw_only=True):
+    operator: Operator = "unknown"
+    reason: Text | None = None
+
+
+class CleanupForget(CleanupShow, frozen=True, kw_only=True):
+    operator: Operator = "unknown"
+    reason: Reason
 
 
 class AddressList(Request, frozen=True, kw_only=True):
@@ -258,13 +285,17 @@ _REMEDIES = {
     "initrd": "an absolute path on the host",
     "job": "a UUID",
     "tombstone": "a UUID",
+    "cleanup": "a UUID",
+    "all": "true or false",
     "vm": "a name or a UUID",
     "protected": "true or false",
     "vm_state": f"one of {', '.join(SettableState)}",
     "host": "a name",
     "since": since.WORDS,
     "limit": "a whole number from 1 to 1000",
-    "reason": "at most 1000 characters",
+    "on": "true or false",
+    "network": "its name: muster network list",
+    "reason": "why, in 1 to 1000 characters",
 }
 Q = TypeVar("Q", bound=Request)
 

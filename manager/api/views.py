@@ -104,8 +104,9 @@ def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
         # One that has never been on a host has no state that could be old.
         "stale": row.live and row.generation > 0 and (age_s is None or age_s > late_s),
         "missing": row.missing,
-        "vcpus": row.vcpus,
-        "memory_mib": row.memory_mib,
+        # What it is; while it is resized, the record holds the larger of both.
+        "vcpus": row.spec.get("vcpus", row.vcpus),
+        "memory_mib": row.spec.get("memory_mib", row.memory_mib),
         "mac": row.mac,
         "project": row.project,
         "zone": row.wishes.zone,
@@ -114,6 +115,7 @@ def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
         "job": row.job,
         "error": row.error or None,
         "deletion_owed": row.deletion_owed,
+        "reclaim_at": row.reclaim_at,
         "protected": row.protected,
         "created_at": row.created_at,
         "deleted_at": row.deleted_at,

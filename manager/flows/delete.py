@@ -26,7 +26,20 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, deploy, freeze, inventory, jobs, placing, reap, restore
+from manager.flows import (
+    commands,
+    deploy,
+    freeze,
+    inventory,
+    jobs,
+    leftovers,
+    made,
+    notices,
+    placing,
+    reap,
+    restore,
+    soft,
+)
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine
@@ -58,6 +71,7 @@ DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
 # Whatever an operator says that its state is.
 IS_OWED = I.deletion_owed
 OWED = Query(Instance, IS_OWED, limit=100)
+DELETING = (TaskState.DELETING, TaskState.SOFT_DELETING)
 
 
 class Foreseen(msgspec.Struct, frozen=True):
@@ -71,9 +85,18 @@ class Foreseen(msgspec.Struct, frozen=True):
     reason: str
 
 
-def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bool) -> Job:
-    """Accept a delete; raises NotFound, AlreadyDeleted or VmProtected."""
-    strength = rule.FORCED if force else rule.HARD
+def request(
+    tx: Tx,
+    cfg: Settings,
+    wish: Wish,
+    vm: Instance | None,
+    *,
+    force: bool,
+    softly: bool = False,
+) -> Job:
+    """Accept a delete; raises NotFound, AlreadyDeleted, VmProtected, or what a soft one is refused
+    for."""
+    strength = _strength(cfg, vm, force=force, softly=softly)
     current = _delete_under_way(tx, vm)
     places = _places(tx, vm) if vm is not None else []
     decision = _admit(tx, vm, strength, current, places)
@@ -94,31 +117,39 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance | None, *, force: bo
         return tx.get(Job, current.uuid)
     if not force:
         restore.require_none(tx, places)
+    if decision.outcome is rule.Outcome.SOFT_ALREADY:
+        return soft.done_already(tx, wish, vm)
+    keep = decision.outcome is rule.Outcome.SOFT
+    if keep:
+        rule.admit_soft(vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(
         tx,
         wish,
         "delete",
         instance=vm.uuid,
         host=vm.host,
-        strength=strength,
+        strength=strength if keep else max(strength, rule.HARD),
         deadline_at=tx.now + dt.timedelta(seconds=cfg.manager.delete_timeout),
     )
     _withdraw_unpublished(tx, vm)
-    tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
-    tx.event("instance.delete.start", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
-    _notify(tx, "instance.delete.start", vm, job, hosts=places)
-    job = jobs.start(tx, job)
-    for host in places:
-        job = jobs.add_step(tx, job, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
+    if keep:
+        job = soft.begin(tx, wish, job, vm)
+    else:
+        job = _begin(tx, job, vm, places, wish.operator, wish.reason or "")
     pursue(tx, cfg, job)
     return tx.get(Job, job.uuid)
 
 
-def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
-    """The decision per host, changing nothing."""
-    strength = rule.FORCED if force else rule.HARD
+def foresee(
+    tx: Tx, cfg: Settings, vm: Instance, *, force: bool, softly: bool = False
+) -> list[Foreseen]:
+    """The decision per host, changing nothing; raises what a soft delete is refused for."""
+    strength = _strength(cfg, vm, force=force, softly=softly)
     places = _places(tx, vm)
     decision = _admit(tx, vm, strength, _delete_under_way(tx, vm), places)
+    if decision.outcome is rule.Outcome.SOFT:
+        rule.admit_soft(vm.name, vm.vm_state, vm.task_state, None)
+        decision = rule.soft_at_host(_host_of(tx, vm))
     if decision.outcome not in (rule.Outcome.GO_ON, rule.Outcome.TAKE_OVER):
         outcome = decision.outcome.value
         return [Foreseen(vm.uuid, vm.name, vm.host, outcome, decision.row, decision.reason)]
@@ -127,6 +158,36 @@ def foresee(tx: Tx, vm: Instance, *, force: bool) -> list[Foreseen]:
         for host in places
         for found in [_decide(tx, host, forced=force)]
     ]
+
+
+def _strength(cfg: Settings, vm: Instance | None, *, force: bool, softly: bool) -> int:
+    state = vm.vm_state if vm is not None else None
+    interval_s = cfg.manager.reclaim_interval
+    return rule.strength(state, force=force, soft=softly, interval_s=interval_s)
+
+
+def _begin(tx: Tx, job: Job, vm: Instance, places: list[str], who: str, why: str) -> Job:
+    """A step for each place where the VM may be; they are pursued by the caller."""
+    tx.swap(vm, task_state=TaskState.DELETING, job=job.uuid)
+    tx.event("instance.delete.start", vm.uuid, who, f"{vm.name}: {why}")
+    notices.tell(tx, "instance.delete.start", vm, job, hosts=places)
+    job = jobs.start(tx, job)
+    for host in places:
+        job = jobs.add_step(tx, job, f"{CommandKind.TERMINATE_INSTANCE} on {host}", host)
+    return job
+
+
+def _take_over(tx: Tx, cfg: Settings, job: Job, vm: Instance) -> Job:
+    """A soft delete becomes a hard one; the terminates supersede a stop that has not begun."""
+    for command in commands.open_of_job(tx, job.uuid):
+        if command.state is CommandState.ACCEPTED:
+            why = "taken over by a hard delete before it was published"
+            commands.move(tx, command, CommandEvent.NOT_RUN, error_code="SUPERSEDED", error=why)
+    job = jobs.end_steps(tx, job, JobEvent.CANCEL, "taken over by a hard delete")
+    deadline = tx.now + dt.timedelta(seconds=cfg.manager.delete_timeout)
+    asked = job.trail[-1]
+    job = tx.swap(job, deadline_at=deadline)
+    return _begin(tx, job, vm, _places(tx, vm), asked.source, asked.text)
 
 
 def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) -> None:
@@ -143,7 +204,13 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
     if not vm.live:
         _is_gone(tx, held)
         return
-    job, waiting, frozen = held, [], False
+    if held.strength == rule.SOFT:
+        soft.pursue(tx, cfg, held, vm, _host_of(tx, vm))
+        return
+    if vm.task_state is TaskState.SOFT_DELETING:
+        held = _take_over(tx, cfg, held, vm)
+    # What nobody has asked for waits for the end of a freeze, and its time does not run.
+    job, waiting, frozen = held, [], "by" in held.request and freeze.why(tx) != ""
     for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
             continue
@@ -159,7 +226,7 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
             waiting.append(awaited)
             frozen = frozen or decision.outcome is rule.Outcome.FROZEN
     if not waiting:
-        _finish(tx, job, tx.get(Instance, vm.uuid), under_way)
+        _finish(tx, cfg, job, tx.get(Instance, vm.uuid), under_way)
     elif job.deadline_at is not None and tx.now >= job.deadline_at and not frozen:
         _give_up(tx, cfg, job, tx.get(Instance, vm.uuid), waiting)
     else:
@@ -234,7 +301,7 @@ def settle_owed(tx: Tx, cfg: Settings) -> None:
             decision = _decide(tx, host, forced=False)
             open_places += decision.outcome is not rule.Outcome.DB_ONLY
         if not open_places:
-            _forget(tx, tx.get(Instance, vm.uuid), "the deletion that was owed is done")
+            _forget(tx, cfg, tx.get(Instance, vm.uuid), "the deletion that was owed is done")
 
 
 def _admit(
@@ -249,12 +316,13 @@ def _admit(
             in_flight=current.strength if current else None,
             any_host_down=down,
             hosts=len(places),
+            keepable=vm is not None and soft.is_keepable(vm),
         )
     )
 
 
 def _delete_under_way(tx: Tx, vm: Instance | None) -> Job | None:
-    if vm is None or vm.job is None or vm.task_state is not TaskState.DELETING:
+    if vm is None or vm.job is None or vm.task_state not in DELETING:
         return None
     job = tx.find(Job, vm.job)
     return job if job is not None and job.state in jobs.OPEN else None
@@ -264,9 +332,14 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
     """Every host where the VM may be: its own, those that a start went to, those that show it."""
     started = tx.rows(STARTED_AT, instance=vm.uuid)
     places = {row[0] for row in started} | set(inventory.hosts_showing(tx, vm.uuid))
+    places |= leftovers.places(tx, vm)
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)
+
+
+def _host_of(tx: Tx, vm: Instance) -> rule.Place | None:
+    return _place(tx, vm.host, forced=False) if vm.host is not None else None
 
 
 def _decide(tx: Tx, host: str, *, forced: bool) -> rule.Decision:
@@ -305,6 +378,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
     if step.next_try_at is not None and step.next_try_at > tx.now:
         return job, f"try {step.tries + 1} at {step.host}, after: {step.detail}"
     generation = commands.next_generation(tx, job.instance)
+    vm = tx.get(Instance, job.instance)
     command = commands.issue(
         tx,
         cfg,
@@ -314,6 +388,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
         generation=generation,
         job=job.uuid,
         trail=job.trail,
+        spec=made.spec(vm.uuid, made.on(vm, step.host)),
     )
     return jobs.change_step(tx, job, n, command=command.id, next_try_at=None), reason
 
@@ -334,9 +409,9 @@ def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
             jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM is being deleted")
 
 
-def _finish(tx: Tx, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
+def _finish(tx: Tx, cfg: Settings, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
     text = "; ".join(s.detail for s in job.steps) or "it was on no host"
-    _forget(tx, vm, text, job, under_way)
+    _forget(tx, cfg, vm, text, job, under_way)
     jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
 
 
@@ -348,6 +423,7 @@ def _is_gone(tx: Tx, job: Job) -> None:
 
 def _forget(
     tx: Tx,
+    cfg: Settings,
     vm: Instance,
     text: str,
     by: Job | None = None,
@@ -368,6 +444,9 @@ def _forget(
         "last_host": vm.host or vm.last_host,
         "missing": False,
         "deletion_owed": False,
+        "resize": None,
+        "resize_at": None,
+        "reclaim_at": None,
         "deleted_at": tx.now,
         "terminated_at": tx.now if proven else None,
     }
@@ -376,42 +455,29 @@ def _forget(
     if vm.named:
         tx.remove(deploy.USED_BY, instance=vm.uuid)
     vm = tx.swap(vm, **changes)
+    leftovers.forget(tx, cfg, vm)
     reap.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
     deleted_by = tx.find(Job, job) if job is not None else None
-    _notify(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)
+    notices.tell(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)
     for other in jobs.open_of(tx, vm.uuid) if under_way is None else under_way:
-        if by is not None and other.uuid == by.uuid:
+        this = by is not None and other.uuid == by.uuid
+        if this and not any(step.state is JobState.CANCELLED for step in other.steps):
             continue
         for command in commands.open_of_job(tx, other.uuid):
+            if this and command.kind == CommandKind.TERMINATE_INSTANCE:
+                continue
             # Only its agent could say that a published one did not run.
             sent = command.state is not CommandState.ACCEPTED
             event = CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN
             commands.move(tx, command, event, error_code="SUPERSEDED", error="the VM was deleted")
+        if this:
+            continue
         if other.kind == "delete":
             _is_gone(tx, other)
             continue
         other = jobs.end_steps(tx, other, JobEvent.CANCEL, "the VM was deleted")
         jobs.end(tx, other, JobEvent.CANCEL, code="SUPERSEDED", error="the VM was deleted")
-
-
-def _notify(
-    tx: Tx, event: str, vm: Instance, job: Job | None, *, error: bool = False, **more: Any
-) -> None:
-    """For those outside who follow what becomes of VMs."""
-    asked = job.trail[-1] if job is not None and job.trail else None
-    payload = {
-        "instance": vm.uuid,
-        "name": vm.name,
-        "project": vm.project,
-        "host": vm.host or vm.last_host,
-        "job": job.uuid if job is not None else None,
-        "operator": asked.source if asked is not None else None,
-        "reason": asked.text if asked is not None else None,
-        "at": tx.now.isoformat(),
-        **more,
-    }
-    tx.notify(event, payload, error=error)
 
 
 def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) -> None:
@@ -437,7 +503,7 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: list[str]) 
         error=f"deletion owed: {why}",
     )
     tx.event("instance.delete.error", vm.uuid, "manager", f"{vm.name}: deletion owed: {why}")
-    _notify(tx, "instance.delete.error", vm, job, error=True, text=why)
+    notices.tell(tx, "instance.delete.error", vm, job, error=True, text=why)
     jobs.end(
         tx,
         tx.get(Job, job.uuid),

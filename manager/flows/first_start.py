@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import NoValidHost, OutcomeUnknown, StaleCommand
-from common.messages import CommandKind, GuestSpec, Result
+from common.messages import CommandKind, GuestSpec, RbdTarget, Result
 from common.model import Kind
 from common.states import (
     CommandState,
@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, found, inventory, jobs, placing, power, reap
+from manager.flows import commands, found, inventory, jobs, made, placing, power, reap
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -62,7 +62,14 @@ def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed)
     vm = tx.swap(
         vm, host=placed.host, generation=generation, spec=msgspec.to_builtins(guest), job=job.uuid
     )
-    return _cast(tx, cfg, job, vm, placed.host)
+    return _cast(tx, cfg, job, vm, placed.host, _folders(tx, placed))
+
+
+def _folders(tx: Tx, placed: placing.Placed) -> dict[str, str]:
+    """Of the pools that its disks are put into, by their names; those in Ceph have none."""
+    pools = {pool for pool in placed.pools if pool is not None}
+    paths = {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
+    return {pool: path for pool, path in paths.items() if path is not None}
 
 
 def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
@@ -72,17 +79,29 @@ def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
         return guest
     disks = list(guest.disks)
     for wish, pool in zip(vm.wishes.disks, placed.pools, strict=True):
-        folder = None
+        folder = rbd = None
         if pool is not None:
-            folder = nouns.find(tx, Kind.POOL, pool).path
-        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder)
+            noun = nouns.find(tx, Kind.POOL, pool)
+            folder = noun.path
+            if noun.rbd_pool is not None:
+                # Named once it is known which guest it is for.
+                rbd = RbdTarget(pool=noun.rbd_pool, image="muster", monitors=noun.monitors)
+        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder, rbd=rbd)
         volume = tx.find(Volume, vm.uuid, wish.n)
         if volume is not None:
             tx.put(volume, pool=pool, host=placed.host)
     return msgspec.structs.replace(guest, disks=tuple(disks))
 
 
-def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str) -> Job:
+def _cast(
+    tx: Tx,
+    cfg: Settings,
+    job: Job,
+    vm: Instance,
+    host: str,
+    folders: dict[str, str] | None = None,
+) -> Job:
+    vm = made.record(tx, cfg, vm, host, folders)
     command = commands.issue(
         tx,
         cfg,
@@ -187,7 +206,7 @@ def command_ended(
             code=command.error_code,
             error=command.error,
             seen=_seen(result),
-            tries=len({step.host for step in job.steps if step.command is not None}),
+            tries=_tried(job),
             limit=cfg.manager.start_retries,
             stale=_stale(job, command),
             named=vm.wishes.host is not None,
@@ -246,8 +265,9 @@ def _go_on(
     tx.event("instance.refused", vm.uuid, f"host {host}", f"{vm.name} is not taken: {told}")
 
 
-def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
     """A start that was sent to a host of which nothing is heard: its guest may be running."""
+    host = command.host
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is None or vm.job != job.uuid or not vm.live:
         job = jobs.end_steps(tx, job, JobEvent.FAIL, f"{code}: {error}")
@@ -258,8 +278,7 @@ def lost(tx: Tx, cfg: Settings, job: Job, host: str, *, code: str, error: str) -
         said = f"{jobs.cancelled_by(job)}; {host} is fenced"
         _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said, left_on=host)
         return
-    tries = len({step.host for step in job.steps if step.command is not None})
-    if fenced and vm.wishes.host is None and tries <= cfg.manager.start_retries:
+    if fenced and vm.wishes.host is None and _tried(job) <= cfg.manager.start_retries:
         _go_on(tx, cfg, job, vm, host, f"{code}: {error}, and it is fenced", bury=True)
         return
     _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)
@@ -313,6 +332,11 @@ def _fail(
         error=f"{code}: {error}",
     )
     reap.release(tx, vm.uuid)
+
+
+def _tried(job: Job) -> int:
+    """How many hosts were told to make the guest."""
+    return len({step.host for step in job.steps if step.command is not None})
 
 
 def _seen(result: Result | None) -> rule.Seen:

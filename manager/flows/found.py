@@ -62,6 +62,8 @@ def take(
     `seen` at `pair`: its guest; None where only its agent's word tells of one.
     """
     state = VmState.ERROR if seen is None else STATES.get(seen.power_state, VmState.ERROR)
+    if vm.vm_state is VmState.SOFT_DELETED:
+        state = vm.vm_state  # it is stopped again when it runs
     said = f"{why}: it was started there, and this database has no record of it"
     generation = vm.generation
     if seen is not None and seen.mark is not None:

@@ -8,9 +8,11 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import NotFound, WrongState
-from common.states import GuestKind, TombstoneState
-from manager.flows import canary, delete, liveness, quarantine, reap
+from common.states import GuestKind, HostState, TombstoneState
+from manager.flows import canary, delete, freeze, liveness, quarantine, reap, shared_files
+from manager.rules import deletion
 from manager.rules import quarantine as quarantine_rule
+from manager.store.commands import Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
@@ -26,6 +28,7 @@ OF_HOST = Query(Instance, V.host == ask("host"), order=[V.name, V.uuid])
 NOT_OURS = Removal(
     Sighting, S.host == ask("host"), among(S.kind, (GuestKind.ALIEN, GuestKind.ORPHAN))
 )
+VOIDS = Removal(Void, Void.__table__.c.host == ask("host"))
 ONE = sa.func.count()
 VMS = sa.select(V.host, sa.literal("vms"), ONE).where(V.host.is_not(None)).group_by(V.host)
 GUESTS = sa.select(S.host, S.kind, ONE).where(S.present).group_by(S.host, S.kind)
@@ -46,13 +49,8 @@ def named(tx: Tx, name: str) -> Host:
 
 def set_enabled(tx: Tx, name: str, enabled: bool, operator: str, reason: str | None) -> Host:
     """Admit a host to placement, or keep new VMs off it."""
-    named(tx, name)
-    host = tx.lock(Host, name)
-    if host is None or host.enabled == enabled:
-        return named(tx, name)
     word = "enabled" if enabled else "disabled"
-    tx.event(f"host.{word}", name, operator, reason or "no reason given")
-    return tx.put(host, enabled=enabled, operator_reason=reason or "")
+    return _set(tx, name, "enabled", enabled, word, operator, reason)
 
 
 def set_down(
@@ -70,13 +68,20 @@ def set_down(
 
 def set_maintenance(tx: Tx, name: str, on: bool, operator: str, reason: str | None) -> Host:
     """Keep new VMs off a host that is being worked on; what runs there is left alone."""
+    word = f"maintenance_{'on' if on else 'off'}"
+    return _set(tx, name, "maintenance", on, word, operator, reason)
+
+
+def _set(
+    tx: Tx, name: str, flag: str, value: bool, word: str, operator: str, reason: str | None
+) -> Host:
+    """A flag that changes nothing but where VMs are placed."""
     named(tx, name)
     host = tx.lock(Host, name)
-    if host is None or host.maintenance == on:
+    if host is None or getattr(host, flag) == value:
         return named(tx, name)
-    word = "on" if on else "off"
-    tx.event(f"host.maintenance_{word}", name, operator, reason or "no reason given")
-    return tx.put(host, maintenance=on, operator_reason=reason or "")
+    tx.event(f"host.{word}", name, operator, reason or "no reason given")
+    return tx.put(host, operator_reason=reason or "", **{flag: value})
 
 
 def fence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> Host:
@@ -103,28 +108,38 @@ def unfence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str | None)
     return liveness.judge_now(tx, cfg, name)
 
 
-def remove(tx: Tx, name: str, operator: str, reason: str) -> None:
+def remove(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> None:
     """Forget a host; its tombstones stay, and its VMs are deleted without it from then on.
 
-    Raises WrongState while its agent has a session, and while VMs live on it that nobody has
-    given up by fencing the host or setting it down.
+    What doomed guests have in pools that other hosts reach is for those to remove. Nobody is left
+    to answer its voids.
+
+    Raises WrongState while its agent has a session and may be there, and while VMs live on it that
+    nobody has given up by fencing the host or setting it down.
     """
     named(tx, name)
     host = tx.lock(Host, name)
     if host is None:
         return
-    why, remedy = _in_the_way(tx, host)
+    why, remedy = _in_the_way(tx, cfg, host)
     if why:
         raise WrongState(why, remedy)
     host = canary.forget(tx, host)
     tx.remove(NOT_OURS, host=name)
+    tx.remove(VOIDS, host=name)
     tx.delete(host)
+    for stone in tx.ask(reap.OPEN_OF_HOST, host=name):
+        shared_files.owe(tx, cfg, stone, f"host {name} was deleted by {operator}: {reason}")
     tx.event("host.deleted", name, operator, reason)
 
 
-def _in_the_way(tx: Tx, host: Host) -> tuple[str, str]:
+def _in_the_way(tx: Tx, cfg: Settings, host: Host) -> tuple[str, str]:
     """Why a host can not be forgotten, and what to do about it."""
-    if host.session_open:
+    # That of a host which was set down while its agent spoke stays open when it falls silent.
+    silent_s = (tx.now - host.heard_at).total_seconds()
+    if host.session_open and not (
+        host.state is HostState.DOWN and silent_s > cfg.manager.service_down_time
+    ):
         why = f"the agent of {host.name} has a session"
         return why, "stop the agent, and wait until the host is DOWN: muster host list"
     if tx.find(Rollback, host.name) is not None:
@@ -142,10 +157,10 @@ def _in_the_way(tx: Tx, host: Host) -> tuple[str, str]:
     return "", ""
 
 
-def foresee_removal(tx: Tx, name: str) -> list[delete.Foreseen]:
+def foresee_removal(tx: Tx, cfg: Settings, name: str) -> list[delete.Foreseen]:
     """What a delete of each VM of this host would do once the host is forgotten."""
     host = named(tx, name)
-    why, _ = _in_the_way(tx, host)
+    why, _ = _in_the_way(tx, cfg, host)
     if why:
         return [delete.Foreseen("", "", name, "refused", 6, why)]
     reason = f"the record of host {name} will be gone"
@@ -157,7 +172,8 @@ def foresee_removal(tx: Tx, name: str) -> list[delete.Foreseen]:
 
 def foresee_fence(tx: Tx, name: str, fenced: bool) -> list[delete.Foreseen]:
     """As `foresee_down`, with the tombstones that would give back what they hold."""
-    decisions = foresee_down(tx, name, fenced)
+    host = named(tx, name)
+    decisions = _foresee(tx, host, down=fenced or host.forced_down)
     for stone in tx.ask(reap.OPEN_OF_HOST, host=name) if fenced else ():
         if quarantine_rule.holds_identity(stone.holds):
             reason = "its tombstone gives back the addresses that it holds, and still reaps"
@@ -170,20 +186,25 @@ def foresee_fence(tx: Tx, name: str, fenced: bool) -> list[delete.Foreseen]:
 def foresee_down(tx: Tx, name: str, down: bool) -> list[delete.Foreseen]:
     """What a delete of each VM of this host would do once an operator's word is changed."""
     host = named(tx, name)
-    decisions = []
-    for vm in tx.ask(OF_HOST, host=name):
-        if down:
-            decisions.append(
-                delete.Foreseen(
-                    vm.uuid, vm.name, name, "DB-only", 9, "a delete would no longer wait for it"
-                )
-            )
-        elif host.session_open:
-            decisions += delete.foresee(tx, vm, force=False)
-        else:
-            reason = "judged again by what is heard of it"
-            decisions.append(delete.Foreseen(vm.uuid, vm.name, name, "as its state", 8, reason))
-    return decisions
+    return _foresee(tx, host, down=down or host.fenced)
+
+
+def _foresee(tx: Tx, host: Host, *, down: bool) -> list[delete.Foreseen]:
+    """`down`: whether an operator will say that it is."""
+    if down:
+        gone = deletion.Decision(
+            9, deletion.Outcome.DB_ONLY, "a delete would no longer wait for it"
+        )
+        found = deletion.unless_frozen(gone, freeze.why(tx))
+        row, decision, reason = found.row, found.outcome.value, found.reason
+    elif host.session_open:
+        row, decision, reason = 8, "remote", "its agent, which has a session, would be asked"
+    else:
+        row, decision, reason = 8, "as its state", "judged again by what is heard of it"
+    return [
+        delete.Foreseen(vm.uuid, vm.name, host.name, decision, row, reason)
+        for vm in tx.ask(OF_HOST, host=host.name)
+    ]
 
 
 def counts(tx: Tx) -> dict[str, dict[str, int]]:

@@ -25,19 +25,21 @@ RESOURCES = ("instances", "vcpus", "memory_mib", "volumes", "storage_gib", "addr
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as A and V
 A, V = Address.__table__.c, Volume.__table__.c
 HOLDS = (I.project == ask("project"), I.reserved, I.vm_state != VmState.DELETED)
+# A soft delete gives these up, and a restore takes them again; all else is held to the very end.
+RUNS = (*HOLDS, I.reclaim_at.is_(None))
 
 
-def _sum(column: sa.ColumnElement[int], *joined: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    return sa.select(sa.func.coalesce(column, 0)).where(*HOLDS, *joined).scalar_subquery()
+def _sum(column: sa.ColumnElement[int], *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    return sa.select(sa.func.coalesce(column, 0)).where(*where).scalar_subquery()
 
 
 USED = sa.select(
-    _sum(sa.func.count(I.uuid)),
-    _sum(sa.func.sum(I.vcpus)),
-    _sum(sa.func.sum(I.memory_mib)),
-    _sum(sa.func.count(V.n), V.instance == I.uuid),
-    _sum(sa.func.sum(V.size_gib), V.instance == I.uuid),
-    _sum(sa.func.count(A.number), A.instance == I.uuid),  # IPv6 ones have none
+    _sum(sa.func.count(I.uuid), *RUNS),
+    _sum(sa.func.sum(I.vcpus), *RUNS),
+    _sum(sa.func.sum(I.memory_mib), *RUNS),
+    _sum(sa.func.count(V.n), *HOLDS, V.instance == I.uuid),
+    _sum(sa.func.sum(V.size_gib), *HOLDS, V.instance == I.uuid),
+    _sum(sa.func.count(A.number), *HOLDS, A.instance == I.uuid),  # IPv6 ones have none
 )
 
 

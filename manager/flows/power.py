@@ -14,11 +14,13 @@ from manager.rules import power as rule
 from manager.rules import verbs
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
-from manager.store.instances import Instance
+from manager.store.instances import Instance, Phase
 from manager.store.jobs import Job
 
 Pair = tuple[int, int]
 _HELD = {PowerState.PAUSED, PowerState.SUSPENDED}
+# They are stopped again when they run, and stay what they are however that ends.
+_STAY = {VmState.SOFT_DELETED, VmState.SHELVED_OFFLOADED}
 
 
 # an operator's wish
@@ -31,6 +33,7 @@ def request(
     verb = verbs.VERBS[verb_name]
     restore.require_none(tx, (vm.host,) if vm.host else ())
     require_wanted(vm)
+    require_settled(vm)
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:
@@ -49,11 +52,24 @@ def require_wanted(vm: Instance) -> None:
         )
 
 
+def require_settled(vm: Instance) -> None:
+    """Raise WrongState for a VM whose resize is being undone, confirmed or reverted."""
+    settled = vm.resize is None or vm.resize.phase is Phase.RESIZED
+    if not settled and vm.task_state is TaskState.NONE and vm.resize is not None:
+        raise WrongState(
+            f"the resize of {vm.name} is {vm.resize.phase}, which {vm.host} has still to answer"
+            f" ({vm.resize.error})",
+            f"wait until {vm.host} is back, or delete it",
+        )
+
+
 def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, force: bool) -> Job:
     if vm.host is None:
         return jobs.end(
             tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
         )
+    if verb.command is None:
+        raise AssertionError(f"{verb.name} asks no agent")
     generation = vm.generation + 1
     tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation)
     spec: dict[str, Any] = {}
@@ -87,6 +103,30 @@ def command_ended(
         return
     verb = verbs.VERBS[job.kind]
     done = command.state is CommandState.SUCCEEDED
+    event, code, error = ending(job, command)
+    floor = result.floor if result is not None else None
+    if vm is not None and floor is not None and floor > vm.generation:
+        # The agent has heard of a newer command than we remember: the next one goes above it.
+        vm = tx.swap(vm, generation=floor)
+    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
+    jobs.end(tx, job, event, code=code, error=error)
+    if vm is None or not vm.live:
+        return
+    looked = result is not None and result.look is not None
+    stays = vm.vm_state if vm.vm_state in _STAY else None
+    if done:
+        settle(tx, cfg, vm, stays or verb.success, looked=looked)
+    elif command.state is CommandState.UNKNOWN:
+        reason = f"{code}: {error}"
+        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
+    else:
+        # A stop that failed is tried again when the guest is reported again, not in a circle.
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+
+
+def ending(job: Job, command: CommandRow) -> tuple[JobEvent, str | None, str | None]:
+    """What the end of its command is for a job: the event, the code and the error."""
+    done = command.state is CommandState.SUCCEEDED
     event = {
         CommandState.SUCCEEDED: JobEvent.SUCCEED,
         CommandState.FAILED: JobEvent.FAIL,
@@ -107,23 +147,7 @@ def command_ended(
         error = (
             f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
         )
-    floor = result.floor if result is not None else None
-    if vm is not None and floor is not None and floor > vm.generation:
-        # The agent has heard of a newer command than we remember: the next one goes above it.
-        vm = tx.swap(vm, generation=floor)
-    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
-    jobs.end(tx, job, event, code=code, error=error)
-    if vm is None or not vm.live:
-        return
-    looked = result is not None and result.look is not None
-    if done:
-        settle(tx, cfg, vm, verb.success, looked=looked)
-    elif command.state is CommandState.UNKNOWN:
-        reason = f"{code}: {error}"
-        settle(tx, cfg, vm, VmState.ERROR, looked=False, error=reason)
-    else:
-        # A stop that failed is tried again when the guest is reported again, not in a circle.
-        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+    return event, code, error
 
 
 def superseded(tx: Tx, job: Job, command: CommandRow) -> None:
@@ -179,7 +203,8 @@ def report(
     if on_its_host and pair <= (vm.power_session, vm.power_seq):
         return
     held = guest.power_state in _HELD
-    held_since = (vm.paused_since or tx.now) if held else None
+    since = vm.paused_since if vm.power_state is guest.power_state else None
+    held_since = (since or tx.now) if held else None
     seen = rule.Seen(
         power=guest.power_state,
         on_its_host=on_its_host,
@@ -259,7 +284,7 @@ def _held(cfg: Settings, vm: Instance) -> rule.Held:
         task_state=vm.task_state,
         interval_s=cfg.default.report_interval,
         missing=vm.missing,
-        host_caused_error=not vm.deletion_owed,
+        host_caused_error=not vm.deletion_owed and vm.resize is None,
     )
 
 
@@ -299,10 +324,10 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
     _cast(tx, cfg, job, verbs.VERBS["stop"], vm, force=False)
 
 
-def expired(tx: Tx, cfg: Settings, job: Job, *, code: str, error: str) -> None:
+def lost(tx: Tx, cfg: Settings, job: Job, _command: CommandRow, *, code: str, error: str) -> None:
     """End a verb whose host is not there to say what became of it: unconfirmed, void owed."""
     job = jobs.end_steps(tx, job, JobEvent.EXPIRE, f"{code}: {error}")
     jobs.end(tx, job, JobEvent.EXPIRE, code=code, error=error, unconfirmed=True)
     vm = tx.find(Instance, job.instance) if job.instance else None
     if vm is not None and vm.job == job.uuid and vm.live:
-        settle(tx, cfg, vm, vm.vm_state, looked=True)
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")

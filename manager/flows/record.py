@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from common.states import JobEvent, VmState
-from manager.flows import jobs, restore
+from manager.flows import jobs, resize, restore
 from manager.flows.jobs import Wish
 from manager.flows.power import require_wanted
 from manager.rules import deletion, verbs
 from manager.store.engine import Tx
-from manager.store.instances import Instance
+from manager.store.instances import Instance, Phase
 from manager.store.jobs import Job
 
 
@@ -20,7 +20,15 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
     A deletion that is owed stays owed. Raises TaskUnderWay, WrongState or DbRolledBack.
     """
     on_host = vm.host is not None
-    verbs.admit_state(wanted, vm.name, vm.vm_state, vm.task_state, vm.job, on_host=on_host)
+    verbs.admit_state(
+        wanted,
+        vm.name,
+        vm.vm_state,
+        vm.task_state,
+        vm.job,
+        on_host=on_host,
+        made=vm.reserved,
+    )
     restore.require_none(tx, (vm.host,) if vm.host else ())
     text = f"{vm.vm_state} -> {wanted}"
     if on_host:
@@ -29,6 +37,10 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
     if not vm.deletion_owed:
         said = f"set by {wish.operator}: {wish.reason}"
         changes["error"] = said if wanted is VmState.ERROR else ""
+    if vm.resize is not None and vm.resize.phase is Phase.RESIZED:
+        # What it was is not wanted any more by whoever says that it is something else.
+        vm = resize.nobody_asks(tx, vm)
+        text += "; its resize is confirmed by that"
     tx.swap(vm, **changes)
     return _done(tx, wish, "set-state", vm, "instance.state", text)
 

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.messages import CommandKind
-from common.states import CommandEvent, CommandState, HostState, TaskState, VmState
-from manager.flows import commands, outcome, power
+from common.states import CommandEvent, CommandState, HostState, PowerState, TaskState, VmState
+from manager.flows import cleanup, commands, outcome, power
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -22,10 +22,15 @@ LATE = Query(CommandRow, C.deadline_at <= ask("now"), order=[C.deadline_at], lim
 ANY_IS_LATE = soonest(C.deadline_at) <= ask("now")
 IS_HELD = sa.and_(
     I.paused_since.is_not(None),
-    I.vm_state == VmState.ACTIVE,
     I.task_state == TaskState.NONE,
+    sa.or_(
+        I.vm_state == VmState.ACTIVE,
+        sa.and_(I.vm_state == VmState.PAUSED, I.power_state == PowerState.SUSPENDED),
+        sa.and_(I.vm_state == VmState.SUSPENDED, I.power_state == PowerState.PAUSED),
+    ),
 )
 HELD = Query(Instance, IS_HELD)
+ACCEPTED = CommandState.ACCEPTED
 PATIENCE = 10  # times timeout_s for a command that its agent calls running
 
 
@@ -36,7 +41,9 @@ def deadlines(tx: Tx, cfg: Settings) -> int:
         host = tx.find(Host, row.host)
         if row.kind == CommandKind.TERMINATE_INSTANCE:
             _owed(tx, row)
-        elif row.state is CommandState.ACCEPTED:
+        elif row.kind == CommandKind.CLEAN_UP:
+            _clean_up(tx, row, host)
+        elif row.state is ACCEPTED:
             _never_sent(tx, cfg, row, host)
         elif host is None or host.state is not HostState.UP:
             _unreachable(tx, cfg, row, host)
@@ -56,6 +63,15 @@ def _owed(tx: Tx, row: CommandRow) -> None:
         deadline_at=tx.now + dt.timedelta(seconds=row.timeout_s),
     )
     tx.commands_due = True
+
+
+def _clean_up(tx: Tx, row: CommandRow, host: Host | None) -> None:
+    """Cast again to a host that is there; else its item is for another one."""
+    there = host is not None and host.state is HostState.UP and row.state is not ACCEPTED
+    if there and not _patience_is_over(tx, row):
+        _owed(tx, row)
+    else:
+        cleanup.given_up(tx, row)
 
 
 def held_guests(tx: Tx, cfg: Settings) -> None:

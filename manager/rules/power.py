@@ -106,10 +106,11 @@ def react(held: Held, seen: Seen, policy: Policy) -> Reaction:
         return Reaction(
             7, Act.SET_STATE, VmState.ACTIVE, "the guest was started outside of Muster's commands"
         )
-    if held.vm_state is VmState.ACTIVE and power in _HELD:
+    state = VmState.PAUSED if power is PowerState.PAUSED else VmState.SUSPENDED
+    followed = {VmState.ACTIVE, VmState.PAUSED, VmState.SUSPENDED} - {state}
+    if held.vm_state in followed and power in _HELD:
         if seen.held_s <= held.interval_s:
             return Reaction(8, Act.NOTHING)
-        state = VmState.PAUSED if power is PowerState.PAUSED else VmState.SUSPENDED
         return Reaction(
             8, Act.SET_STATE, state, f"the guest has been {power.shown} for {seen.held_s:.0f} s"
         )

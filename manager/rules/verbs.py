@@ -14,14 +14,15 @@ from common.states import TaskState, VmState
 class Verb:
     """A row of the table. `already` are the states in which there is nothing to do.
 
-    `moves_memory`: it takes as long as the guest's memory needs to its host's disk, or back.
+    `command` None: no agent is asked. `moves_memory`: it takes as long as the guest's memory needs
+    to its host's disk, or back.
     """
 
     name: str
     sources: frozenset[VmState]
     task: TaskState
     success: VmState
-    command: CommandKind
+    command: CommandKind | None
     already: frozenset[VmState] = frozenset()
     moves_memory: bool = False
 
@@ -93,6 +94,36 @@ VERBS = {
             already=frozenset({VmState.ACTIVE}),
             moves_memory=True,
         ),
+        Verb(
+            "resize",
+            frozenset({VmState.ACTIVE, VmState.SHUTOFF}),
+            TaskState.RESIZING,
+            VmState.RESIZED,
+            CommandKind.RESIZE_VM,
+        ),
+        # Their success is what the VM was before: ACTIVE or SHUTOFF.
+        Verb(
+            "confirm-resize",
+            frozenset({VmState.RESIZED}),
+            TaskState.RESIZING,
+            VmState.ACTIVE,
+            CommandKind.CONFIRM_RESIZE,
+        ),
+        Verb(
+            "revert-resize",
+            frozenset({VmState.RESIZED}),
+            TaskState.RESIZING,
+            VmState.ACTIVE,
+            CommandKind.REVERT_RESIZE,
+        ),
+        Verb(
+            "restore",
+            frozenset({VmState.SOFT_DELETED}),
+            TaskState.RESTORING,
+            VmState.SHUTOFF,
+            None,
+            already=frozenset({VmState.SHUTOFF}),
+        ),
     )
 }
 
@@ -117,12 +148,30 @@ def admit(verb: Verb, vm: str, state: VmState, task: TaskState, job: str | None)
 
 
 def admit_state(
-    wanted: VmState, vm: str, state: VmState, task: TaskState, job: str | None, *, on_host: bool
+    wanted: VmState,
+    vm: str,
+    state: VmState,
+    task: TaskState,
+    job: str | None,
+    *,
+    on_host: bool,
+    made: bool = True,
 ) -> None:
-    """Row set-state: from any state, with nothing in flight; raises TaskUnderWay or WrongState."""
+    """Row set-state: from any state, with nothing in flight; raises TaskUnderWay or WrongState.
+
+    `made` False: its creation has failed. What a SOFT_DELETED VM is hangs together with the limits
+    of its project: only a restore looks at them.
+    """
     if state is VmState.DELETED:
         raise WrongState(f"{vm} is DELETED, and stays so", "create it again")
     _idle(vm, task, job)
+    if not made:
+        raise WrongState(
+            f"the creation of {vm} has failed, and it holds nothing that could be {wanted}",
+            f"muster vm delete {vm}, and create it again",
+        )
+    if state is VmState.SOFT_DELETED:
+        raise WrongState(f"{vm} is SOFT_DELETED: no other state is set", f"muster vm restore {vm}")
     if not on_host and wanted not in (VmState.SHUTOFF, VmState.ERROR):
         raise WrongState(f"{vm} is on no host: it can not be {wanted}", "possible: SHUTOFF, ERROR")
 
@@ -137,6 +186,13 @@ def _idle(vm: str, task: TaskState, job: str | None) -> None:
 def _remedy(verb: Verb, vm: str, state: VmState) -> str:
     """The states that would do, and the verb that leads from this one to the same end."""
     would_do = f"possible in: {', '.join(sorted(verb.sources))}"
+    if state is VmState.RESIZED:
+        # What it is to be comes first, whatever else it is to do.
+        return f"{would_do}; here: muster vm confirm-resize {vm}, or revert-resize"
+    if state is VmState.SOFT_DELETED:
+        return f"{would_do}; here: muster vm restore {vm}"
+    if VmState.RESIZED in verb.sources:
+        return f"{would_do}, which comes of: muster vm resize {vm}"
     for other in VERBS.values():
         if other.success is verb.success and state in other.sources and other.name != "create":
             return f"{would_do}; here: muster vm {other.name} {vm}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from manager.store.mapping import Row, table
 
 
@@ -9,7 +11,9 @@ from manager.store.mapping import Row, table
 class Volume(Row, frozen=True, kw_only=True):
     """Disk `n` of a VM. `pool` None: not placed yet, or kept where its host's agent keeps disks.
 
-    It takes its space until its guest is proven gone.
+    `connector`: its image in Ceph, and from which addresses that was open when its guest was
+    started last. It takes its space until its guest is proven gone; with a `cleanup`, until that
+    item has ended.
     """
 
     instance: str
@@ -18,3 +22,5 @@ class Volume(Row, frozen=True, kw_only=True):
     size_gib: int
     pool: str | None = None
     host: str | None = None
+    cleanup: str | None = None
+    connector: dict[str, Any] | None = None

@@ -84,3 +84,9 @@ def h1(fleet: Fleet) -> ScriptedAgent:
 @pytest.fixture
 def h2(fleet: Fleet) -> ScriptedAgent:
     return ScriptedAgent(fleet, "h2").up()
+
+
+@pytest.fixture
+def others(fleet: Fleet) -> list[ScriptedAgent]:
+    """Hosts that go on speaking, so that one silent host is no mass."""
+    return [ScriptedAgent(fleet, f"other-{n}").up() for n in range(2)]

@@ -23,7 +23,7 @@ from common.conf import Settings, database, default, manager
 from common.errors import BrokerUnavailable
 from common.ownership import Mark
 from common.runtime import Runtime
-from common.states import GuestKind, PowerState
+from common.states import GuestKind, HostState, PowerState
 from manager import ticks
 from manager.api.endpoint import WISHES, Api
 from manager.flows import hello, liveness, publish, reports
@@ -490,6 +490,8 @@ class ScriptedAgent:
         if command.kind is m.CommandKind.TERMINATE_INSTANCE:
             for guest in known:
                 del self.guests[guest.hypervisor_uuid]
+        elif command.kind is m.CommandKind.CLEAN_UP:
+            return self.succeed(command, look=None)
         elif not known:
             spec = command.spec["guest"]
             self.ours(
@@ -503,12 +505,24 @@ class ScriptedAgent:
         else:
             mark = known[0].mark
             assert mark is not None
+            changes: dict[str, Any] = {"power_state": AFTER.get(command.kind, PowerState.RUNNING)}
+            if "on" in command.spec:
+                changes = self._resized(command, known[0])
             self.change(
                 command.instance,
-                power_state=AFTER.get(command.kind, PowerState.RUNNING),
                 mark=msgspec.structs.replace(mark, generation=command.generation),
+                **changes,
             )
         return self.succeed(command)
+
+    @staticmethod
+    def _resized(command: m.Command, guest: m.GuestReport) -> dict[str, Any]:
+        """What a resize, its confirm or its revert makes of a guest."""
+        power = PowerState.RUNNING if command.spec["on"] else PowerState.SHUTOFF
+        if command.kind is m.CommandKind.CONFIRM_RESIZE:
+            power = guest.power_state
+        size = {name: command.spec["guest"][name] for name in ("vcpus", "memory_mib")}
+        return {"power_state": power, **size}
 
     # what the managers think of it
 
@@ -527,3 +541,18 @@ class ScriptedAgent:
 
     def terminates(self) -> list[CommandRow]:
         return self.commands("terminate_instance")
+
+
+def fall_silent(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> None:
+    """Until it is DOWN, and no mass silence, for the others speak."""
+    fleet.pass_(DOWN_S + INTERVAL_S, *others)
+    assert agent.row.state is HostState.DOWN
+
+
+def db_only(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> Instance:
+    """A VM that was deleted while its host was DOWN; its guest still runs there."""
+    vm = fleet.deploy(agent)
+    agent.beat(full=True)
+    fall_silent(fleet, agent, others)
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    return vm

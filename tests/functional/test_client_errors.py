@@ -64,6 +64,7 @@ def refused(done: Ran, code: int, *words: str) -> None:
         (f"{CREATE} --job 42", "job: '42' is not a UUID"),
         ("vm delete web-1 --force", "say why with --reason"),
         ("vm delete web-1 --force --reason=", "reason: is empty"),
+        ("vm delete web-1 --force --soft", "not allowed with argument --force"),
         ("host set-down h1", "required: --reason"),
         ("host fence h1", "required: --reason"),
         ("host delete h1", "required: --reason"),

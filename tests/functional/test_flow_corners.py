@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from common import messages as m
 from common.states import JobState, PowerState, TaskState, VmState
 from manager.store.addresses import Mac
 from manager.store.jobs import Job
 from tests.functional.fleet import Fleet, ScriptedAgent
-
-
-@pytest.fixture
-def others(fleet: Fleet) -> list[ScriptedAgent]:
-    """Enough hosts that one silence is no mass silence."""
-    return [ScriptedAgent(fleet, f"o-{n}").up() for n in range(2)]
 
 
 def of_kind(fleet: Fleet, kind: m.CommandKind, host: str = "h1") -> m.Command:

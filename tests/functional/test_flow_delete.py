@@ -16,21 +16,10 @@ from manager.store.commands import CommandRow
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.jobs import Job
-from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
+from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent, db_only, fall_silent
 
 OPEN, CLOSED = TombstoneState.OPEN, TombstoneState.CLOSED
 DELETE_TIMEOUT_S = 600.0
-
-
-@pytest.fixture
-def others(fleet: Fleet) -> list[ScriptedAgent]:
-    """Hosts that go on speaking, so that one silent host is no mass."""
-    return [ScriptedAgent(fleet, f"other-{n}").up() for n in range(2)]
-
-
-def fall_silent(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> None:
-    fleet.pass_(DOWN_S + INTERVAL_S, *others)
-    assert agent.row.state is HostState.DOWN
 
 
 def terminate(fleet: Fleet, host: str = "h1") -> m.Command:
@@ -44,15 +33,6 @@ def resent_terminate(fleet: Fleet, host: str = "h1") -> m.Command:
     casts = [c for c in fleet.publish() if c.host == host]
     assert {c.method for c in casts} == {"terminate_instance"}
     return casts[-1].command
-
-
-def db_only(fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]) -> Instance:
-    """A VM that was deleted while its host was DOWN; its guest still runs there."""
-    vm = fleet.deploy(h1)
-    h1.beat(full=True)
-    fall_silent(fleet, h1, others)
-    assert fleet.delete()["state"] == "SUCCEEDED"
-    return vm
 
 
 # rows 1 to 4

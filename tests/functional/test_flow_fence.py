@@ -9,31 +9,10 @@ from common.errors import BadRequest, NotFound, NoValidHost, WrongState
 from common.states import HostState, PowerState, TombstoneState, VmState
 from manager.store.addresses import Mac
 from manager.store.hosts import Host
-from manager.store.instances import Instance
 from manager.store.sightings import Sighting
-from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
+from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent, db_only, fall_silent
 
 OPEN, CLOSED = TombstoneState.OPEN, TombstoneState.CLOSED
-
-
-@pytest.fixture
-def others(fleet: Fleet) -> list[ScriptedAgent]:
-    """Hosts that go on speaking, so that one silent host is no mass."""
-    return [ScriptedAgent(fleet, f"other-{n}").up() for n in range(2)]
-
-
-def fall_silent(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> None:
-    fleet.pass_(DOWN_S + INTERVAL_S, *others)
-    assert agent.row.state is HostState.DOWN
-
-
-def db_only(fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]) -> Instance:
-    """A VM that was deleted while its host was DOWN; its guest still runs there."""
-    vm = fleet.deploy(h1)
-    h1.beat(full=True)
-    fall_silent(fleet, h1, others)
-    assert fleet.delete()["state"] == "SUCCEEDED"
-    return vm
 
 
 def fence(fleet: Fleet, host: str = "h1", **more: object) -> dict[str, object]:
@@ -205,7 +184,41 @@ def test_a_dry_run_of_fence_tells_of_vms_and_tombstones_and_changes_nothing(
     assert not h1.row.fenced
 
 
+def test_a_dry_run_of_fence_says_that_the_fleet_is_frozen(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    fleet.ask("freeze", operator="ann", reason="counting")
+    (decision,) = fence(fleet, dry_run=True)["decisions"]  # type: ignore[misc,attr-defined]
+    assert (decision["row"], decision["decision"]) == (9, "FROZEN")
+    assert "by ann: counting" in decision["reason"]
+
+
+@pytest.mark.parametrize(
+    ("others_word", "speaks", "decision"),
+    [(False, True, "remote"), (False, False, "as its state"), (True, True, "DB-only")],
+)
+def test_a_dry_run_of_unfence_judges_by_the_state_that_comes(
+    fleet: Fleet, h1: ScriptedAgent, *, others_word: bool, speaks: bool, decision: str
+) -> None:
+    fleet.deploy(h1)
+    fence(fleet)
+    if others_word:
+        fleet.ask("host_set_down", host="h1", reason="smoke")
+    if speaks:
+        h1.restart().hello()
+    (found,) = fleet.ask("host_unfence", host="h1", dry_run=True)["decisions"]
+    assert found["decision"] == decision
+
+
 # maintenance
+
+
+@pytest.mark.parametrize("verb", ["host_enable", "host_disable", "host_maintenance"])
+def test_a_dry_run_of_a_switch_changes_nothing(fleet: Fleet, h1: ScriptedAgent, verb: str) -> None:
+    fleet.put(h1.row, enabled=verb != "host_enable")
+    more = {"on": True} if verb == "host_maintenance" else {}
+    before = fleet.everything()
+    assert fleet.ask(verb, host="h1", dry_run=True, **more)["decisions"] == []
+    assert fleet.everything() == before
 
 
 def test_a_host_in_maintenance_takes_no_new_vms_and_keeps_those_it_has(
@@ -246,6 +259,22 @@ def test_a_host_is_not_deleted_while_its_agent_has_a_session(
     with pytest.raises(WrongState, match="session"):
         remove(fleet)
     assert h1.row.name == "h1"
+
+
+def test_a_host_that_was_set_down_and_then_died_can_be_deleted_though_its_session_is_open(
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
+) -> None:
+    fleet.ask("host_set_down", host="h1", reason="smoke")
+    h1.hello()
+    fleet.pass_(DOWN_S / 2, *others)
+    with pytest.raises(WrongState, match="session"):
+        remove(fleet)
+    fleet.pass_(DOWN_S, *others)
+    assert h1.row.session_open
+    remove(fleet)
+    assert fleet.rows(Host, name="h1") == []
+    h1.restart().hello()
+    assert (h1.row.session_open, h1.row.forced_down) == (True, False)
 
 
 def test_a_host_with_vms_is_not_deleted_unless_it_is_fenced_or_set_down(

@@ -9,30 +9,11 @@ import pytest
 
 from common import messages as m
 from common.errors import BadRequest
-from common.states import HostState, PowerState, TombstoneState, VmState
+from common.states import PowerState, TombstoneState, VmState
 from manager.store.commands import CommandRow
-from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
+from tests.functional.fleet import INTERVAL_S, Fleet, ScriptedAgent, db_only, fall_silent
 
 OPEN, CLOSED = TombstoneState.OPEN, TombstoneState.CLOSED
-
-
-@pytest.fixture
-def others(fleet: Fleet) -> list[ScriptedAgent]:
-    """Hosts that go on speaking, so that one silent host is no mass."""
-    return [ScriptedAgent(fleet, f"other-{n}").up() for n in range(2)]
-
-
-def fall_silent(fleet: Fleet, agent: ScriptedAgent, others: list[ScriptedAgent]) -> None:
-    fleet.pass_(DOWN_S + INTERVAL_S, *others)
-    assert agent.row.state is HostState.DOWN
-
-
-def db_only(fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]) -> None:
-    """A VM that was deleted while its host was DOWN; its guest still runs there."""
-    fleet.deploy(h1)
-    h1.beat(full=True)
-    fall_silent(fleet, h1, others)
-    assert fleet.delete()["state"] == "SUCCEEDED"
 
 
 def freeze(fleet: Fleet) -> None:

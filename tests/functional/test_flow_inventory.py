@@ -510,6 +510,20 @@ def test_section4_row_8_a_pause_is_followed_once_it_lasts(fleet: Fleet, h1: Scri
     assert fleet.vm().vm_state is VmState.ACTIVE
 
 
+def test_section4_row_8_a_paused_vm_that_is_saved_to_disk_by_hand_is_suspended(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1)
+    h1.power(vm.uuid, P.PAUSED)
+    h1.beat()
+    fleet.pass_(10 * INTERVAL_S, h1)
+    h1.power(vm.uuid, P.SUSPENDED)
+    h1.beat()
+    assert fleet.vm().vm_state is VmState.PAUSED, "its time begins anew"
+    fleet.pass_(INTERVAL_S + 1, h1)
+    assert fleet.vm().vm_state is VmState.SUSPENDED
+
+
 def test_section4_row_8_a_moment_of_pause_is_not(fleet: Fleet, h1: ScriptedAgent) -> None:
     vm = fleet.deploy(h1)
     for _ in range(3):

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from common.errors import NoValidHost
 from common.model import Kind
 from common.states import HostState
-from manager.flows import placing
+from manager.flows import looks, placing
 from manager.rules import placement as rule
 from manager.store.engine import Store, Tx
 from manager.store.hosts import Host
@@ -29,16 +29,17 @@ ASKED = 40
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is a large fleet, and how few of its hosts are looked at."""
-    monkeypatch.setattr(placing, "SMALL", 5)
-    monkeypatch.setattr(placing, "BEST", 3)
-    monkeypatch.setattr(placing, "A_SMALL_ONE", placing.FLEET.limit(6))
-    placing._ranked.cache_clear()
+    monkeypatch.setattr(looks, "SMALL", 5)
+    monkeypatch.setattr(placing, "TOLD", 5)
+    monkeypatch.setattr(looks, "BEST", 3)
+    monkeypatch.setattr(looks, "A_SMALL_ONE", looks.FLEET.limit(6))
+    looks._ranked.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Any:
     yield
-    placing._ranked.cache_clear()
+    looks._ranked.cache_clear()
 
 
 def host(draw: random.Random, n: int) -> Host:
@@ -212,4 +213,4 @@ def test_8_4_a_large_fleet_without_room_is_told_of_in_a_few_words(fleet: Fleet) 
     with pytest.raises(NoValidHost) as caught:
         deploy(fleet, offering=None, template=None, vcpus=512, memory_mib=64)
     assert "and 20 more hosts" in caught.value.message
-    assert len(caught.value.data["hosts"]) == placing.SMALL
+    assert len(caught.value.data["hosts"]) == placing.TOLD

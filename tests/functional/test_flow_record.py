@@ -100,6 +100,20 @@ def test_a_deletion_that_is_owed_stays_owed_and_is_done(fleet: Fleet, h1: Script
     assert fleet.vm().vm_state is VmState.DELETED
 
 
+@pytest.mark.parametrize("state", ["SHUTOFF", "ERROR"])
+def test_a_vm_whose_creation_has_failed_is_nothing_but_deleted(
+    fleet: Fleet, h1: ScriptedAgent, state: str
+) -> None:
+    fleet.create(host="h1")
+    (cast,) = fleet.publish()
+    h1.fail(cast.command, look=h1.look(cast.command.instance))
+    before = fleet.everything()
+    with pytest.raises(WrongState, match="creation of web-1 has failed") as caught:
+        set_state(fleet, state)
+    assert "muster vm delete web-1" in caught.value.remedy
+    assert fleet.everything() == before
+
+
 @pytest.mark.parametrize("power", [PowerState.SUSPENDED, PowerState.PAUSED])
 def test_a_vm_whose_guest_can_not_be_let_go_can_be_stopped_or_started_after_all(
     fleet: Fleet, h1: ScriptedAgent, power: PowerState

@@ -73,9 +73,8 @@ def test_a_verb_that_fails_leaves_the_vm_as_its_host_reports_it(
     as_reported = {
         P.RUNNING: VmState.ACTIVE,
         P.SHUTOFF: VmState.SHUTOFF,
-        # A VM that was held is not said to be held otherwise: nobody asked for that.
-        P.PAUSED: VmState.PAUSED if source is VmState.ACTIVE else source,
-        P.SUSPENDED: VmState.SUSPENDED if source is VmState.ACTIVE else source,
+        P.PAUSED: VmState.PAUSED,
+        P.SUSPENDED: VmState.SUSPENDED,
     }[seen]
     assert (vm.vm_state, vm.task_state, vm.power_state) == (as_reported, TaskState.NONE, seen)
     assert fleet.job(job).error_code == "HYPERVISOR_ERROR"

@@ -124,6 +124,21 @@ def test_section4_row_8_a_long_pause_is_followed(power: P, state: VmState) -> No
     assert (found.row, found.act, found.vm_state) == (8, Act.SET_STATE, state)
 
 
+@pytest.mark.parametrize(
+    ("state", "power", "after"),
+    [
+        (VmState.PAUSED, P.SUSPENDED, VmState.SUSPENDED),
+        (VmState.SUSPENDED, P.PAUSED, VmState.PAUSED),
+    ],
+)
+def test_section4_row_8_a_vm_that_is_held_in_another_way_is_followed_too(
+    state: VmState, power: P, after: VmState
+) -> None:
+    found = see(state, power, held_s=INTERVAL_S + 0.1)
+    assert (found.row, found.act, found.vm_state) == (8, Act.SET_STATE, after)
+    assert see(state, power, held_s=INTERVAL_S).act is Act.NOTHING
+
+
 @pytest.mark.parametrize("power", [P.PAUSED, P.SUSPENDED])
 def test_section4_row_8_a_moment_of_pause_is_not(power: P) -> None:
     found = see(VmState.ACTIVE, power, held_s=INTERVAL_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from common.errors import EXIT_REFUSED, TaskUnderWay, WrongState
@@ -17,6 +19,10 @@ FROM = {
     "unpause": {VmState.PAUSED},
     "suspend": {VmState.ACTIVE},
     "resume": {VmState.SUSPENDED},
+    "resize": {VmState.ACTIVE, VmState.SHUTOFF},
+    "confirm-resize": {VmState.RESIZED},
+    "revert-resize": {VmState.RESIZED},
+    "restore": {VmState.SOFT_DELETED},
 }
 ALREADY = {
     "start": {VmState.ACTIVE},
@@ -26,6 +32,10 @@ ALREADY = {
     "unpause": {VmState.ACTIVE},
     "suspend": {VmState.SUSPENDED},
     "resume": {VmState.ACTIVE},
+    "resize": set(),
+    "confirm-resize": set(),
+    "revert-resize": set(),
+    "restore": {VmState.SHUTOFF},
 }
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
 
@@ -46,10 +56,14 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("unpause", TaskState.UNPAUSING, VmState.ACTIVE, CommandKind.UNPAUSE_VM),
         ("suspend", TaskState.SUSPENDING, VmState.SUSPENDED, CommandKind.SUSPEND_VM),
         ("resume", TaskState.RESUMING, VmState.ACTIVE, CommandKind.RESUME_VM),
+        ("resize", TaskState.RESIZING, VmState.RESIZED, CommandKind.RESIZE_VM),
+        ("confirm-resize", TaskState.RESIZING, VmState.ACTIVE, CommandKind.CONFIRM_RESIZE),
+        ("revert-resize", TaskState.RESIZING, VmState.ACTIVE, CommandKind.REVERT_RESIZE),
+        ("restore", TaskState.RESTORING, VmState.SHUTOFF, None),
     ],
 )
 def test_what_a_verb_sets_casts_and_ends_in(
-    verb: str, task: TaskState, success: VmState, command: CommandKind
+    verb: str, task: TaskState, success: VmState, command: CommandKind | None
 ) -> None:
     row = VERBS[verb]
     assert (row.name, row.task, row.success, row.command) == (verb, task, success, command)
@@ -73,7 +87,7 @@ def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState)
     assert (error.code, error.exit_code) == ("WRONG_STATE", EXIT_REFUSED)
     assert "web-1" in error.message
     assert state in error.message
-    would_do = error.remedy.partition(";")[0].removeprefix("possible in: ")
+    would_do = re.split(r";|, which", error.remedy)[0].removeprefix("possible in: ")
     assert set(would_do.split(", ")) == FROM[verb]
 
 
@@ -96,11 +110,26 @@ def test_a_wrong_state_names_the_verb_that_leads_to_the_same_end(
     assert caught.value.remedy.endswith(f"; here: muster vm {way} web-1")
 
 
-@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.SOFT_DELETED, VmState.BUILDING])
+@pytest.mark.parametrize("verb", [verb for verb in FROM if "-resize" not in verb])
+def test_a_resized_vm_does_nothing_before_its_size_is_confirmed_or_reverted(verb: str) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", VmState.RESIZED, TaskState.NONE, None)
+    way = "; here: muster vm confirm-resize web-1, or revert-resize"
+    assert caught.value.remedy.endswith(way)
+
+
+@pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.BUILDING])
 def test_where_no_verb_leads_to_the_same_end_none_is_named(state: VmState) -> None:
     with pytest.raises(WrongState) as caught:
         admit(VERBS["stop"], "web-1", state, TaskState.NONE, None)
     assert "here:" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("verb", [verb for verb in FROM if verb != "restore"])
+def test_of_a_soft_deleted_vm_every_other_verb_names_the_restore(verb: str) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", VmState.SOFT_DELETED, TaskState.NONE, None)
+    assert caught.value.remedy.endswith("; here: muster vm restore web-1")
 
 
 @pytest.mark.parametrize("verb", list(FROM))
@@ -117,11 +146,12 @@ def test_a_task_under_way_refuses_and_names_its_job(
 
 
 SETTABLE = [VmState(state) for state in SettableState]
-LIVE = [state for state in VmState if state is not VmState.DELETED]
+KEPT = (VmState.DELETED, VmState.SOFT_DELETED)
+FREE = [state for state in VmState if state not in KEPT]
 
 
 @pytest.mark.parametrize("wanted", SETTABLE)
-@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("state", FREE)
 def test_a_state_is_set_from_any_other_with_nothing_in_flight(
     state: VmState, wanted: VmState
 ) -> None:
@@ -146,3 +176,18 @@ def test_what_is_on_no_host_is_off_or_in_error(wanted: VmState) -> None:
         return
     with pytest.raises(WrongState, match="on no host"):
         admit_state(wanted, "web-1", VmState.SHUTOFF, TaskState.NONE, None, on_host=False)
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_setting_a_state_is_no_way_around_the_restore(wanted: VmState) -> None:
+    with pytest.raises(WrongState, match="web-1 is SOFT_DELETED") as caught:
+        admit_state(wanted, "web-1", VmState.SOFT_DELETED, TaskState.NONE, None, on_host=True)
+    assert caught.value.remedy == "muster vm restore web-1"
+
+
+@pytest.mark.parametrize("wanted", SETTABLE)
+def test_what_was_never_made_is_nothing_but_deleted(wanted: VmState) -> None:
+    at = {"on_host": False, "made": False}
+    with pytest.raises(WrongState, match="creation of web-1 has failed") as caught:
+        admit_state(wanted, "web-1", VmState.ERROR, TaskState.NONE, None, **at)
+    assert "muster vm delete web-1" in caught.value.remedy

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.drivers.simulated.disks import Disks
 from common.errors import HypervisorError, HypervisorUnavailable
 from common.messages import GuestReport, GuestSpec
 from common.ownership import Mark
@@ -23,6 +24,15 @@ from common.states import PowerState
 
 FAULTS = "faults.json"
 ACCOUNT = "account.jsonl"
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that nobody has confirmed or reverted yet."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    spec: GuestSpec | None = None
 
 
 class Guest(msgspec.Struct, kw_only=True):
@@ -41,6 +51,7 @@ class Guest(msgspec.Struct, kw_only=True):
     template: bool = False
     mark: Mark | None = None
     spec: GuestSpec | None = None
+    before: Before | None = None
 
     def report(self) -> GuestReport:
         """The guest as a driver reports it; KeyError for a power state that does not exist."""
@@ -86,6 +97,7 @@ class Store:
     def __init__(self, state_dir: str, host: str) -> None:
         self.folder = Path(state_dir) / host
         self.guests = self.folder / "guests"
+        self.disks = Disks(Path(state_dir), host)
 
     def make(self) -> None:
         """The host comes into being; harmless when it exists."""
