@@ -150,6 +150,7 @@ class SimFleet:
 
     tick_s = 5.0
     resend_after_s = 5.0
+    offload_s = 0.0
     manager_type: type[ManagerProcess] = ManagerProcess
     agent_type: type[AgentProcess] = AgentProcess
 
@@ -189,6 +190,7 @@ class SimFleet:
                 delete_timeout=300.0,
                 tick_interval=self.tick_s,
                 auto_enable_hosts=True,
+                shelved_offload_time=self.offload_s,
             ),
             agent=conf.agent.Agent(
                 driver="simulation",

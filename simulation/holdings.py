@@ -13,6 +13,7 @@ from typing import Any
 
 Problem = tuple[str, str | None]  # what is wrong, and the instance or host that it is about
 
+DISK = "v.kind != 'snapshot'"
 HOLDS = "i.reserved AND i.vm_state != 'DELETED'"
 NICS = f"""
     SELECT i.uuid, i.name, json_extract(n.value, '$.network'), json_extract(n.value, '$.{{}}')
@@ -21,8 +22,9 @@ NICS = f"""
 """  # noqa: S608 - all of it is ours
 USED = f"""
     SELECT i.project, count(*), sum(i.vcpus), sum(i.memory_mib),
-        sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid)),
-        sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v WHERE v.instance = i.uuid)),
+        sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid AND {DISK})),
+        sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v
+            WHERE v.instance = i.uuid AND {DISK})),
         sum((SELECT count(a.number) FROM addresses a WHERE a.instance = i.uuid))
     FROM instances i WHERE {HOLDS} GROUP BY i.project
 """  # noqa: S608
@@ -34,6 +36,12 @@ ON_HOSTS = """
     FROM hosts h LEFT JOIN instances i ON i.host = h.name AND i.vm_state != 'DELETED'
     GROUP BY h.name
 """
+# Space of snapshots that no VM has, and that no clean-up stands for.
+LOST_SNAPSHOTS = f"""
+    SELECT v.instance, v.n FROM volumes v LEFT JOIN instances i ON i.uuid = v.instance
+    WHERE NOT {DISK} AND v.cleanup IS NULL
+        AND v.n IS NOT json_extract(i.snapshot, '$.volume')
+"""  # noqa: S608
 OPEN_STONES = "SELECT instance FROM tombstones WHERE state = 'OPEN'"
 
 
@@ -131,8 +139,11 @@ class Holdings:
                 f"SELECT i.uuid, i.wishes FROM instances i WHERE {HOLDS}"  # noqa: S608
             )
         }
+        for instance, n in self._rows(LOST_SNAPSHOTS):
+            yield f"volume {n} of {instance} is of a snapshot that nobody has", instance
         for table in ("addresses", "hostnames", "volumes"):
-            query = f"SELECT instance, count(*) FROM {table} GROUP BY instance"  # noqa: S608
+            where = f" v WHERE {DISK}" if table == "volumes" else ""
+            query = f"SELECT instance, count(*) FROM {table}{where} GROUP BY instance"  # noqa: S608
             held = dict(self._rows(query))
             for instance in held.keys() - live.keys() - stones:
                 yield f"{held[instance]} {table} of {instance} were never given back", instance

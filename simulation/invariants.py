@@ -32,6 +32,7 @@ from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
 from simulation.hypervisor import Act, SimGuest
 from simulation.operators import Operators
+from simulation.shelf import Shelf
 from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
@@ -82,6 +83,7 @@ class Invariants:
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._holdings = Holdings(fleet.database.raw)
+        self._shelf = Shelf(fleet, faults)
         # Hosts whose agents knew a later state of a restored database; when that was accepted.
         self._ahead_of_us: set[str] = set()
         self._accepted_at: dict[str, dt.datetime] = {}
@@ -137,6 +139,8 @@ class Invariants:
         if act.verb in ("create", "start", "resume"):
             self._one_place(instance)
         if act.verb == "destroy":
+            if what := self._shelf.lost_by(act):
+                raise Broken(f"{host}: {what}", instance)
             self._in_turn(host, instance, generation)
             self._undone(host, instance, generation)
 
@@ -457,6 +461,7 @@ class Invariants:
             found.append((f"MACs do not balance: {extra} too many, {gone} lost", None))
         found += self._holdings.unbalanced(unowned)
         found += self._guests(live)
+        found += self._shelf.at_the_end(tx, live)
         found += self._sightings(tx)
         found += self._stale_for_nothing(tx)
         return found
@@ -534,8 +539,8 @@ class Invariants:
             )
             if (vm.host, vm.uuid) in shown or elsewhere:
                 continue
-            if vm.host is None and vm.vm_state is VmState.SHUTOFF:
-                continue  # created with --no-start
+            if vm.host is None and vm.vm_state in (VmState.SHUTOFF, VmState.SHELVED_OFFLOADED):
+                continue  # created with --no-start, or nothing but a snapshot
             if vm.missing and vm.host in self._faults.forgetful:
                 continue  # undone by an agent that had forgotten how its start ended
             if vm.vm_state is not VmState.ERROR:

@@ -22,6 +22,7 @@ class Nouns:
     def __init__(self, world: World, hosts: list[str]) -> None:
         self._world, self._hosts = world, hosts
         self.there = world.chance(MODELLED)
+        self.keeps = world.chance(0.5)  # a pool for snapshots, which all hosts reach
         # Of a host; None: enough for all.
         self.memory_mib = SCARCE_MIB if self.there and world.chance(0.5) else None
 
@@ -50,6 +51,7 @@ class Nouns:
             "pools": [
                 _pool("shared", 9, scope="cluster", cluster="c1"),
                 *(_pool(f"own-{host}", 5, scope="host", host=host) for host in far),
+                *([_pool("kept", 6, scope="zone", zone=ZONE, snapshots=True)] * self.keeps),
             ],
             "networks": [
                 # Eight addresses for VMs, and three.
@@ -70,6 +72,8 @@ class Nouns:
         if world.chance(0.2):
             asked["host"] = world.random.choice(self._hosts)
         if not self.there:
+            if world.chance(0.5):
+                asked["disks"] = [{"size_gib": 1}]
             return asked
         if world.chance(0.8):
             asked["project"] = "tight"
@@ -90,7 +94,7 @@ class Nouns:
         return asked
 
 
-def _pool(name: str, capacity_gib: int, **where: str) -> dict[str, Any]:
+def _pool(name: str, capacity_gib: int, **where: Any) -> dict[str, Any]:
     return {"name": name, "capacity_gib": capacity_gib, "path": f"/pools/{name}", **where}
 
 

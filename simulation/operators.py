@@ -23,6 +23,7 @@ VERBS = (
     ("reboot", 3),
     ("held", 4),
     ("resize", 4),
+    ("shelf", 6),
     ("brief", 1),
     ("several", 2),
     ("cancel", 1),
@@ -33,7 +34,13 @@ VERBS = (
     ("freeze", 1),
 )
 # What is tried on a VM in this state; a start in every other.
-OUT_OF = {"ACTIVE": "stop", "PAUSED": "unpause", "SUSPENDED": "resume"}
+OUT_OF = {
+    "ACTIVE": "stop",
+    "PAUSED": "unpause",
+    "SUSPENDED": "resume",
+    "SHELVED": "unshelve",
+    "SHELVED_OFFLOADED": "unshelve",
+}
 
 
 class Operators:
@@ -94,7 +101,9 @@ class Operators:
             self._wish("delete", f"{name}-brief")
             return
         if verb == "change_of_mind":
-            verb = world.random.choice(("stop", "start", "reboot", "pause", "suspend", "resize"))
+            verb = world.random.choice(
+                ("stop", "start", "reboot", "pause", "suspend", "resize", "shelve", "unshelve")
+            )
             self._wish(verb, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
             self._wish("delete", name)
@@ -104,6 +113,13 @@ class Operators:
             self._wish(there, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 40.0))
             self._wish(back, name)
+            return
+        if verb == "shelf":
+            shown = self.ask("vm_list", {"state": "ACTIVE"}) or {}
+            name = world.random.choice([row["name"] for row in shown.get("vms", ())] or [name])
+            self._wish("shelve", name)
+            self._fleet.operator.sleep(world.random.uniform(0.0, 60.0))
+            self._wish(world.random.choice(("unshelve", "unshelve", "delete")), name)
             return
         if verb == "resize":
             self._resize(name)
@@ -133,8 +149,9 @@ class Operators:
         elif verb in ("delete", "force"):
             self.ask("vm_delete", {**common, "vm": name, "force": verb == "force"})
         else:
-            force = {"force": world.chance(0.5)} if verb == "reboot" else {}
-            self.ask(f"vm_{verb}", {**common, "vm": name, **force})
+            flag = {"reboot": "force", "shelve": "offload"}.get(verb)
+            more = {flag: world.chance(0.5)} if flag is not None else {}
+            self.ask(f"vm_{verb}", {**common, "vm": name, **more})
         if world.chance(0.2):
             # The same request once more, as after a lost answer.
             self._fleet.operator.sleep(world.random.uniform(0.0, 30.0))

@@ -35,6 +35,9 @@ class Outcome:
     story: list[str] = field(default_factory=list)
 
 
+OFFLOADS_S = (0.0, 0.0, 20.0, -1.0)  # when shelved VMs leave their hosts
+
+
 class CalmFleet(SimFleet):
     """Managers that look at their clocks less often: most of a seed's time went into that."""
 
@@ -48,6 +51,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     Its story is kept when something broke, or when it is to be `told`.
     """
     fleet = CalmFleet(seed)
+    fleet.offload_s = fleet.world.random.choice(OFFLOADS_S)
     outcome = Outcome(seed)
     try:
         operators, faults = Operators(fleet), Faults(fleet)

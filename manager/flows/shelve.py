@@ -23,7 +23,17 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, freeze, jobs, placing, power, reap, restore, snapshots
+from manager.flows import (
+    commands,
+    freeze,
+    inventory,
+    jobs,
+    placing,
+    power,
+    reap,
+    restore,
+    snapshots,
+)
 from manager.flows.jobs import Wish
 from manager.rules import shelving as rule
 from manager.rules import verbs
@@ -217,8 +227,10 @@ def _gone(tx: Tx, vm: Instance) -> None:
     if job is not None and job.state in jobs.OPEN:
         job = jobs.end_steps(tx, job, JobEvent.SUCCEED, f"{vm.host} answered that it is gone")
         jobs.end(tx, job, JobEvent.SUCCEED)
-    let_go(tx, tx.get(Instance, vm.uuid))
+    vm = let_go(tx, tx.get(Instance, vm.uuid))
     snapshots.unplace(tx, vm)
+    for host in inventory.hosts_showing(tx, vm.uuid):
+        tx.cast(host, "report_inventory")  # a leftover that runs there is stopped
 
 
 def let_go(tx: Tx, vm: Instance) -> Instance:
