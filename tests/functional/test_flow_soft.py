@@ -669,8 +669,8 @@ def test_section3_quota_a_deletion_that_is_owed_takes_nothing_again(
 
 @pytest.fixture
 def brief(fleet_of: Callable[..., Fleet]) -> Fleet:
-    """Deletes are soft, for ten minutes."""
-    return fleet_of(reclaim_interval=600.0)
+    """Deletes are soft, for two minutes."""
+    return fleet_of(reclaim_interval=120.0)
 
 
 @pytest.fixture
@@ -683,19 +683,19 @@ def kept(brief: Fleet) -> ScriptedAgent:
 
 def pass_over(fleet: Fleet, h1: ScriptedAgent) -> None:
     """The time in which it could be restored."""
-    fleet.pass_(660.0, h1, step=220.0)
+    fleet.pass_(140.0, h1, step=20.0)
 
 
 def test_reclaim_deletes_in_its_time_what_nobody_has_restored(
     brief: Fleet, kept: ScriptedAgent
 ) -> None:
-    brief.pass_(580.0, kept, step=290.0)
+    brief.pass_(100.0, kept, step=20.0)
     assert brief.vm().task_state is TaskState.NONE
     brief.pass_(20.0, kept)
     sent = brief.publish()[-1]
     job = brief.row(Job, brief.vm().job or "")
     assert (job.kind, job.trail[-1].source) == ("delete", "manager")
-    assert "could be restored until 2026-11-20T12:10" in job.trail[-1].text
+    assert "could be restored until 2026-11-20T12:02" in job.trail[-1].text
     kept.carry_out(sent.command)
     assert brief.vm().vm_state is VmState.DELETED
     assert brief.job({"uuid": job.uuid}).state is JobState.SUCCEEDED
@@ -704,8 +704,7 @@ def test_reclaim_deletes_in_its_time_what_nobody_has_restored(
 
 def test_reclaim_of_a_vm_on_a_dead_host_is_db_only(brief: Fleet, kept: ScriptedAgent) -> None:
     others = [ScriptedAgent(brief, f"other-{n}").up() for n in range(2)]
-    brief.pass_(80.0, *others, step=20.0)
-    brief.pass_(580.0, *others, step=290.0)
+    brief.pass_(140.0, *others, step=20.0)
     assert kept.row.state is HostState.DOWN
     assert brief.vm().vm_state is VmState.DELETED
     assert brief.one(Tombstone).holds
@@ -729,7 +728,7 @@ def test_reclaim_is_held_by_a_freeze(brief: Fleet, kept: ScriptedAgent) -> None:
 def test_reclaim_that_has_begun_is_held_by_a_freeze_as_long_as_it_was_not_sent(
     brief: Fleet, kept: ScriptedAgent
 ) -> None:
-    brief.pass_(590.0, kept, step=295.0)
+    brief.pass_(110.0, kept, step=22.0)
     kept.end_session()
     brief.clock.move(20.0)
     brief.tick()
