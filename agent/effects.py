@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -28,7 +27,7 @@ from common.errors import (
     NotOurs,
     OutcomeUnknown,
 )
-from common.ownership import Mark
+from common.ownership import Mark, new_bearer
 from common.runtime import Runtime, Steps
 from common.states import PowerState
 
@@ -93,9 +92,7 @@ _TURNS = {
 
 def bearer_of(command: m.Command) -> str:
     """The hypervisor uuid of the guest that this very command makes, the same at each try."""
-    return str(
-        uuid.uuid5(uuid.NAMESPACE_OID, f"{command.fleet}/{command.instance}/{command.generation}")
-    )
+    return new_bearer(command.fleet, command.instance, command.generation)
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,9 @@ class Effects:
         if error is not None:
             LOG.warning("%s of %s failed: %s", command.kind, command.instance, error)
         phases = attempt.phases.told()
+        look = None
+        if command.kind is not m.CommandKind.CLEAN_UP:  # it is about no guest
+            look = yield from self._look(command, attempt.uuid)
         return m.Result(
             id=command.id,
             command=command.id,
@@ -133,9 +133,10 @@ class Effects:
             instance=command.instance,
             generation=command.generation,
             outcome=m.Outcome.SUCCEEDED if error is None else m.Outcome.FAILED,
+            attached=(yield from attempt.attached()) if error is None else (),
             error_code=error.code if error else None,
             error=error.message if error else None,
-            look=(yield from self._look(command, attempt.uuid)),
+            look=look,
             phases=phases,
         )
 
@@ -168,6 +169,19 @@ class _Attempt:
         self._deadline = deadline
         self.phases = Phases(parts.runtime, deadline)
         self.uuid: str | None = None
+        self._started: OwnedGuest | None = None
+
+    def attached(self) -> Steps[tuple[m.Attachment, ...]]:
+        """From where the shared disks of the guest that was started are open."""
+        guest, calls = self._started, self._parts.calls
+        if guest is None or not self._driver.attaches:
+            return ()
+        try:
+            return (yield from calls.look("attached", self._driver.attached, guest))
+        except MusterError as exc:
+            # Whoever removes them looks at the images themselves as well.
+            LOG.warning("from where the disks of %s are open is not known: %s", self.uuid, exc)
+            return ()
 
     def run(self) -> Steps[None]:
         kind = self._command.kind
@@ -175,6 +189,8 @@ class _Attempt:
             yield from self._terminate()
         elif self._work.mode is Mode.ABANDON:
             yield from self._abandon()
+        elif kind is m.CommandKind.CLEAN_UP:
+            yield from self._clean_up()
         elif kind is m.CommandKind.START_VM:
             yield from self._start()
         elif kind is m.CommandKind.STOP_VM:
@@ -196,6 +212,7 @@ class _Attempt:
             if spec.guest is None:
                 raise BadMessage("start_vm: create without a guest", "") from None
             guest = yield from self._create(spec.guest)
+        self._started = guest
         if guest.seen.power_state in POWERED:
             return
         try:
@@ -206,7 +223,8 @@ class _Attempt:
             if not (yield from self._half_made_and_gone(guest)):
                 raise
             LOG.warning("guest %s of a start that was cut short is made again", self.uuid)
-            yield from self._power_on((yield from self._create(spec.guest)))
+            self._started = yield from self._create(spec.guest)
+            yield from self._power_on(self._started)
 
     def _power_on(self, guest: OwnedGuest) -> Steps[None]:
         self.phases.begin("start")
@@ -291,13 +309,13 @@ class _Attempt:
                 raise OutcomeUnknown("the agent died in a soft reboot", "look at the guest")
             if guest.seen.power_state in HALTED and self._work.note != str(None):
                 # Pulled, and not powered on again: the second half is still to be done.
-                guest = yield from self._remark(guest)
+                self._started = guest = yield from self._remark(guest)
                 yield from self._effect("start", self._driver.start, guest)
                 return
             if self._work.note != str(guest.seen.domain_id):
                 return
         self._parts.journal.note(self._command.id, str(guest.seen.domain_id))
-        guest = yield from self._remark(guest)
+        self._started = guest = yield from self._remark(guest)
         polite_s = self._polite(spec)
         yield from self._effect("reboot", self._reboot_call, guest, spec.force, polite_s)
 
@@ -307,6 +325,7 @@ class _Attempt:
     def _turn(self, turn: _Turn) -> Steps[None]:
         """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""
         guest = yield from self._remark((yield from self._find()))
+        self._started = guest if turn.verb == "resume" else None
         if guest.seen.power_state in turn.done:
             return
         if guest.seen.power_state not in turn.sources:
@@ -321,6 +340,24 @@ class _Attempt:
                 raise
 
     def _terminate(self) -> Steps[None]:
+        """Every guest of the instance, then what is left of those that other hands have removed."""
+        made = m.convert(self._command.spec, m.TerminateSpec).made
+        destroyed = yield from self._destroy_all()
+        for files in made:
+            if files.bearer not in destroyed:
+                yield from self._effect("clean up", self._driver.clean_up, files)
+
+    def _clean_up(self) -> Steps[None]:
+        """What is in no guest's use, as the managers know and the driver looks once more."""
+        remains = m.convert(self._command.spec, m.CleanUpSpec).remains
+        if any(made == self._command.instance for made, _ in self._parts.making):
+            raise CallTimeout(
+                "a create of it has not come back: its guest may yet appear", "look at the host"
+            )
+        yield from self._effect("clean up", self._driver.clean_up, remains)
+
+    def _destroy_all(self) -> Steps[frozenset[str]]:
+        """The hypervisor uuids of the guests that were there."""
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
         making = any(made == instance for made, _ in self._parts.making)
@@ -331,11 +368,11 @@ class _Attempt:
                 raise CallTimeout(
                     "a create of it has not come back: its guest may yet appear", "look at the host"
                 ) from None
-            return
+            return frozenset()
         except NotOurs as exc:
             # Somebody's copy of our guest is not our guest, which is gone.
             if exc.data.get("copies"):
-                return
+                return frozenset()
             raise
         for guest in guests:
             self.uuid = guest.hypervisor_uuid
@@ -349,6 +386,7 @@ class _Attempt:
             with contextlib.suppress(GuestMissing, NotOurs):
                 yield from self._finder.at(guest.hypervisor_uuid, instance)
                 raise HypervisorError("the guest is still there after its destruction", "")
+        return frozenset(guest.hypervisor_uuid for guest in guests)
 
     def _abandon(self) -> Steps[None]:
         """Not wanted and cut short: never carried further, reported as found.

@@ -50,6 +50,9 @@ VM_NAME_WORDS = (
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Uuid = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z")
+]
 Instant = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
@@ -64,6 +67,7 @@ class CommandKind(enum.StrEnum):
     SUSPEND_VM = "suspend_vm"
     RESUME_VM = "resume_vm"
     TERMINATE_INSTANCE = "terminate_instance"
+    CLEAN_UP = "clean_up"
     NOOP = "noop"
 
 
@@ -150,6 +154,34 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     ssh_keys: tuple[str, ...] = ()
     user_data: UserData | None = None
+
+
+class GuestFiles(msgspec.Struct, frozen=True, kw_only=True, tag="guest_files"):
+    """What was made for a guest that is not there any more, by its bearer.
+
+    `folders` are those of pools; what is in the agent's own folder always belongs to it.
+    """
+
+    instance: Id
+    bearer: Uuid
+    folders: tuple[Folder, ...] = ()
+
+
+# What a clean_up is to remove, a tagged union of everything that can be left behind.
+Remains = GuestFiles
+
+
+class CleanUpSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of clean_up; `cleanup` is the managers' item."""
+
+    remains: Remains
+    cleanup: Id
+
+
+class TerminateSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of terminate_instance: what its starts have made on this host, guests or not."""
+
+    made: tuple[GuestFiles, ...] = ()
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ Source of the rule: the decision tables, section 1.
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated
 
 import msgspec
@@ -20,6 +21,11 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     generation: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     bearer: str
+
+
+def new_bearer(fleet: str, instance: str, generation: int) -> str:
+    """The hypervisor uuid of the guest that one start makes, the same at each try."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{fleet}/{instance}/{generation}"))
 
 
 def is_ours(mark: Mark | None, *, fleet: str, hypervisor_uuid: str, template: bool = False) -> bool:

@@ -12,6 +12,7 @@ from common.conf import Settings
 from common.errors import MusterError
 from manager.flows import (
     canary,
+    cleanup,
     delete,
     first_start,
     liveness,
@@ -44,6 +45,7 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (delete.settle_owed, _any(delete.IS_OWED)),
     (reclaim.delete_due, _any(reclaim.IS_DUE)),
     (reap.retry_due, _any(reap.IS_DUE)),
+    (cleanup.retry_due, _any(cleanup.IS_DUE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -15,7 +15,7 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
 from simulation.runtime import SimRuntime
@@ -38,6 +38,7 @@ class SimGuest(msgspec.Struct, kw_only=True):
     domain_id: int | None = None
     macs: tuple[str, ...] = ()
     ips: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
 
@@ -118,6 +119,22 @@ class Hypervisor:
         for watcher in list(self.watchers.values()):
             watcher(guest.uuid)
 
+    # files: in the host's own folder, and in those of pools, which hosts may share
+
+    def places(self, folders: Iterable[str]) -> list[str]:
+        return [self.host, *sorted(folders)]
+
+    def remove_disks(self, guest: str, folders: Iterable[str]) -> bool:
+        """True when there were any."""
+        disks, there = self.world.disks, False
+        for place in self.places(folders):
+            there = disks.pop((place, guest), None) is not None or there
+        return there
+
+    def cleaned(self, remains: GuestFiles) -> None:
+        """An agent has removed what was left of a guest."""
+        self.world.news = True
+
     # by hand
 
     def make_stranger(self, name: str, mark: Mark | None = None) -> SimGuest:
@@ -160,6 +177,7 @@ class SimDriver:
     """The driver of one agent's life on a hypervisor that was there before and goes on after."""
 
     name = "simulation"
+    attaches = False
 
     def __init__(self, hypervisor: Hypervisor, runtime: SimRuntime) -> None:
         self._hv, self._runtime = hypervisor, runtime
@@ -213,9 +231,12 @@ class SimDriver:
             ips=tuple(
                 ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
             ),
+            folders=tuple({disk.folder for disk in spec.disks if disk.folder is not None}),
             mark=mark,
         )
         self._hv.guests[guest.uuid] = guest
+        for place in self._hv.places(guest.folders):
+            self._hv.world.disks[place, guest.uuid] = mark.instance
         self._hv.note("agent", "create", guest)
         self._after("create")
         return guest.report()
@@ -286,12 +307,26 @@ class SimDriver:
             self._hv.note("agent", verb, found)
         self._after(verb)
 
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
+
     def destroy(self, guest: OwnedGuest) -> None:
         self._before("destroy")
         found = self._current(guest)
+        self._hv.remove_disks(found.uuid, found.folders)
         del self._hv.guests[found.uuid]
         self._hv.note("agent", "destroy", found)
         self._after("destroy")
+
+    def clean_up(self, remains: Remains) -> None:
+        self._before("clean_up")
+        match remains:
+            case GuestFiles():
+                if remains.bearer in self._hv.guests:
+                    raise HypervisorError(f"guest {remains.bearer} is there", "")
+                if self._hv.remove_disks(remains.bearer, remains.folders):
+                    self._hv.cleaned(remains)
+        self._after("clean_up")
 
     def _current(self, guest: OwnedGuest) -> SimGuest:
         """Ours, and not marked by a newer command since this call was made."""

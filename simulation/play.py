@@ -16,6 +16,7 @@ import time
 from common.ownership import Mark
 from common.states import JobState, TaskState
 from manager.store.addresses import Address, Mac
+from manager.store.cleanups import Cleanup
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter
@@ -62,6 +63,14 @@ def _at_the_end(stage: Stage) -> list[str]:
             whose = "a stranger's" if guest.stranger else _marked(stage, guest.mark)
             guests.append(f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}")
         lines += sorted(guests)
+    there = {
+        (place, guest.uuid)
+        for agent in stage.agents.values()
+        for guest in agent.hypervisor.guests.values()
+        for place in agent.hypervisor.places(guest.folders)
+    }
+    left = {key: instance for key, instance in stage.world.disks.items() if key not in there}
+    lines += sorted(f"  left at {where}: disks of {vm}" for (where, _), vm in left.items())
     return [stage.in_names(line) for line in lines]
 
 
@@ -111,6 +120,10 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
         word = "volume" if volume.instance in holding else "quarantine"
         where = f" in pool {volume.pool}" if volume.pool else ""
         lines.append(f"{word}: {volume.size_gib} GiB of {volume.instance}{where}")
+    for item in tx.all(Cleanup, order=[Cleanup.__table__.c.created_at]):
+        where = f" in pool {item.pool}" if item.pool else f" at {item.host}"
+        waits = f", waits for {item.waits_for}" if item.waits_for else ""
+        lines.append(f"clean-up of {item.instance}: {item.kind}{where}: {item.state}{waits}")
     held = Holdings(stage.database.raw).unbalanced(set())
     lines += [f"out of balance: {what}" for what, _ in held]
     lines += [

@@ -378,6 +378,11 @@ class StageHypervisor(Hypervisor):
         name = self._stage.call_it(mark.instance, guest.name)
         self._stage.tell(f"  at {self.host}: {verb} {name} ({mark.generation})")
 
+    def cleaned(self, remains: m.GuestFiles) -> None:
+        super().cleaned(remains)
+        name = self._stage.name_of(remains.instance)
+        self._stage.tell(f"  at {self.host}: clean up what {name} has left")
+
 
 class StageDriver(SimDriver):
     """The driver of one agent's life, with traps on both sides of each call."""

@@ -46,6 +46,8 @@ class World:
         # Called between two steps once there is news: something that has to be judged.
         self.judge: Callable[[], None] = lambda: None
         self.news = False
+        # (host or folder of a pool, guest): its instance; what guests leave stays.
+        self.disks: dict[tuple[str, str], str] = {}
         # How likely a thread is to get its turn late, as on a machine with too much to do.
         self.lag = 0.0
 

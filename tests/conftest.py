@@ -82,6 +82,12 @@ def libvirtd() -> Iterator[Part]:
     yield from started(Libvirtd)
 
 
+@pytest.fixture(scope="session")
+def libvirtd_near() -> Iterator[Part]:
+    """A libvirtd of this session whose guests reach what listens on the machine's loopback."""
+    yield from started(lambda: Libvirtd(apart=False))
+
+
 @pytest.fixture
 def libvirt_mock(libvirtd: Libvirtd) -> Libvirtd:
     """libvirt's mock driver through a daemon (`mock_uri`): every client sees the same guests."""

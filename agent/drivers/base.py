@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestReport, GuestSpec, Remains
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -49,6 +49,7 @@ class Driver(Protocol):
     """
 
     name: str
+    attaches: bool  # its guests may have disks in storage that other hosts reach too
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         """Connect in the background and stay connected; never raises for a hypervisor that is
@@ -105,8 +106,18 @@ class Driver(Protocol):
     def resume(self, guest: OwnedGuest) -> None:
         """Running afterwards where it was saved; HypervisorError unless it was. Never boots it."""
 
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        """Its disks in storage that others reach too, and from where they are open; asked only of
+        drivers that attach, just after a guest was started."""
+
     def destroy(self, guest: OwnedGuest) -> None:
         """Guest and the disks that `create` made for it are gone afterwards."""
+
+    def clean_up(self, remains: Remains) -> None:
+        """What was left behind is gone afterwards; nothing to do when it is.
+
+        HypervisorError says why it can not go: files of a guest that is there, for one.
+        """
 
 
 class DriverFactory(Protocol):

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.errors import BadRequest
-from common.messages import DiskSpec, GuestSpec, NicSpec
+from common.errors import BadRequest, HypervisorError
+from common.messages import DiskSpec, GuestFiles, GuestSpec, NicSpec
 from common.model import Backend, Problem, TemplateFormat
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -23,6 +23,14 @@ def check(spec: GuestSpec) -> None:
         fields = "; ".join(f"{field}: {what}" for field, what, _ in found)
         remedies = "; ".join(dict.fromkeys(remedy for _, _, remedy in found))
         raise BadRequest(fields, remedies, field=found[0][0])
+
+
+def still_there(files: GuestFiles) -> HypervisorError:
+    """Why the files of a guest stay: it is there, whatever its mark says now."""
+    return HypervisorError(
+        f"guest {files.bearer} is there, which may be using its files",
+        "look at the host: it carries no mark of its VM any more",
+    )
 
 
 def _problems(spec: GuestSpec) -> Iterator[Problem]:

@@ -23,9 +23,13 @@ while read -r module; do
 done < /modules/order
 
 # muster.token=WORD on the kernel's command line tells one guest's log from another's.
-token=-
+# muster.write=vda has it write there for ever, and say whether it could.
+token=- target=
 for word in $($B cat /proc/cmdline); do
-    case $word in muster.token=*) token=${word#muster.token=} ;; esac
+    case $word in
+    muster.token=*) token=${word#muster.token=} ;;
+    muster.write=*) target=${word#muster.write=} ;;
+    esac
 done
 
 # A power button that was pressed sends 24 bytes; a reboot asked of the hypervisor does the same,
@@ -82,5 +86,13 @@ if [ -f /seed/meta-data ]; then
 fi
 
 echo "MUSTER GUEST UP $token" > /dev/ttyS0
+n=0
+while [ -n "$target" ]; do
+    n=$((n + 1)) said=FAILED
+    $B yes "$token was here" |
+        $B dd of="/dev/$target" bs=64k count=4 iflag=fullblock conv=fsync 2>/dev/null && said=WROTE
+    echo "MUSTER GUEST $said $n" > /dev/ttyS0
+    $B sleep 0.1
+done
 while :; do $B sleep 3600; done
 """

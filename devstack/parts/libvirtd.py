@@ -151,8 +151,9 @@ class Libvirtd(Part):
             # Without the package's own folder nothing of the kind is in use.
             if os.path.isdir(place)
         ]
-        # What /sys shows of networks is that of the namespace it was mounted in.
-        mounts.append("mount -t sysfs sysfs /sys")
+        if self._apart:
+            # What /sys shows of networks is that of the namespace it was mounted in.
+            mounts.append("mount -t sysfs sysfs /sys")
         script = " && ".join([*mounts, f"exec {daemon} --config /etc/libvirt/libvirtd.conf"])
         unshare = find_binary("unshare", "util-linux")
         own = [unshare, "--mount", "--propagation", "private", "sh", "-c", script]

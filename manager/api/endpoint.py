@@ -298,9 +298,9 @@ def tombstone_show(tx: Tx, _cfg: Settings, r: ask.TombstoneShow) -> Any:
     return views.tombstone_whole(tx, quarantine.named(tx, r.tombstone))
 
 
-def tombstone_forget(tx: Tx, _cfg: Settings, r: ask.TombstoneForget) -> Any:
+def tombstone_forget(tx: Tx, cfg: Settings, r: ask.TombstoneForget) -> Any:
     stone = quarantine.named(tx, r.tombstone)
-    return views.tombstone(tx, quarantine.forget(tx, stone, r.operator, r.reason))
+    return views.tombstone(tx, quarantine.forget(tx, cfg, stone, r.operator, r.reason))
 
 
 def address_list(tx: Tx, _cfg: Settings, r: ask.AddressList) -> Any:

@@ -10,6 +10,7 @@ from common.messages import Command, CommandKind, Receipt, Step, TrailEntry, bui
 from common.states import COMMAND, CommandEffect, CommandEvent, CommandState
 from manager.flows import freeze
 from manager.store import timeline
+from manager.store.cleanups import Cleanup
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -25,6 +26,7 @@ OPEN = (
 )
 C = CommandRow.__table__.c
 T = Tombstone.__table__.c
+CLEANUPS = Cleanup.__table__
 IS_OPEN = among(C.state, OPEN)
 IN_FLIGHT = Query(
     CommandRow,
@@ -48,18 +50,26 @@ HIGHEST_STONE = Query(
     Tombstone, T.instance == ask("instance"), order=[T.generation.desc()], limit=1
 )
 
+HIGHEST_CLEANUP = Query(
+    Cleanup,
+    CLEANUPS.c.instance == ask("instance"),
+    order=[CLEANUPS.c.generation.desc()],
+    limit=1,
+)
+
 
 def issued(tx: Tx, instance: str) -> int:
     """The highest generation that was ever issued for this instance.
 
-    It is kept in the instance's record and, for when that is forgotten, in its tombstones;
-    commands themselves are forgotten in time.
+    It is kept in the instance's record and, for when that is forgotten, in its tombstones and
+    clean-up items; commands themselves are forgotten in time.
     """
     vm = tx.find(Instance, instance)
     if vm is not None:
         return vm.generation
     stone = tx.ask_first(HIGHEST_STONE, instance=instance)
-    return 0 if stone is None else stone.generation
+    item = tx.ask_first(HIGHEST_CLEANUP, instance=instance)
+    return max(0 if row is None else row.generation for row in (stone, item))
 
 
 def next_generation(tx: Tx, instance: str) -> int:

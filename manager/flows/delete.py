@@ -33,6 +33,7 @@ from manager.flows import (
     inventory,
     jobs,
     leftovers,
+    made,
     notices,
     placing,
     reap,
@@ -377,6 +378,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
     if step.next_try_at is not None and step.next_try_at > tx.now:
         return job, f"try {step.tries + 1} at {step.host}, after: {step.detail}"
     generation = commands.next_generation(tx, job.instance)
+    vm = tx.get(Instance, job.instance)
     command = commands.issue(
         tx,
         cfg,
@@ -386,6 +388,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
         generation=generation,
         job=job.uuid,
         trail=job.trail,
+        spec=made.spec(vm.uuid, made.on(vm, step.host)),
     )
     return jobs.change_step(tx, job, n, command=command.id, next_try_at=None), reason
 

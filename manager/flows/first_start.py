@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, found, inventory, jobs, placing, power, reap
+from manager.flows import commands, found, inventory, jobs, made, placing, power, reap
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -62,7 +62,13 @@ def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed)
     vm = tx.swap(
         vm, host=placed.host, generation=generation, spec=msgspec.to_builtins(guest), job=job.uuid
     )
-    return _cast(tx, cfg, job, vm, placed.host)
+    return _cast(tx, cfg, job, vm, placed.host, _folders(tx, placed))
+
+
+def _folders(tx: Tx, placed: placing.Placed) -> dict[str, str]:
+    """Of the pools that its disks are put into, by their names."""
+    pools = {pool for pool in placed.pools if pool is not None}
+    return {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
 
 
 def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
@@ -82,7 +88,15 @@ def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
     return msgspec.structs.replace(guest, disks=tuple(disks))
 
 
-def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, host: str) -> Job:
+def _cast(
+    tx: Tx,
+    cfg: Settings,
+    job: Job,
+    vm: Instance,
+    host: str,
+    folders: dict[str, str] | None = None,
+) -> Job:
+    vm = made.record(tx, cfg, vm, host, folders)
     command = commands.issue(
         tx,
         cfg,

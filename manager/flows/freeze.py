@@ -1,8 +1,8 @@
 """Freeze: whatever destroys something without being asked has to ask here first.
 
-Reaping (`reap.issue`, and `commands.claim` for what was issued before), stopping again
-(`power`), and steps of a delete that would go on from the database alone (`delete`). What an
-agent was sent before is not called back, and what an operator forces is done.
+Reaping and cleaning up (`reap.issue`, `cleanup`, and `commands.claim` for what was issued before),
+stopping again (`power`), and steps of a delete that would go on from the database alone (`delete`).
+What an agent was sent before is not called back, and what an operator forces is done.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from common.messages import CommandKind
 from common.states import TombstoneState
 from manager.flows import jobs
 from manager.store import freezing
+from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.freezing import Freeze
@@ -19,6 +20,7 @@ from manager.store.jobs import Job
 from manager.store.statements import Query
 from manager.store.tombstones import Tombstone
 
+DESTROYING = (CommandKind.TERMINATE_INSTANCE, CommandKind.STOP_VM, CommandKind.CLEAN_UP)
 WITH_SESSION = Query(Host, Host.__table__.c.session_open)
 
 
@@ -35,7 +37,7 @@ def told(frozen: Freeze) -> str:
 
 def holds_back(tx: Tx, row: CommandRow) -> bool:
     """True for a command that nobody waits for and that must not be sent now."""
-    if row.kind not in (CommandKind.TERMINATE_INSTANCE, CommandKind.STOP_VM):
+    if row.kind not in DESTROYING:
         return False
     job = tx.find(Job, row.job) if row.job is not None else None
     wanted = job is not None and job.state in jobs.OPEN and "by" not in job.request
@@ -59,6 +61,7 @@ def end(tx: Tx, operator: str, reason: str | None) -> None:
     tx.event("fleet.unfrozen", "fleet", operator, reason or "no reason given")
     is_open = Tombstone.__table__.c.state == TombstoneState.OPEN
     tx.change_where(Tombstone, is_open, issue_at=tx.now)
+    tx.change_where(Cleanup, Cleanup.__table__.c.state == CleanupState.OPEN, next_try_at=tx.now)
     for host in tx.ask(WITH_SESSION):
         # Guests that run although they were stopped are judged when they are reported again.
         tx.cast(host.name, "report_inventory")

@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.errors import NotFound, WrongState
 from common.states import GuestKind, HostState, TombstoneState
-from manager.flows import canary, delete, freeze, liveness, quarantine, reap
+from manager.flows import canary, delete, freeze, liveness, quarantine, reap, shared_files
 from manager.rules import deletion
 from manager.rules import quarantine as quarantine_rule
+from manager.store.commands import Void
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
@@ -27,6 +28,7 @@ OF_HOST = Query(Instance, V.host == ask("host"), order=[V.name, V.uuid])
 NOT_OURS = Removal(
     Sighting, S.host == ask("host"), among(S.kind, (GuestKind.ALIEN, GuestKind.ORPHAN))
 )
+VOIDS = Removal(Void, Void.__table__.c.host == ask("host"))
 ONE = sa.func.count()
 VMS = sa.select(V.host, sa.literal("vms"), ONE).where(V.host.is_not(None)).group_by(V.host)
 GUESTS = sa.select(S.host, S.kind, ONE).where(S.present).group_by(S.host, S.kind)
@@ -109,6 +111,9 @@ def unfence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str | None)
 def remove(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> None:
     """Forget a host; its tombstones stay, and its VMs are deleted without it from then on.
 
+    What doomed guests have in pools that other hosts reach is for those to remove. Nobody is left
+    to answer its voids.
+
     Raises WrongState while its agent has a session and may be there, and while VMs live on it that
     nobody has given up by fencing the host or setting it down.
     """
@@ -121,7 +126,10 @@ def remove(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> None
         raise WrongState(why, remedy)
     host = canary.forget(tx, host)
     tx.remove(NOT_OURS, host=name)
+    tx.remove(VOIDS, host=name)
     tx.delete(host)
+    for stone in tx.ask(reap.OPEN_OF_HOST, host=name):
+        shared_files.owe(tx, cfg, stone, f"host {name} was deleted by {operator}: {reason}")
     tx.event("host.deleted", name, operator, reason)
 
 

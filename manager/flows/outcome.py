@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 
 from common.conf import Settings
-from common.messages import Result
-from manager.flows import first_start, power, soft
+from common.messages import CommandKind, Result
+from manager.flows import cleanup, first_start, power, soft
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
@@ -18,6 +18,9 @@ STORIES: dict[str, ModuleType] = {"delete": soft}
 
 def command_ended(tx: Tx, cfg: Settings, command: CommandRow, result: Result | None) -> None:
     """What its agent answered, or what is concluded without an answer."""
+    if command.kind == CommandKind.CLEAN_UP:
+        cleanup.command_ended(tx, command, result)
+        return
     if command.job is None:
         return
     job = tx.get(Job, command.job)

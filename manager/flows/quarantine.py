@@ -7,10 +7,11 @@ shows that he was mistaken: what is still free goes back, and what is not raises
 
 from __future__ import annotations
 
+from common.conf import Settings
 from common.errors import NotFound
 from common.messages import GuestReport
 from common.states import PowerState
-from manager.flows import addresses, reap
+from manager.flows import addresses, reap, shared_files
 from manager.rules import quarantine as rule
 from manager.store.engine import Tx
 from manager.store.statements import Query, ask
@@ -31,7 +32,11 @@ def named(tx: Tx, uuid: str) -> Tombstone:
 def fenced(tx: Tx, host: str, operator: str) -> list[Tombstone]:
     """The host runs nothing: the identities that its open tombstones held are given back."""
     held = [s for s in tx.ask(reap.OPEN_OF_HOST, host=host) if rule.holds_identity(s.holds)]
-    return [_let_go(tx, s, rule.after_fence(s.holds), operator, f"{host} is fenced") for s in held]
+    why = f"{host} is fenced"
+    let_go = [_let_go(tx, s, rule.after_fence(s.holds), operator, why) for s in held]
+    for stone in let_go:
+        reap.release(tx, stone.instance)
+    return let_go
 
 
 def unfenced(tx: Tx, host: str, operator: str) -> None:
@@ -49,9 +54,19 @@ def unfenced(tx: Tx, host: str, operator: str) -> None:
             tx.event("tombstone.holds", stone.instance, operator, text)
 
 
-def forget(tx: Tx, stone: Tombstone, operator: str, reason: str) -> Tombstone:
-    """Give back all that a tombstone holds; it stays, and still reaps."""
-    return _let_go(tx, stone, (), operator, reason) if stone.holds else stone
+def forget(tx: Tx, cfg: Settings, stone: Tombstone, operator: str, reason: str) -> Tombstone:
+    """Give back all that a tombstone holds; it stays, and still reaps.
+
+    Its disk in a pool that other hosts reach stays taken until one of them has removed it.
+    """
+    if not stone.holds:
+        return stone
+    disk = any(what in rule.DISK for what in stone.holds)
+    stone = _let_go(tx, stone, (), operator, reason)
+    if disk:
+        shared_files.owe(tx, cfg, stone, f"its tombstone was forgotten by {operator}: {reason}")
+    reap.release(tx, stone.instance)
+    return stone
 
 
 def seen(tx: Tx, stone: Tombstone, guest: GuestReport, host: str) -> Tombstone:
@@ -71,5 +86,4 @@ def _let_go(tx: Tx, stone: Tombstone, holds: tuple[str, ...], operator: str, why
     stone = tx.swap(stone, holds=holds)
     text = f"{stone.name} on {stone.host} gives back {given}: {why}"
     tx.event("tombstone.released", stone.instance, operator, text)
-    reap.release(tx, stone.instance)
     return stone

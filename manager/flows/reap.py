@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind, Outcome, Result, TrailEntry
 from common.states import TombstoneState
-from manager.flows import addresses, commands, freeze
+from manager.flows import addresses, cleanup, commands, freeze, made
 from manager.rules import quarantine
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
@@ -31,7 +31,8 @@ OF_INSTANCE = Query(Tombstone, T.instance == ask("instance"))
 OPEN_OF_HOST = Query(Tombstone, T.host == ask("host"), IS_OPEN)
 IS_DUE = sa.and_(IS_OPEN, T.issue_at <= ask("now"))
 DUE = Query(Tombstone, IS_DUE, order=[T.issue_at], limit=50)
-VOLUMES = Removal(Volume, Volume.__table__.c.instance == ask("instance"))
+V = Volume.__table__.c
+VOLUMES = Removal(Volume, V.instance == ask("instance"), V.cleanup.is_(None))
 
 
 def at(tx: Tx, host: str, instance: str) -> Tombstone | None:
@@ -52,8 +53,10 @@ def bury(
     holds = quarantine.held(state, fenced=is_fenced(tx, host))
     if old is not None and old.state is state:
         holds = old.holds  # what an operator has released stays released
+    known = old.made if old is not None else ()
     fields = {
         "generation": vm.generation,
+        "made": (*known, *[m for m in made.on(vm, host) if m not in known]),
         "state": state,
         "reason": reason,
         "holds": holds,
@@ -107,6 +110,7 @@ def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
             TrailEntry("manager", stone.reason, stone.created_at),
             TrailEntry("manager", why, tx.now),
         ),
+        spec=made.spec(stone.instance, stone.made),
     )
     tx.event("tombstone.reap", stone.instance, "manager", f"{stone.name} on {stone.host}: {why}")
 
@@ -171,6 +175,7 @@ def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
     vm = tx.find(Instance, stone.instance)
     if vm is not None and not vm.live and vm.terminated_at is None:
         tx.swap(vm, terminated_at=tx.now)
+    cleanup.answered_for(tx, stone)
     release(tx, stone.instance)
 
 

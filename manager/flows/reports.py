@@ -256,6 +256,8 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     if row.kind == "terminate_instance":
         reap.answered(tx, moved, result, pair)
         delete.command_ended(tx, cfg, moved, result, pair)
+    elif row.kind == CommandKind.CLEAN_UP:
+        outcome.command_ended(tx, cfg, moved, result)
     elif moved.job is not None:
         job = tx.get(Job, moved.job)
         if row.asked_at is not None or job.cancelling:

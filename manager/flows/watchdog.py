@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind
 from common.states import CommandEvent, CommandState, HostState, PowerState, TaskState, VmState
-from manager.flows import commands, outcome, power
+from manager.flows import cleanup, commands, outcome, power
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -30,6 +30,7 @@ IS_HELD = sa.and_(
     ),
 )
 HELD = Query(Instance, IS_HELD)
+ACCEPTED = CommandState.ACCEPTED
 PATIENCE = 10  # times timeout_s for a command that its agent calls running
 
 
@@ -40,7 +41,9 @@ def deadlines(tx: Tx, cfg: Settings) -> int:
         host = tx.find(Host, row.host)
         if row.kind == CommandKind.TERMINATE_INSTANCE:
             _owed(tx, row)
-        elif row.state is CommandState.ACCEPTED:
+        elif row.kind == CommandKind.CLEAN_UP:
+            _clean_up(tx, row, host)
+        elif row.state is ACCEPTED:
             _never_sent(tx, cfg, row, host)
         elif host is None or host.state is not HostState.UP:
             _unreachable(tx, cfg, row, host)
@@ -60,6 +63,15 @@ def _owed(tx: Tx, row: CommandRow) -> None:
         deadline_at=tx.now + dt.timedelta(seconds=row.timeout_s),
     )
     tx.commands_due = True
+
+
+def _clean_up(tx: Tx, row: CommandRow, host: Host | None) -> None:
+    """Cast again to a host that is there; else its item is for another one."""
+    there = host is not None and host.state is HostState.UP and row.state is not ACCEPTED
+    if there and not _patience_is_over(tx, row):
+        _owed(tx, row)
+    else:
+        cleanup.given_up(tx, row)
 
 
 def held_guests(tx: Tx, cfg: Settings) -> None:

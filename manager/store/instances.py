@@ -20,6 +20,14 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     address6: str | None = None
 
 
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest that a start was to make on a host; `folders` of its pools, by their names."""
+
+    host: str
+    bearer: str
+    folders: dict[str, str] = {}
+
+
 class DiskWish(msgspec.Struct, frozen=True, kw_only=True):
     """What a disk asks of the pool that it is put into; `n`: its place in the spec's disks."""
 
@@ -50,6 +58,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 class Instance(Row, frozen=True, kw_only=True):
     """One VM. (power_session, power_seq) is the pair of the report that power_state is from.
 
+    `made`: what may be found of it on hosts, also where its guest is gone.
     `reserved`: it holds its share of its project's limits, its addresses and its disks' space, as
     one whose creation has failed does not. `named`: it names objects of the model (table uses).
     `reclaim_at`: it was deleted softly, and is deleted for good then, unless it is restored.
@@ -75,6 +84,7 @@ class Instance(Row, frozen=True, kw_only=True):
     hostname: str | None = None
     nics: tuple[Nic, ...] = ()
     wishes: Wishes = Wishes()
+    made: tuple[Made, ...] = ()
     reserved: bool = True
     named: bool = False
     generation: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from common.states import TombstoneState
-from manager.store.instances import Nic
+from manager.store.instances import Made, Nic
 from manager.store.mapping import Row, table
 
 
@@ -33,6 +33,7 @@ class Tombstone(Row, frozen=True, kw_only=True):
     mac: str | None
     address: str | None = None
     nics: tuple[Nic, ...] = ()
+    made: tuple[Made, ...] = ()
     holds: tuple[str, ...] = ()
     issue_at: dt.datetime | None = None
     tries: int = 0

@@ -9,7 +9,7 @@ from manager.store.mapping import Row, table
 class Volume(Row, frozen=True, kw_only=True):
     """Disk `n` of a VM. `pool` None: not placed yet, or kept where its host's agent keeps disks.
 
-    It takes its space until its guest is proven gone.
+    It takes its space until its guest is proven gone; with a `cleanup`, until that item has ended.
     """
 
     instance: str
@@ -18,3 +18,4 @@ class Volume(Row, frozen=True, kw_only=True):
     size_gib: int
     pool: str | None = None
     host: str | None = None
+    cleanup: str | None = None

@@ -490,6 +490,8 @@ class ScriptedAgent:
         if command.kind is m.CommandKind.TERMINATE_INSTANCE:
             for guest in known:
                 del self.guests[guest.hypervisor_uuid]
+        elif command.kind is m.CommandKind.CLEAN_UP:
+            return self.succeed(command, look=None)
         elif not known:
             spec = command.spec["guest"]
             self.ours(

@@ -16,6 +16,7 @@ from agent.drivers.libvirt.driver import create
 from agent.drivers.libvirt.filters import BRIDGE_TRAFFIC
 from common.conf import Settings
 from common.conf.libvirt import Libvirt
+from common.conf.rbd import Rbd
 from common.messages import GuestReport, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
@@ -32,7 +33,7 @@ MARK_URI = "https://muster.invalid/xmlns/domain/1"
 class Rig:
     """`driver` with the changes it told of; `hand` is a connection of its own."""
 
-    def __init__(self, uri: str, folder: Path) -> None:
+    def __init__(self, uri: str, folder: Path, rbd: Rbd = Rbd()) -> None:  # noqa: B008 - frozen
         self.uri = uri
         self.instances = folder / "instances"
         self.changes: list[str | None] = []
@@ -46,7 +47,8 @@ class Rig:
                     virt_type="qemu",
                     instances_path=str(self.instances),
                     keepalive_interval=1,
-                )
+                ),
+                rbd=rbd,
             ),
             self.runtime,
         )
@@ -142,9 +144,9 @@ def mark_xml(*, fleet: str = FLEET, instance: str, generation: str = "1", bearer
 
 
 @contextlib.contextmanager
-def at_work(uri: str, folder: Path, *, wait: bool = True) -> Iterator[Rig]:
+def at_work(uri: str, folder: Path, *, wait: bool = True, **settings: Any) -> Iterator[Rig]:
     """A rig whose driver is connected; everything it made is removed in the end."""
-    rig = Rig(uri, folder)
+    rig = Rig(uri, folder, **settings)
     rig.open()
     try:
         if wait:

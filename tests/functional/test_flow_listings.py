@@ -15,7 +15,10 @@ from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
 from tests.functional.zone import ZONE, deploy, make, started
 
 OPEN, CLOSED = TombstoneState.OPEN, TombstoneState.CLOSED
-POOLS = [{"name": "wide", "scope": "zone", "zone": "z1", "path": "/wide", "capacity_gib": 20}]
+POOLS = [
+    {"name": f"own-{host}", "scope": "host", "host": host, "path": "/own", "capacity_gib": 20}
+    for host in ("h1", "h2", "h3")
+]
 N1 = [{"network": "n1"}]
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from agent.drivers.libvirt.disks import Disks
+from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
+from common.conf.rbd import Rbd
 from common.errors import CallTimeout, HypervisorError
 from common.messages import DiskSpec, ImageSource
 from common.model import TemplateFormat
@@ -32,7 +34,7 @@ def quietly(_phase: str) -> None:
 
 
 def at(folder: Path) -> Disks:
-    return Disks(str(folder), Templates(Runtime()))
+    return Disks(str(folder), Templates(Runtime()), Images(Rbd(), Runtime()))
 
 
 def make(disks: Disks, bearer: str, *specs: DiskSpec) -> list[Path]:

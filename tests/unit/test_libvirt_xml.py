@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.drivers.libvirt import xml
-from common.messages import DiskSpec, GuestReport, GuestSpec, NicSpec
+from common.messages import DiskSpec, GuestReport, GuestSpec, NicSpec, RbdTarget
 from common.ownership import Mark, is_ours
 from common.states import PowerState
 
@@ -269,6 +269,32 @@ def test_a_definition_names_all_that_was_made_for_its_guest() -> None:
     assert xml.belongings(body) == xml.Belongings(frozenset({"/a", "/b"}), frozenset({"f-1"}))
     assert xml.report(body, PowerState.SHUTOFF).mark == MARK
     assert xml.belongings(defined(spec())) == xml.Belongings()
+
+
+def test_a_disk_in_ceph_is_opened_by_user_and_secret_and_is_found_again() -> None:
+    target = RbdTarget(
+        pool="vms",
+        image=f"muster-{BEARER}-disk0",
+        monitors=("10.0.0.1:6789", "ceph-1.example.org", "[fd00::1]:3300", "[fd00::2]"),
+    )
+    text = defined(
+        spec(disks=(DiskSpec(size_gib=1, rbd=target),)),
+        disks=[xml.Disk("", "raw", access=xml.Access(target, "muster", "s-1"))],
+    )
+    [disk] = ET.fromstring(text).iterfind("devices/disk")  # noqa: S314 - our own
+    assert disk.get("type") == "network"
+    assert disk.find("auth").attrib == {"username": "muster"}  # type: ignore[union-attr]
+    assert disk.find("auth/secret").attrib == {"type": "ceph", "uuid": "s-1"}  # type: ignore[union-attr]
+    source = disk.find("source")
+    assert source is not None
+    assert source.attrib == {"protocol": "rbd", "name": f"vms/muster-{BEARER}-disk0"}
+    assert [host.attrib for host in source] == [
+        {"name": "10.0.0.1", "port": "6789"},
+        {"name": "ceph-1.example.org"},
+        {"name": "fd00::1", "port": "3300"},
+        {"name": "fd00::2"},
+    ]
+    assert xml.belongings(text) == xml.Belongings(images=frozenset({target}))
 
 
 def test_weight_and_cap_are_there_and_can_be_left_out() -> None:

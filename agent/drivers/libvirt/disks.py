@@ -1,4 +1,4 @@
-"""Image files of guests: made with qemu-img, removed only when we made them."""
+"""Disks of guests, in files or in Ceph: removed only when we made them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from agent.drivers.base import Doing
 from agent.drivers.libvirt import folders, qemu_img
+from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
-from agent.drivers.libvirt.xml import Disk
+from agent.drivers.libvirt.xml import Access, Disk
 from common.errors import HypervisorError
-from common.messages import DiskSpec, ImageSource
+from common.messages import DiskSpec, ImageSource, RbdTarget
 from common.model import TemplateFormat
 
 LOG = logging.getLogger(__name__)
@@ -30,12 +31,13 @@ class Disks:
     """A folder for each instance in the folder of each pool; new images are named by their guest.
 
     So two guests of one instance (an attempt that was given up, and the next) never share a file,
-    and what a destroyed guest leaves behind is known by its name alone.
+    and what a destroyed guest leaves behind is known by its name alone. The same goes for images.
     """
 
-    def __init__(self, instances_path: str, templates: Templates) -> None:
+    def __init__(self, instances_path: str, templates: Templates, images: Images) -> None:
         self._root = Path(instances_path)
         self._templates = templates
+        self._images = images
 
     def serial_log(self, instance: str) -> str:
         return str(self._folder(self._root, instance) / SERIAL_LOG)
@@ -55,8 +57,13 @@ class Disks:
     ) -> None:
         """Have every template in the folder that needs it; those of no disk in our own."""
         for spec in specs:
-            if spec.source is not None:
-                self._templates.ensure(self._pool(spec), spec.source, alive)
+            if spec.source is None:
+                continue
+            file = self._templates.ensure(self._pool(spec), spec.source, alive)
+            if spec.rbd is not None and spec.source.format is not TemplateFormat.ISO:
+                self._images.ensure_template(
+                    spec.rbd, spec.source.sha256, file, spec.source.format.value, alive
+                )
         for source in others:
             self._templates.ensure(self._root, source, alive)
 
@@ -79,6 +86,9 @@ class Disks:
                 continue
             phase = "data disks" if number else "root disk"
             doing(phase)
+            if spec.rbd is not None:
+                self._images.make(spec.rbd, spec, partial(doing, phase))
+                continue
             self._make_folder(Path(disk.path).parent, "check the pool's folder")
             part = f"{disk.path}.part"
             try:
@@ -101,12 +111,21 @@ class Disks:
                 f"no seed {path}: {exc.strerror}", "check [libvirt] instances_path"
             ) from exc
 
-    def remove(self, instance: str, bearer: str, pools: Iterable[str] = ()) -> None:
-        """Remove what was made for this guest here and in pools' folders.
+    def remove(
+        self,
+        instance: str,
+        bearer: str,
+        pools: Iterable[str] = (),
+        images: Iterable[RbdTarget] = (),
+    ) -> None:
+        """Remove what was made for this guest here, in pools' folders and in Ceph.
 
         The instance's folder goes with its last guest's files. HypervisorError for a pool's folder
-        that is not there: what is in it could not be removed.
+        that is not there, and for an image that is open: what is left could not be removed.
         """
+        for image in sorted(images, key=lambda image: image.image):
+            if image.image.startswith(f"muster-{bearer}-disk"):
+                self._images.remove(image)
         for pool in sorted(set(pools) - {str(self._root)}):
             if not os.path.isdir(pool):
                 raise HypervisorError(
@@ -123,6 +142,15 @@ class Disks:
         if spec.path is not None:
             return Disk(spec.path, _format_of(spec.path))
         pool = self._pool(spec)
+        is_iso = spec.source is not None and spec.source.format is TemplateFormat.ISO
+        if spec.rbd is not None and not is_iso:
+            if spec.rbd.image != f"muster-{bearer}-disk{number}":
+                raise HypervisorError(
+                    f"the image {spec.rbd.image} is not named by its guest {bearer}",
+                    "upgrade the managers or this agent: they name images differently",
+                )
+            access = Access(spec.rbd, self._images.user, self._images.secret(spec.rbd.monitors))
+            return Disk("", "raw", access=access)
         if spec.source is not None and spec.source.format is TemplateFormat.ISO:
             return Disk(str(self._templates.path(pool, spec.source)), "raw", "cdrom")
         return Disk(str(self._folder(pool, instance) / f"{bearer}.disk{number}.qcow2"), "qcow2")

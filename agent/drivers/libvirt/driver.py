@@ -23,4 +23,4 @@ def create(
             f"[agent] driver = libvirt: the Python module {exc.name} is not installed",
             "pip install musterd[libvirt]",
         ) from exc
-    return Hypervisor(settings.libvirt, runtime)
+    return Hypervisor(settings.libvirt, settings.rbd, runtime)

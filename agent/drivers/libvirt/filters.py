@@ -118,6 +118,20 @@ class Filters:
                     f"remove nwfilter {filter_name}", partial(_undefine, filter_name)
                 )
 
+    def left_of(self, instance: str, bearer: str) -> list[str]:
+        """All that are called as this guest's, whether or not anything names them."""
+
+        def look(conn: Any) -> list[str]:
+            try:
+                there = conn.listNWFilters()
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() not in _MISSING:
+                    raise
+                return []
+            return [each for each in there if each.startswith(prefix(instance, bearer))]
+
+        return self._connection.call("list nwfilters", look)
+
     def _exists(self, filter_name: str) -> bool:
         def look(conn: Any) -> bool:
             try:

@@ -15,18 +15,20 @@ from typing import Any
 import libvirt
 import msgspec
 
+from agent.drivers import checks
 from agent.drivers.base import Doing, Listing, OwnedGuest
 from agent.drivers.libvirt import domains, making, probe
 from agent.drivers.libvirt.connection import Connection
 from agent.drivers.libvirt.making import Maker
 from common.conf.libvirt import Libvirt
+from common.conf.rbd import Rbd
 from common.errors import (
     CallTimeout,
     GuestMissing,
     HypervisorError,
     HypervisorUnavailable,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -42,11 +44,12 @@ class Hypervisor:
 
     name = "libvirt"
 
-    def __init__(self, settings: Libvirt, runtime: Runtime) -> None:
+    def __init__(self, settings: Libvirt, rbd: Rbd, runtime: Runtime) -> None:
+        self.attaches = bool(rbd.keyring)
         self._settings = settings
         self._runtime = runtime
         self._connection = Connection(settings.connection_uri, settings.keepalive_interval, runtime)
-        self._maker = Maker(settings, self._connection, runtime)
+        self._maker = Maker(settings, rbd, self._connection, runtime)
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         self._connection.open(on_change)
@@ -146,7 +149,9 @@ class Hypervisor:
     def start(self, guest: OwnedGuest) -> None:
         self._connection.call(
             f"start {guest.seen.name}",
-            lambda conn: domains.run(domains.ours(conn, guest), guest.mark),
+            lambda conn: domains.run(
+                self._maker.ready(conn, domains.ours(conn, guest)), guest.mark
+            ),
         )
 
     def stop(self, guest: OwnedGuest, *, force: bool, timeout_s: float) -> None:
@@ -164,7 +169,7 @@ class Hypervisor:
             return
 
         def cycle(conn: Any) -> None:
-            domain = domains.ours(conn, guest)
+            domain = self._maker.ready(conn, domains.ours(conn, guest))
             domains.pull(domain)
             domains.run(domain, guest.mark)
 
@@ -188,8 +193,16 @@ class Hypervisor:
     def resume(self, guest: OwnedGuest) -> None:
         self._connection.call(
             f"resume {guest.seen.name}",
-            lambda conn: domains.restore(domains.ours(conn, guest), guest.mark),
+            lambda conn: domains.restore(
+                self._maker.ready(conn, domains.ours(conn, guest)), guest.mark
+            ),
         )
+
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        definition = self._connection.call(
+            f"look at {guest.seen.name}", lambda conn: domains.ours(conn, guest).XMLDesc()
+        )
+        return self._maker.attached(definition)
 
     def destroy(self, guest: OwnedGuest) -> None:
         known: set[str] = set()
@@ -212,6 +225,13 @@ class Hypervisor:
             )
         except GuestMissing:
             self._maker.remove(guest.mark, tuple(known))
+
+    def clean_up(self, remains: Remains) -> None:
+        match remains:
+            case GuestFiles():
+                if self.look(remains.bearer) is not None:
+                    raise checks.still_there(remains)
+                self._maker.remove_files(remains)
 
     # parts of the changes
 

@@ -17,15 +17,17 @@ import msgspec
 
 from agent.drivers import checks
 from agent.drivers.base import Doing
-from agent.drivers.libvirt import cpu, domains, filters, probe, seed, xml
+from agent.drivers.libvirt import cpu, domains, filters, keys, probe, seed, xml
 from agent.drivers.libvirt.connection import Connection
 from agent.drivers.libvirt.disks import Disks
 from agent.drivers.libvirt.filters import Filters
 from agent.drivers.libvirt.networks import Networks
+from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
+from common.conf.rbd import Rbd
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import GuestSpec
+from common.messages import Attachment, GuestFiles, GuestSpec
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -35,11 +37,14 @@ LOG = logging.getLogger(__name__)
 class Maker:
     """Makes guests whole and removes them whole."""
 
-    def __init__(self, settings: Libvirt, connection: Connection, runtime: Runtime) -> None:
+    def __init__(
+        self, settings: Libvirt, rbd: Rbd, connection: Connection, runtime: Runtime
+    ) -> None:
         self._settings = settings
         self._runtime = runtime
         self._connection = connection
-        self._disks = Disks(settings.instances_path, Templates(runtime))
+        self._images = Images(rbd, runtime)
+        self._disks = Disks(settings.instances_path, Templates(runtime), self._images)
         self._networks = Networks(connection)
         self._filters = Filters(connection)
 
@@ -97,7 +102,26 @@ class Maker:
         names = {name for belongings in found for name in belongings.filters}
         self._filters.remove(mark.instance, mark.bearer, names)
         folders = {folder for belongings in found for folder in belongings.folders}
-        self._disks.remove(mark.instance, mark.bearer, folders)
+        images = {image for belongings in found for image in belongings.images}
+        self._disks.remove(mark.instance, mark.bearer, folders, images)
+
+    def ready(self, conn: Any, domain: Any) -> Any:
+        """The domain, once libvirt has what it needs to open the domain's disks."""
+        images = xml.belongings(domain.XMLDesc()).images
+        for monitors in {image.monitors for image in images}:
+            keys.ensure(conn, self._images, monitors)
+        return domain
+
+    def attached(self, definition: str) -> tuple[Attachment, ...]:
+        """Each image in Ceph that was made for a guest, with who has it open."""
+        images = sorted(xml.belongings(definition).images, key=lambda image: image.image)
+        return tuple(self._images.attached(image) for image in images)
+
+    def remove_files(self, files: GuestFiles) -> None:
+        """Remove what is left of a guest whose domain, which named it all, is gone."""
+        names = self._filters.left_of(files.instance, files.bearer)
+        self._filters.remove(files.instance, files.bearer, names)
+        self._disks.remove(files.instance, files.bearer, files.folders)
 
     # inside
 
@@ -154,13 +178,14 @@ class Maker:
             if (name := filters.name(mark.instance, mark.bearer, number, nic)) is not None
         }
         folders = {disk.folder for disk in spec.disks if disk.folder is not None}
+        images = {disk.rbd for disk in spec.disks if disk.rbd is not None}
 
         def undefine(conn: Any) -> None:
             domains.undefine(domains.marked(conn, mark.bearer, mark))
 
         try:
             self._filters.remove(mark.instance, mark.bearer, names)
-            self._disks.remove(mark.instance, mark.bearer, folders)
+            self._disks.remove(mark.instance, mark.bearer, folders, images)
             self._connection.call(f"undefine {mark.bearer}", undefine)
         except GuestMissing:
             return

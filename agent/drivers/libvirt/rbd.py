@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Images:
     def key(self) -> str:
         """The user's secret, read anew each time: it may have been changed."""
         return ceph.key(self._settings)
+
+    def secret(self, monitors: Sequence[str]) -> str:
+        """The uuid of libvirt's secret with that key, told before it is made."""
+        words = f"muster/ceph/client.{self.user} {','.join(sorted(monitors))}"
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, words))
 
     def ensure_template(
         self, target: RbdTarget, checksum: str, file: Path, kind: str, alive: Callable[[], None]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 # What is parsed is libvirt's own serialisation, which knows neither entities nor DTDs.
 from xml.etree import ElementTree as ET
 
-from common.messages import GuestReport, GuestSpec
+from common.messages import GuestReport, GuestSpec, RbdTarget
 from common.ownership import Mark
 from common.states import PowerState
 
@@ -20,6 +20,7 @@ MADE_URI = "https://muster.invalid/xmlns/made/1"
 _MARK_TAG = f"{{{MARK_URI}}}mark"
 _MADE_TAG = f"{{{MADE_URI}}}in"
 _FOLDER_TAG = f"{{{MADE_URI}}}folder"
+_IMAGE_TAG = f"{{{MADE_URI}}}image"
 CPU_PERIOD_US = 100_000
 
 _GENERATION = re.compile(r"[0-9]{1,16}")
@@ -27,6 +28,7 @@ _MARK_TEXT_LIMIT = 253
 # libvirt makes file names of domain names: of the log, the monitor, the saved memory.
 _NAME_BYTES = 200
 _NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f/\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+")
+_MONITOR = re.compile(r"\[?([^\]]*?)\]?(?::([0-9]{1,5}))?")
 _KIB = {
     "b": 1 / 1024,
     "bytes": 1 / 1024,
@@ -48,12 +50,24 @@ ET.register_namespace(MARK_PREFIX, MARK_URI)
 ET.register_namespace("made", MADE_URI)
 
 
+class Access(NamedTuple):
+    """How a guest opens an image in Ceph: as which user, with libvirt's secret of which uuid."""
+
+    target: RbdTarget
+    user: str
+    secret: str
+
+
 class Disk(NamedTuple):
-    """An image file, its format, qcow2 or raw, and its `device`: disk, cdrom, or seed."""
+    """An image file, its format, qcow2 or raw, and its `device`: disk, cdrom, or seed.
+
+    One in Ceph has an `access` instead of a path.
+    """
 
     path: str
     format: str
     device: str = "disk"
+    access: Access | None = None
 
 
 class Nic(NamedTuple):
@@ -78,10 +92,11 @@ class Cpu(NamedTuple):
 
 
 class Belongings(NamedTuple):
-    """What a definition says that was made for its guest: pools' folders, names of nwfilters."""
+    """What a definition says that was made for its guest: in which folders, under which names."""
 
     folders: frozenset[str] = frozenset()
     filters: frozenset[str] = frozenset()
+    images: frozenset[RbdTarget] = frozenset()
 
 
 def domain_name(wanted: str) -> str:
@@ -114,10 +129,14 @@ def define(
     metadata = ET.SubElement(domain, "metadata")
     metadata.append(_mark(mark))
     folders = sorted({disk.folder for disk in spec.disks if disk.folder is not None})
-    if folders:
+    images = [disk.rbd for disk in spec.disks if disk.rbd is not None]
+    if folders or images:
         made = ET.SubElement(metadata, _MADE_TAG)
         for folder in folders:
             ET.SubElement(made, _FOLDER_TAG, path=folder)
+        for image in images:
+            monitors = " ".join(image.monitors)
+            ET.SubElement(made, _IMAGE_TAG, pool=image.pool, name=image.image, monitors=monitors)
     _text(domain, "memory", str(spec.memory_mib), unit="MiB")
     _text(domain, "vcpu", str(spec.vcpus))
     if cpu is not None:
@@ -151,10 +170,13 @@ def define(
     # The root disk, and then the disc that fills it while it is empty.
     first = [next((d for d in disks if d.device == kind), None) for kind in ("disk", "cdrom")]
     for disk, target, bus in _placed(disks, "sata" if virt_type == "kvm" else "ide"):
-        device = ET.SubElement(devices, "disk", type="file")
+        device = ET.SubElement(devices, "disk", type="network" if disk.access else "file")
         device.set("device", "disk" if disk.device == "disk" else "cdrom")
         ET.SubElement(device, "driver", name="qemu", type=disk.format)
-        ET.SubElement(device, "source", file=disk.path)
+        if disk.access is not None:
+            _in_ceph(device, disk.access)
+        else:
+            ET.SubElement(device, "source", file=disk.path)
         ET.SubElement(device, "target", dev=target, bus=bus)
         if disk.device != "disk":
             ET.SubElement(device, "readonly")
@@ -197,9 +219,16 @@ def belongings(xml: str) -> Belongings:
     domain = _parse(xml)
     found = domain.iterfind(f"metadata/{_MADE_TAG}/{_FOLDER_TAG}")
     filters = domain.iterfind("devices/interface/filterref")
+    images = domain.iterfind(f"metadata/{_MADE_TAG}/{_IMAGE_TAG}")
+    named = (_attributes(image, ("pool", "name", "monitors")) for image in images)
     return Belongings(
         frozenset(path for path in (folder.get("path") for folder in found) if path),
         frozenset(name for name in (ref.get("filter") for ref in filters) if name),
+        frozenset(
+            RbdTarget(pool=pool, image=name, monitors=tuple(monitors.split()))
+            for pool, name, monitors in named
+            if pool and name and monitors
+        ),
     )
 
 
@@ -267,6 +296,20 @@ def _placed(disks: Sequence[Disk], disc_bus: str) -> Iterable[tuple[Disk, str, s
         letters = {"virtio": "vd", "ide": "hd"}.get(bus, "sd")
         yield disk, _disk_name(letters, numbers[letters]), bus
         numbers[letters] += 1
+
+
+def _in_ceph(device: ET.Element, access: Access) -> None:
+    auth = ET.SubElement(device, "auth", username=access.user)
+    ET.SubElement(auth, "secret", type="ceph", uuid=access.secret)
+    name = f"{access.target.pool}/{access.target.image}"
+    source = ET.SubElement(device, "source", protocol="rbd", name=name)
+    for monitor in access.target.monitors:
+        found = _MONITOR.fullmatch(monitor)
+        if found is None:
+            raise ValueError(f"{monitor!r} is no monitor")
+        host = ET.SubElement(source, "host", name=found[1])
+        if found[2]:
+            host.set("port", found[2])
 
 
 def _card(devices: ET.Element, nic: Nic) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from agent.drivers import checks
 from agent.drivers.base import Doing, Driver, Listing, OwnedGuest
+from agent.drivers.simulated.disks import folders_of
 from agent.drivers.simulated.store import Guest, Store
 from common.conf import Settings
 from common.errors import (
@@ -18,7 +19,7 @@ from common.errors import (
     MusterError,
     NotOurs,
 )
-from common.messages import Capacity, GuestReport, GuestSpec
+from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
 from common.states import PowerState
@@ -26,7 +27,7 @@ from common.states import PowerState
 UP = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name, PowerState.PAUSED.name})
 CHANGING = frozenset(
     {"create", "remark", "start", "stop", "reboot", "pause", "unpause"}
-    | {"suspend", "resume", "destroy"}
+    | {"suspend", "resume", "destroy", "clean_up"}
 )
 _ON = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name})
 _PAUSED = frozenset({PowerState.PAUSED.name})
@@ -42,6 +43,7 @@ class SimulatedDriver:
     """One host's simulated hypervisor, as its agent sees it."""
 
     name = "simulated"
+    attaches = False
 
     def __init__(self, store: Store, settings: Settings, runtime: Runtime) -> None:
         self._store = store
@@ -140,6 +142,7 @@ class SimulatedDriver:
                 mark=mark,
                 spec=spec,
             )
+            self._store.disks.make(guest.uuid, folders_of(spec))
             self._store.write(guest)
             self._note("create", guest)
             return guest.report()
@@ -205,10 +208,22 @@ class SimulatedDriver:
             self._store.write(found)
             self._note(verb, found)
 
+    def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
+        return ()
+
     def destroy(self, guest: OwnedGuest) -> None:
         with self._fault("destroy"), self._ours(guest) as found:
+            self._store.disks.remove(found.uuid, folders_of(found.spec))
             self._store.remove(found.uuid)
             self._note("destroy", found)
+
+    def clean_up(self, remains: Remains) -> None:
+        with self._fault("clean_up"), self._store.lock():
+            match remains:
+                case GuestFiles():
+                    if self._store.read(remains.bearer) is not None:
+                        raise checks.still_there(remains)
+                    self._store.disks.remove(remains.bearer, remains.folders)
 
     def _note(self, verb: str, guest: Guest) -> None:
         self._store.note("agent", verb, guest)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.drivers.simulated.disks import Disks
 from common.errors import HypervisorError, HypervisorUnavailable
 from common.messages import GuestReport, GuestSpec
 from common.ownership import Mark
@@ -86,6 +87,7 @@ class Store:
     def __init__(self, state_dir: str, host: str) -> None:
         self.folder = Path(state_dir) / host
         self.guests = self.folder / "guests"
+        self.disks = Disks(Path(state_dir), host)
 
     def make(self) -> None:
         """The host comes into being; harmless when it exists."""

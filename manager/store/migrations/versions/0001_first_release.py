@@ -32,6 +32,33 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("host", "instance", name=op.f("pk_agent_floors")),
     )
     op.create_table(
+        "cleanups",
+        sa.Column("uuid", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=True),
+        sa.Column("pool", sa.Text(), nullable=True),
+        sa.Column("guest_host", sa.Text(), nullable=True),
+        sa.Column("remains", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("waits_for", sa.Text(), nullable=False),
+        sa.Column("tries", sa.BigInteger(), nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.Column("next_try_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("command", sa.Text(), nullable=True),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("uuid", name=op.f("pk_cleanups")),
+    )
+    op.create_index(op.f("ix_cleanups_instance"), "cleanups", ["instance"], unique=False)
+    op.create_index(
+        op.f("ix_cleanups_state_next_try_at"), "cleanups", ["state", "next_try_at"], unique=False
+    )
+    op.create_table(
         "commands",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("job", sa.Text(), nullable=True),
@@ -172,6 +199,7 @@ def upgrade() -> None:
         sa.Column("hostname", sa.Text(), nullable=True),
         sa.Column("nics", sa.Text(), nullable=False),
         sa.Column("wishes", sa.Text(), nullable=False),
+        sa.Column("made", sa.Text(), nullable=False),
         sa.Column("reserved", sa.Boolean(), nullable=False),
         sa.Column("named", sa.Boolean(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
@@ -296,6 +324,7 @@ def upgrade() -> None:
         sa.Column("mac", sa.Text(), nullable=True),
         sa.Column("address", sa.Text(), nullable=True),
         sa.Column("nics", sa.Text(), nullable=False),
+        sa.Column("made", sa.Text(), nullable=False),
         sa.Column("holds", sa.Text(), nullable=False),
         sa.Column("issue_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("tries", sa.BigInteger(), nullable=False),
@@ -339,6 +368,7 @@ def upgrade() -> None:
         sa.Column("size_gib", sa.BigInteger(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("host", sa.Text(), nullable=True),
+        sa.Column("cleanup", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("instance", "n", name=op.f("pk_volumes")),
     )
     op.create_index(op.f("ix_volumes_pool"), "volumes", ["pool"], unique=False)

@@ -1,0 +1,257 @@
+"""Clean-up items: what was left behind, removed by an agent, however long that takes.
+
+An item is written in the transaction that finds that something has to go. It ends when an agent
+has answered that it is gone, or when an operator lets it be; nothing else forgets it. What it
+stands for stays taken until then.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+import msgspec
+import sqlalchemy as sa
+
+from common.conf import Settings
+from common.errors import NotFound, WrongState
+from common.messages import CommandKind, GuestFiles, Outcome, Remains, Result, TrailEntry, builtins
+from common.model import Kind, PoolScope
+from common.states import CommandEvent, CommandState, HostState
+from manager.flows import commands, freeze
+from manager.flows import model as nouns
+from manager.rules import cleanup as rule
+from manager.rules import quarantine
+from manager.store.cleanups import Cleanup, CleanupState
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.hosts import Host
+from manager.store.instances import Instance
+from manager.store.statements import Query, Removal, ask
+from manager.store.tombstones import Tombstone
+from manager.store.volumes import Volume
+
+BASE_BACK_OFF_S = 1.0
+C, H, V = Cleanup.__table__.c, Host.__table__.c, Volume.__table__.c
+IS_OPEN = C.state == CleanupState.OPEN
+OPEN_OF = Query(Cleanup, C.instance == ask("instance"), IS_OPEN, order=[C.created_at, C.uuid])
+IS_DUE = sa.and_(IS_OPEN, C.next_try_at <= ask("now"))
+DUE = Query(Cleanup, IS_DUE, order=[C.next_try_at], limit=50)
+# As a cluster's hosts tell it: a pool's hosts that could do something for it now.
+WELL = (H.state == HostState.UP, H.session_open, sa.not_(sa.or_(H.fenced, H.clash)))
+OF_CLUSTERS = sa.select(H.name, H.cluster).where(*WELL).order_by(H.name)
+STANDS_FOR = Removal(Volume, V.instance == ask("instance"), V.cleanup == ask("cleanup"))
+
+
+def add(
+    tx: Tx,
+    cfg: Settings,
+    vm: Instance | Tombstone,
+    *,
+    kind: str,
+    remains: Remains,
+    reason: str,
+    host: str | None = None,
+    pool: str | None = None,
+    guest_host: str | None = None,
+    volumes: Iterable[int] = (),
+) -> Cleanup:
+    """One item, and its command if there is somebody to take it.
+
+    Done on `host`, or else by any host that reaches `pool`. `guest_host`: where a guest may still
+    use it. `volumes` stay taken until it ends. What is open already stays as it is.
+    """
+    instance = vm.uuid if isinstance(vm, Instance) else vm.instance
+    for known in tx.ask(OPEN_OF, instance=instance):
+        if known.kind == kind and _remains(known) == remains:
+            return _try(tx, cfg, known)
+    item = Cleanup(
+        uuid=tx.new_id(),
+        kind=kind,
+        instance=instance,
+        name=vm.name,
+        host=host,
+        pool=pool,
+        guest_host=guest_host,
+        remains=builtins(remains),
+        reason=reason,
+        next_try_at=tx.now,
+        created_at=tx.now,
+    )
+    tx.insert(item)
+    for n in volumes:
+        tx.put(tx.get(Volume, instance, n), cleanup=item.uuid)
+    tx.event("cleanup.open", instance, "manager", f"{vm.name}: {_what(item)}: {reason}")
+    return _try(tx, cfg, item)
+
+
+def named(tx: Tx, uuid: str) -> Cleanup:
+    """The item, or NotFound."""
+    item = tx.find(Cleanup, uuid.lower())
+    if item is None:
+        raise NotFound(f"no clean-up item {uuid}", "muster cleanup list shows all")
+    return item
+
+
+def retry_due(tx: Tx, cfg: Settings) -> int:
+    """Try again what is due; returns how many."""
+    items = tx.due(DUE, now=tx.now)
+    for item in items:
+        _try(tx, cfg, item)
+    return len(items)
+
+
+def retry(tx: Tx, cfg: Settings, item: Cleanup) -> Cleanup:
+    """Try an item now, as an operator asks for; WrongState for one that has ended."""
+    if item.state is not CleanupState.OPEN:
+        raise WrongState(f"clean-up item {item.uuid} is {item.state}", "muster cleanup list")
+    return _try(tx, cfg, item)
+
+
+def forget(tx: Tx, item: Cleanup, operator: str, reason: str) -> Cleanup:
+    """Nobody tries it any more, and what it stood for is given back; what is left, is left."""
+    if item.state is not CleanupState.OPEN:
+        return item
+    return _end(tx, item, CleanupState.FORGOTTEN, operator, reason)
+
+
+def command_ended(tx: Tx, command: CommandRow, result: Result | None) -> None:
+    """What an agent answered; None: nothing is heard of it, and it is tried again."""
+    item = tx.find(Cleanup, str(command.spec.get("cleanup")))
+    if item is None or item.state is not CleanupState.OPEN:
+        return
+    if command.state is CommandState.SUCCEEDED:
+        text = f"{command.host} has removed it"
+        _end(tx, item, CleanupState.DONE, f"host {command.host}", text)
+        return
+    if item.command != command.id:
+        return  # it is tried again already
+    wait_s = quarantine.back_off_s(item.tries, BASE_BACK_OFF_S)
+    generation = item.generation
+    if result is not None and result.outcome is not Outcome.SUCCEEDED and result.floor is not None:
+        # The agent has heard of a newer command than we remember: go above it, without waiting.
+        generation, wait_s = max(generation, result.floor), 0.0
+        commands.raise_generation(tx, item.instance, generation)
+    tx.swap(
+        item,
+        generation=generation,
+        tries=item.tries + 1,
+        answer=f"{command.host}: {command.error_code}: {command.error}",
+        waits_for=f"try {item.tries + 2}",
+        next_try_at=tx.now + dt.timedelta(seconds=wait_s),
+    )
+
+
+def given_up(tx: Tx, row: CommandRow) -> None:
+    """Its host does not answer: it is tried again there, or by another one of the pool.
+
+    No void is owed for it: whatever an agent makes of it late, it is the same.
+    """
+    sent = row.state is not CommandState.ACCEPTED
+    moved, _ = commands.move(
+        tx,
+        row,
+        CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN,
+        error_code="OUTCOME_UNKNOWN" if sent else "EXPIRED",
+        error=f"no answer within {row.timeout_s:g} s",
+    )
+    command_ended(tx, moved, None)
+
+
+def answered_for(tx: Tx, stone: Tombstone) -> None:
+    """The host of a guest has answered its terminate: what was made there is gone."""
+    bearers = {made.bearer for made in stone.made}
+    for item in tx.ask(OPEN_OF, instance=stone.instance) if bearers else ():
+        if item.guest_host == stone.host and _bearer(item) in bearers:
+            text = f"{stone.host} has removed it with what was left there"
+            _end(tx, item, CleanupState.DONE, f"host {stone.host}", text)
+
+
+def _remains(item: Cleanup) -> Remains:
+    return msgspec.convert(item.remains, type=Remains)
+
+
+def _bearer(item: Cleanup) -> str | None:
+    remains = _remains(item)
+    return remains.bearer if isinstance(remains, GuestFiles) else None
+
+
+def _end(tx: Tx, item: Cleanup, state: CleanupState, source: str, text: str) -> Cleanup:
+    tx.remove(STANDS_FOR, instance=item.instance, cleanup=item.uuid)
+    tx.event(
+        f"cleanup.{state.lower()}", item.instance, source, f"{item.name}: {_what(item)}: {text}"
+    )
+    return tx.swap(item, state=state, ended_at=tx.now, next_try_at=None, waits_for="", answer=text)
+
+
+def _what(item: Cleanup) -> str:
+    where = item.host if item.pool is None else f"pool {item.pool}"
+    return f"{item.kind} in {where}" if where else item.kind
+
+
+def _try(tx: Tx, cfg: Settings, item: Cleanup) -> Cleanup:
+    """Have an agent remove it, if one may and can; else look again later."""
+    sent = tx.find(CommandRow, item.command) if item.command is not None else None
+    if sent is not None and sent.state in commands.OPEN:
+        return _wait(tx, item, f"{sent.host} to answer")
+    host, why_not = _hand(tx, item)
+    if host is None:
+        return _wait(tx, item, why_not)
+    generation = max(commands.next_generation(tx, item.instance), item.generation + 1)
+    command = commands.issue(
+        tx,
+        cfg,
+        kind=CommandKind.CLEAN_UP,
+        instance=item.instance,
+        host=host,
+        generation=generation,
+        job=None,
+        trail=(TrailEntry("manager", item.reason, item.created_at),),
+        spec={"cleanup": item.uuid, "remains": item.remains},
+    )
+    item = tx.swap(item, command=command.id, generation=generation)
+    return _wait(tx, item, f"{host} to answer")
+
+
+def _wait(tx: Tx, item: Cleanup, for_what: str) -> Cleanup:
+    again = tx.now + dt.timedelta(seconds=rule.LOOK_AGAIN_S)
+    return tx.swap(item, waits_for=for_what, next_try_at=again)
+
+
+def _hand(tx: Tx, item: Cleanup) -> tuple[str | None, str]:
+    """The host that is to remove it; None and why there is none, in words."""
+    if why := freeze.why(tx) or _in_use(tx, item):
+        return None, why
+    if item.host is not None:
+        host = tx.find(Host, item.host)
+        there = host is not None and host.session_open
+        return (item.host, "") if there else (None, f"{item.host} to say hello")
+    able = _hosts_of(tx, item.pool) if item.pool is not None else []
+    # Another one each time: what keeps one from it need not keep the next.
+    return (able[item.tries % len(able)], "") if able else (None, f"a host of pool {item.pool}")
+
+
+def _in_use(tx: Tx, item: Cleanup) -> str:
+    """Why a guest may still be using it."""
+    stone = tx.find(Tombstone, item.guest_host, item.instance) if item.guest_host else None
+    if stone is None:
+        return ""
+    host = tx.find(Host, stone.host)
+    speaks = host is not None and host.session_open
+    return rule.in_use(rule.Guest(stone.host, stone.state, speaks, stone.holds))
+
+
+def _hosts_of(tx: Tx, pool: str) -> list[str]:
+    """The hosts that could reach a pool now, by name."""
+    found = nouns.find(tx, Kind.POOL, pool)
+    if found is None:
+        return []
+    rows = tx.rows(OF_CLUSTERS, (Host,))
+    if found.scope is PoolScope.HOST:
+        return [name for name, _ in rows if name == found.host]
+    if found.scope is PoolScope.CLUSTER:
+        return [name for name, cluster in rows if cluster == found.cluster]
+    pods = {name for name, pod in nouns.all_of(tx, Kind.POD).items() if pod.zone == found.zone}
+    clusters = nouns.all_of(tx, Kind.CLUSTER).items()
+    near = {name for name, cluster in clusters if cluster.pod in pods}
+    return [name for name, cluster in rows if cluster in near]

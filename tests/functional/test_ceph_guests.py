@@ -1,0 +1,162 @@
+"""Guests of libvirt whose disks are in a real Ceph, and what they leave there: nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("libvirt")
+
+from agent.drivers.base import OwnedGuest
+from common.conf.rbd import Rbd
+from common.errors import HypervisorError
+from common.messages import DiskSpec, GuestSpec, RbdTarget
+from common.ownership import Mark
+from common.states import PowerState
+from devstack.fleet import image_folder
+from devstack.image import Image, ImageError, build
+from devstack.parts.ceph import Ceph
+from devstack.parts.libvirtd import Libvirtd
+from tests.functional.libvirt_rig import FLEET, Rig, at_work
+from tests.wait import wait_until
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+BOOT_S = 120.0  # three seconds on an idle machine
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    try:
+        return build(image_folder())
+    except ImageError as exc:
+        if os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1":
+            pytest.fail(str(exc), pytrace=False)
+        pytest.skip(str(exc))
+
+
+@pytest.fixture
+def rig(libvirtd_near: Libvirtd, ceph: Ceph, tmp_path: Path) -> Iterator[Rig]:
+    rbd = Rbd(user=ceph.user, keyring=str(ceph.keyring), timeout=10)
+    with at_work(libvirtd_near.qemu_uri, tmp_path, rbd=rbd) as rig:
+        yield rig
+
+
+class Writing:
+    """A guest that writes to its disk in Ceph for ever; `guest` is defined, and off."""
+
+    def __init__(self, rig: Rig, ceph: Ceph, image: Image) -> None:
+        self._rig = rig
+        bearer = str(uuid.uuid4())
+        self.mark = Mark(fleet=FLEET, instance=str(uuid.uuid4()), generation=1, bearer=bearer)
+        self.target = RbdTarget(
+            pool=ceph.pool, image=f"muster-{bearer}-disk0", monitors=(ceph.monitor,)
+        )
+        self.spec = GuestSpec(
+            name="writer",
+            vcpus=1,
+            memory_mib=128,
+            disks=(DiskSpec(size_gib=1, rbd=self.target),),
+            kernel=str(image.kernel),
+            initrd=str(image.initrd),
+            cmdline="console=ttyS0 quiet muster.token=writer muster.write=vda",
+        )
+
+    def made(self) -> OwnedGuest:
+        seen = self._rig.driver.create(self.spec, self.mark, self._rig.doing)
+        return OwnedGuest(self.mark.bearer, self.mark, seen)
+
+    def said(self, word: str) -> int:
+        """How often its console says so."""
+        guest = OwnedGuest(self.mark.bearer, self.mark, None)  # type: ignore[arg-type]
+        return len(re.findall(rf"MUSTER GUEST {word}\b", self._rig.serial(guest)))
+
+    def says(self, word: str, more: int = 1) -> None:
+        before = self.said(word)
+        wait_until(lambda: self.said(word) >= before + more, BOOT_S, f"the guest says {word}")
+
+
+@pytest.fixture
+def writing(rig: Rig, ceph: Ceph, image: Image) -> Writing:
+    return Writing(rig, ceph, image)
+
+
+def images(ceph: Ceph) -> list[str]:
+    return [name for name in ceph.rbd("ls", ceph.pool).split() if "template" not in name]
+
+
+def test_a_guest_writes_to_its_disk_in_ceph_and_takes_it_along(
+    rig: Rig, ceph: Ceph, writing: Writing, libvirtd_near: Libvirtd, tmp_path: Path
+) -> None:
+    guest = writing.made()
+    assert writing.target.image in images(ceph)
+    rig.driver.start(guest)
+    writing.says("WROTE")
+
+    [attached] = rig.driver.attached(guest)
+    assert (attached.pool, attached.image) == (ceph.pool, writing.target.image)
+    [address] = attached.addresses
+    assert re.fullmatch(r"127\.0\.0\.1:0/[1-9][0-9]+", address)
+
+    [key] = re.findall(r"key = (\S+)", ceph.keyring.read_text())
+    seen = libvirtd_near.virsh("dumpxml", "--security-info", "writer")
+    arguments = Path(f"/proc/{libvirtd_near.qemu_pids()['writer']}/cmdline").read_text()
+    assert "protocol='rbd'" in seen
+    assert key not in seen + arguments
+    assert key not in "".join(
+        file.read_text(errors="replace")
+        for folder in (libvirtd_near.folder, tmp_path)
+        for file in folder.rglob("*")
+        if file.is_file() and file.stat().st_size < 1 << 20
+    ), "nor is it in any file of libvirt's or of ours"
+
+    rig.driver.reboot(guest, force=True, timeout_s=1)
+    [again] = rig.driver.attached(guest)
+    assert again.addresses != attached.addresses, "another process, another client"
+    writing.says("WROTE")
+    rig.driver.destroy(guest)
+    assert writing.target.image not in images(ceph)
+
+
+def test_a_guest_starts_again_after_libvirt_has_forgotten_the_key(
+    rig: Rig, writing: Writing, libvirtd_near: Libvirtd
+) -> None:
+    guest = writing.made()
+    rig.driver.start(guest)
+    rig.driver.stop(guest, force=True, timeout_s=1)
+    [secret] = re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", libvirtd_near.virsh("secret-list"))
+    libvirtd_near.virsh("secret-undefine", secret)
+    rig.driver.start(guest)
+    assert rig.look(guest).power_state is PowerState.RUNNING
+    rig.driver.destroy(guest)
+
+
+def test_a_guest_that_can_not_be_made_leaves_nothing_in_ceph(
+    rig: Rig, ceph: Ceph, writing: Writing
+) -> None:
+    before = images(ceph)
+    nowhere = RbdTarget(
+        pool="nowhere", image=f"muster-{writing.mark.bearer}-disk1", monitors=(ceph.monitor,)
+    )
+    first = writing.spec.disks[0]
+    both: dict[str, Any] = {"disks": (first, DiskSpec(size_gib=1, rbd=nowhere))}
+    writing.spec = type(writing.spec)(**{**_fields(writing.spec), **both})
+    with pytest.raises(HypervisorError, match="has no pool nowhere"):
+        writing.made()
+    assert images(ceph) == before
+
+
+def test_a_disk_that_is_named_by_another_guest_is_refused(rig: Rig, writing: Writing) -> None:
+    writing.mark = Mark(fleet=FLEET, instance="i", generation=1, bearer=str(uuid.uuid4()))
+    with pytest.raises(HypervisorError, match="not named by its guest"):
+        writing.made()
+
+
+def _fields(spec: GuestSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in spec.__struct_fields__}

@@ -1,0 +1,256 @@
+"""Clean-up items: whatever a delete could not remove itself is removed later (section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common import messages as m
+from common.ownership import new_bearer
+from common.states import CommandState, HostState
+from manager.flows import retention
+from manager.store.cleanups import Cleanup, CleanupState
+from manager.store.commands import CommandRow, Void
+from manager.store.instances import Instance
+from manager.store.volumes import Volume
+from tests.functional.fleet import DOWN_S, FLEET, INTERVAL_S, Fleet, ScriptedAgent
+from tests.functional.zone import ZONE, deploy, make, started
+
+OPEN, DONE = CleanupState.OPEN, CleanupState.DONE
+POOLS = [{"name": "wide", "scope": "zone", "zone": "z1", "path": "/wide", "capacity_gib": 20}]
+Agents = dict[str, ScriptedAgent]
+
+
+@pytest.fixture
+def agents(fleet: Fleet) -> Agents:
+    """Three hosts of a zone that all reach one pool."""
+    make(fleet, **ZONE, pools=POOLS)
+    return {name: ScriptedAgent(fleet, name).up() for name in ("h1", "h2", "h3")}
+
+
+def deployed(fleet: Fleet, agents: Agents) -> str:
+    """A VM with a disk in the pool that runs on h1; its uuid."""
+    instance: str = deploy(fleet, host="h1")["instance"]
+    agents["h1"].carry_out(started(fleet, "h1"))
+    agents["h1"].beat(full=True)
+    return instance
+
+
+def db_only(fleet: Fleet, agents: Agents) -> str:
+    """One that was deleted while h1 was DOWN; its uuid."""
+    instance = deployed(fleet, agents)
+    fleet.pass_(DOWN_S + INTERVAL_S, agents["h2"], agents["h3"])
+    assert agents["h1"].row.state is HostState.DOWN
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    return instance
+
+
+def forget_stone(fleet: Fleet) -> None:
+    stone = fleet.stone().uuid
+    fleet.ask("tombstone_forget", tombstone=stone, operator="ann", reason="scrapped")
+
+
+def told(fleet: Fleet) -> list[m.Command]:
+    """The clean-ups that were cast since the last look."""
+    return [c.command for c in fleet.publish() if c.method == "clean_up"]
+
+
+def item(fleet: Fleet) -> Cleanup:
+    return fleet.one(Cleanup)
+
+
+def test_section3_files_in_a_shared_pool_go_by_another_host_once_their_tombstone_is_forgotten(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = db_only(fleet, agents)
+    forget_stone(fleet)
+    (command,) = told(fleet)
+    files = m.GuestFiles(
+        instance=instance, bearer=new_bearer(FLEET, instance, 1), folders=("/wide",)
+    )
+    assert command.host in ("h2", "h3")
+    assert m.convert(command.spec, m.CleanUpSpec).remains == files
+    assert command.generation == 2  # above its start
+    assert item(fleet).state is OPEN
+    assert "what is in folders of h1 alone goes with it" in item(fleet).reason
+    agents[command.host].succeed(command, look=None)
+    assert (item(fleet).state, item(fleet).next_try_at) == (DONE, None)
+
+
+def test_section3_the_space_that_an_item_stands_for_stays_taken_until_it_ends(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = db_only(fleet, agents)
+    forget_stone(fleet)
+    assert fleet.one(Volume).instance == instance
+    (command,) = told(fleet)
+    agents[command.host].succeed(command, look=None)
+    assert fleet.rows(Volume) == []
+
+
+def test_a_clean_up_that_fails_is_tried_again_by_another_host_of_the_pool(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    (first,) = told(fleet)
+    agents[first.host].fail(first)
+    after = item(fleet)
+    assert (after.state, after.tries, fleet.rows(Volume) != []) == (OPEN, 1, True)
+    assert after.answer == f"{first.host}: HYPERVISOR_ERROR: it said no"
+    fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+    (second,) = told(fleet)
+    assert second.host != first.host
+    assert second.generation > first.generation
+    agents[second.host].succeed(second, look=None)
+    assert item(fleet).state is DONE
+
+
+def test_a_clean_up_whose_host_dies_goes_to_another_one_and_owes_no_void(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    (first,) = told(fleet)
+    (other,) = {"h2", "h3"} - {first.host}
+    fleet.pass_(DOWN_S + fleet.cfg.manager.command_timeout, agents[other])
+    assert fleet.row(CommandRow, first.id).state is CommandState.UNKNOWN
+    assert fleet.rows(Void) == []
+    seen = fleet.rows(CommandRow, kind="clean_up", host=other)
+    assert [row.state for row in seen] == [CommandState.PUBLISHED]
+
+
+def test_what_was_tried_in_vain_and_answered_late_is_done(fleet: Fleet, agents: Agents) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    (first,) = told(fleet)
+    agents[first.host].fail(first)
+    fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+    (second,) = told(fleet)
+    agents[second.host].succeed(second, look=None)
+    agents[second.host].succeed(second, look=None)
+    assert len(fleet.events("cleanup.done")) == 1
+
+
+def test_a_stale_clean_up_is_tried_again_at_once_above_the_floor(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    (first,) = told(fleet)
+    stale: dict[str, Any] = {"error_code": "STALE_COMMAND", "error": "old", "floor": 40}
+    agents[first.host].say(results=(agents[first.host].result(first, m.Outcome.NOT_RUN, **stale),))
+    fleet.tick()
+    assert [command.generation for command in told(fleet)] == [41]
+
+
+# a guest that may be using it
+
+
+def test_section3_files_wait_for_the_terminate_of_a_host_that_speaks(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    agents["h1"].restart().hello()
+    (terminate,) = [c.command for c in fleet.publish() if c.method == "terminate_instance"]
+    forget_stone(fleet)
+    fleet.pass_(4 * INTERVAL_S, *agents.values())
+    assert told(fleet) == []
+    assert item(fleet).waits_for == "h1 to answer its terminate, which removes them"
+    agents["h1"].carry_out(terminate)
+    assert item(fleet).state is DONE
+    assert fleet.rows(Volume) == []
+
+
+def test_section3_files_of_a_deleted_host_wait_until_somebody_vouches_for_it(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    fleet.ask("host_delete", host="h1", operator="ann", reason="scrapped")
+    fleet.pass_(4 * INTERVAL_S, agents["h2"], agents["h3"])
+    assert told(fleet) == []
+    assert item(fleet).waits_for.startswith("somebody to vouch that it does not run on h1")
+    forget_stone(fleet)
+    assert len(told(fleet)) == 1
+    assert len(fleet.rows(Cleanup)) == 1
+
+
+def test_section3_a_fence_does_not_let_a_disk_go(fleet: Fleet, agents: Agents) -> None:
+    db_only(fleet, agents)
+    fleet.ask("host_fence", host="h1", operator="ann", reason="its power is cut")
+    fleet.ask("host_delete", host="h1", operator="ann", reason="scrapped")
+    fleet.pass_(4 * INTERVAL_S, agents["h2"], agents["h3"])
+    assert told(fleet) == []
+    assert fleet.rows(Volume) != []
+
+
+def test_section3_row_6_a_vm_whose_host_was_deleted_leaves_an_item(
+    fleet: Fleet, agents: Agents
+) -> None:
+    deployed(fleet, agents)
+    fleet.pass_(DOWN_S + INTERVAL_S, agents["h2"], agents["h3"])
+    fleet.ask("host_set_down", host="h1", operator="ann", reason="smoke")
+    fleet.ask("host_delete", host="h1", operator="ann", reason="scrapped")
+    assert fleet.rows(Cleanup) == []
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    assert item(fleet).reason.startswith("there is no host h1 any more")
+
+
+def test_files_in_a_pool_of_the_host_alone_are_nobodys_to_remove(
+    fleet: Fleet, agents: Agents
+) -> None:
+    own = {"name": "own", "scope": "host", "host": "h1", "path": "/own", "capacity_gib": 20}
+    make(fleet, pools=[{**POOLS[0], "enabled": False}, own])
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    assert fleet.rows(Cleanup) == []
+    assert fleet.rows(Volume) == []
+
+
+# what terminates tell
+
+
+def test_a_terminate_tells_what_its_starts_have_made_there(fleet: Fleet, agents: Agents) -> None:
+    instance = deployed(fleet, agents)
+    fleet.delete()
+    (cast,) = fleet.wire.take("terminate_instance")
+    bearer = new_bearer(FLEET, instance, 1)
+    made = m.convert(cast.command.spec, m.TerminateSpec).made
+    assert made == (m.GuestFiles(instance=instance, bearer=bearer, folders=("/wide",)),)
+
+
+def test_an_open_tombstone_tells_it_when_record_and_commands_are_forgotten(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = db_only(fleet, agents)
+    fleet.clock.move(fleet.cfg.manager.retention + DOWN_S)
+    fleet.run(retention.prune)
+    assert fleet.rows(Instance) == []
+    agents["h1"].restart().hello()
+    (cast,) = [c for c in fleet.publish() if c.method == "terminate_instance"]
+    made = m.convert(cast.command.spec, m.TerminateSpec).made
+    assert [files.bearer for files in made] == [new_bearer(FLEET, instance, 1)]
+
+
+# freeze, deleted hosts
+
+
+def test_a_freeze_holds_clean_ups_back_until_its_end(fleet: Fleet, agents: Agents) -> None:
+    db_only(fleet, agents)
+    fleet.ask("freeze", operator="ann", reason="a test")
+    forget_stone(fleet)
+    fleet.pass_(4 * INTERVAL_S, agents["h2"], agents["h3"])
+    assert told(fleet) == []
+    assert item(fleet).waits_for.startswith("FROZEN since")
+    fleet.ask("unfreeze", operator="ann")
+    fleet.tick()
+    assert len(told(fleet)) == 1
+
+
+def test_voids_that_are_owed_to_a_host_go_with_it(fleet: Fleet, agents: Agents) -> None:
+    deploy(fleet, host="h1")
+    fleet.pass_(DOWN_S + fleet.cfg.manager.create_timeout, agents["h2"], agents["h3"])
+    assert [void.host for void in fleet.rows(Void)] == ["h1"]
+    fleet.ask("host_delete", host="h1", operator="ann", reason="scrapped")
+    assert fleet.rows(Void) == []
