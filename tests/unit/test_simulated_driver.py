@@ -28,7 +28,7 @@ from common.errors import (
     NotOurs,
     ResizeOver,
 )
-from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec
+from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
 from common.ownership import Mark
 from common.runtime import Runtime, Stopped
@@ -40,7 +40,8 @@ LARGE = GuestSpec(name="web", vcpus=4, memory_mib=1024)
 IMAGE = ImageSource(url="file:///t.qcow2", sha256="0" * 64, format=TemplateFormat.QCOW2)
 TURNS = ["pause", "unpause", "suspend", "resume"]
 RESIZES = ["resize", "confirm_resize", "revert_resize"]
-CHANGES = ["remark", "start", "stop", "reboot", *TURNS, *RESIZES, "destroy"]
+KEPT = SnapshotFiles(instance="i-1", snapshot="s-1")
+CHANGES = ["remark", "start", "stop", "reboot", *TURNS, *RESIZES, "snapshot", "destroy"]
 
 
 def mark(bearer: str = A, **changes: object) -> Mark:
@@ -91,6 +92,7 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
         "resize": lambda: driver.resize(guest, LARGE, quietly),
         "confirm_resize": lambda: driver.confirm_resize(guest, LARGE),
         "revert_resize": lambda: driver.revert_resize(guest, SPEC),
+        "snapshot": lambda: driver.snapshot(guest, SPEC, KEPT, quietly),
         "destroy": lambda: driver.destroy(guest),
     }[verb]()
 
@@ -505,3 +507,50 @@ def test_faults_that_can_not_be_read_are_an_error_and_not_health(
     assert driver.health()
     with pytest.raises(MusterError):
         driver.list_guests()
+
+
+def on_disk(snapshot: SnapshotFiles, n: int = 0) -> GuestSpec:
+    kept = SnapshotDisk(
+        instance=snapshot.instance, snapshot=snapshot.snapshot, folder=snapshot.folder, n=n
+    )
+    return msgspec.structs.replace(SPEC, disks=(DiskSpec(size_gib=1, snapshot=kept),))
+
+
+@pytest.mark.parametrize("folder", [None, "/kept"])
+def test_a_guest_is_made_from_a_snapshot_only_while_that_is_there(
+    driver: SimulatedDriver, folder: str | None
+) -> None:
+    files = msgspec.structs.replace(KEPT, folder=folder)
+    spec = msgspec.structs.replace(SPEC, disks=(DiskSpec(size_gib=1),))
+    driver.create(spec, mark(), quietly)
+    driver.snapshot(proof(driver), spec, files, quietly)
+    driver.destroy(proof(driver))
+    driver.create(on_disk(files), mark(), quietly)
+    with pytest.raises(HypervisorError, match="no disk 1"):
+        driver.create(on_disk(files, 1), mark(B), quietly)
+    driver.clean_up(files)
+    driver.clean_up(files)  # already gone is success
+    with pytest.raises(HypervisorError, match="no snapshot"):
+        driver.create(on_disk(files), mark(B), quietly)
+
+
+def test_a_snapshot_of_a_pool_is_there_for_other_hosts_and_one_of_a_host_is_not(
+    driver: SimulatedDriver, tmp_path: Path, runtime: Runtime
+) -> None:
+    spec = msgspec.structs.replace(SPEC, disks=(DiskSpec(size_gib=1),))
+    driver.create(spec, mark(), quietly)
+    shared = msgspec.structs.replace(KEPT, folder="/kept")
+    for files in (KEPT, shared):
+        driver.snapshot(proof(driver), spec, files, quietly)
+    other = SimulatedDriver(Store(str(tmp_path), "other"), Settings(), runtime)
+    other._store.make()
+    other.create(on_disk(shared), mark(), quietly)
+    with pytest.raises(HypervisorError, match="no snapshot"):
+        other.create(on_disk(KEPT), mark(B), quietly)
+
+
+def test_a_guest_that_runs_is_not_copied(driver: SimulatedDriver) -> None:
+    driver.create(SPEC, mark(), quietly)
+    driver.start(proof(driver))
+    with pytest.raises(HypervisorError, match="RUNNING"):
+        driver.snapshot(proof(driver), SPEC, KEPT, quietly)
