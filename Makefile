@@ -9,6 +9,10 @@ REAL_READY := $(VENV)/ready-real
 # -qq keeps pip's errors and drops its chatter.
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 ARGS ?=
+# Tests wait more than they work: with two at a time they take half as long. Files that start real
+# parts come first, each whole at one of the two, which has parts of its own.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,14 +31,14 @@ deps: debian $(REAL_READY) ## what the real parts need: Debian packages and libv
 demo: $(READY) $(if $(REAL),deps) ## the main job told and checked, on embedded parts; REAL=1 for real ones
 	@$(BIN)/python -m devstack.demo $(if $(REAL),--real) $(ARGS)
 
-test: deps ## every test but the long ones, on real parts; says what it skipped and why
-	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+test: deps ## every test but the long ones, on real parts; says what it skipped and why [JOBS=2]
+	@$(PYTEST) -m "not long" $(ARGS)
 
 test-unit: $(READY) ## the unit tests alone; needs no real parts
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-long: deps ## every test, also those that outgrew the time budget of `make test`
-	@$(BIN)/python -m pytest --hypothesis-profile=new $(ARGS)
+	@$(PYTEST) --hypothesis-profile=new $(ARGS)
 
 bench: deps ## messages and durable commands, and what one costs, beside the bare parts [ARGS=--quick]
 	@$(BIN)/python -m tests.bench $(ARGS)

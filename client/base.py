@@ -260,12 +260,13 @@ class ActionCommand(JobCommand):
 
 
 def add_object(parser: argparse.ArgumentParser, noun: str) -> None:
-    """The VM, host, job or tombstone that a verb is about."""
+    """The VM, host, job, tombstone or clean-up item that a verb is about."""
     read, help_ = {
         "vm": (usage.said("vm"), "its name or UUID"),
         "host": (usage.said("host"), "its name"),
         "job": (usage.job_uuid, "its UUID"),
         "tombstone": (usage.uuid_of("tombstone"), "its UUID"),
+        "cleanup": (usage.uuid_of("cleanup"), "its UUID"),
     }[noun]
     parser.add_argument(noun, metavar=noun.upper(), type=read, help=help_)
 

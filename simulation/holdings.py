@@ -45,9 +45,12 @@ class Holdings:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def broken(self, moved: AbstractSet[str]) -> Iterator[Problem]:
-        """What may not be after any commit; `moved` are VMs that are not where we put them."""
-        yield from self._limits()
+    def broken(self, moved: AbstractSet[str], *, limited: bool = True) -> Iterator[Problem]:
+        """What may not be after any commit; `moved` are VMs that are not where we put them.
+
+        Not `limited`: a restored database may tell of more than was ever granted.
+        """
+        yield from self._limits() if limited else ()
         yield from self._owners()
         yield from self._pools()
         yield from self._crowded(moved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from common.messages import CommandKind
 from common.ownership import is_ours
@@ -40,7 +40,7 @@ _OFF = (PowerState.SHUTOFF, PowerState.CRASHED)
 _STILL = (PowerState.SHUTOFF, PowerState.SUSPENDED)
 HELD = (VmState.PAUSED, VmState.SUSPENDED)
 HALTED = (VmState.SHUTOFF, VmState.SOFT_DELETED, *HELD)
-TURNS = ("pause", "unpause", "suspend", "resume")
+TURNS = ("pause", "unpause", "suspend", "resume", "resize", "put_back", "give_up")
 HOSTS_EVERY_S = 5.0
 # A host with which nothing has been wrong for so long can not be called DOWN, whatever the
 # managers and their broker went through.
@@ -230,7 +230,8 @@ class Invariants:
     def _held(self) -> None:
         """What a VM holds was changed, or which VMs there are."""
         lost = self._faults.lost
-        self._must_not(self._holdings.broken(self._faults.moved | lost.displaced | lost.revived))
+        elsewhere = self._faults.moved | lost.displaced | lost.revived
+        self._must_not(self._holdings.broken(elsewhere, limited=not lost.restored))
 
     def _tried(self, command: str) -> None:
         self._must_not(self._holdings.tried_again(command))
@@ -411,7 +412,8 @@ class Invariants:
                 since = now
             self._well_since[name] = (runtime, since)
             busy = hv.slow_s or hv.hang_rate or hv.hung_until_s > now or self._fleet.world.lag
-            if since == now or busy or not self._fleet.broker.up:
+            idle = agent.alive and agent.service.session.current is not None
+            if since == now or busy or not idle or not self._fleet.broker.up:
                 self._idle_since[name] = now
         self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
 
@@ -451,6 +453,8 @@ class Invariants:
                 found.append((f"{vm.name} is stuck in {vm.task_state}", vm.uuid))
             if vm.deletion_owed:
                 found.append((f"{vm.name} is still owed its deletion", vm.uuid))
+            if vm.live and vm.resize is not None and vm.vm_state is not VmState.RESIZED:
+                found.append((f"{vm.name} is {vm.vm_state}, resize {vm.resize.phase}", vm.uuid))
         for stone in tx.ask(questions.OPEN_STONES):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
         for host in tx.ask(questions.HOSTS):
@@ -521,6 +525,8 @@ class Invariants:
     def _guests(self, live: dict[str, Instance]) -> list[tuple[str, str | None]]:
         found: list[tuple[str, str | None]] = []
         shown, lost = set(), self._faults.lost
+        # A restored database does not know of what it was told since.
+        resized_since = {instance for instance, _ in lost.generations} | self._faults.moved
         for host, agent in self._fleet.agents.items():
             for g in agent.hypervisor.guests.values():
                 if g.stranger or g.mark is None:
@@ -544,6 +550,8 @@ class Invariants:
                     found.append((f"{vm.name} is {vm.vm_state} and runs", instance))
                 elif vm.vm_state in HELD and g.power_state in _OFF:
                     found.append((f"{vm.name} is {vm.vm_state} and off", instance))
+                if vm is not None and vm.host == host and instance not in resized_since:
+                    found += [(text, instance) for text in _sizes(vm, g)]
         for vm in live.values():
             elsewhere = vm.uuid in (
                 self._faults.moved | self._faults.removed | lost.revived | lost.displaced
@@ -557,3 +565,22 @@ class Invariants:
             if vm.vm_state is not VmState.ERROR:
                 found.append((f"{vm.name} is {vm.vm_state} and {vm.host} has no guest", vm.uuid))
         return found
+
+
+def _sizes(vm: Instance, guest: SimGuest) -> Iterator[str]:
+    """A guest has the size that its VM is shown with, and keeps another only while it may."""
+    wanted = vm.spec["vcpus"], vm.spec["memory_mib"]
+    disks = vm.spec["disks"]
+    root = disks[0]["size_gib"] if disks else None
+    if (guest.vcpus, guest.memory_mib) != wanted or guest.root_gib != root:
+        has = f"{guest.vcpus} vCPUs, {guest.memory_mib} MiB, {guest.root_gib} GiB"
+        yield f"{vm.name} has {has}, and should have {wanted}, {root}"
+    if (guest.before is not None) is not (vm.resize is not None):
+        kept = "is kept" if guest.before is not None else "is not kept"
+        yield f"what {vm.name} was {kept}, and it is {vm.vm_state}"
+    change = vm.resize
+    shapes = (change.old, change.new) if change is not None else ()
+    sizes = [wanted, *((shape.vcpus, shape.memory_mib) for shape in shapes)]
+    most = [max(each) for each in zip(*sizes, strict=True)]
+    if [vm.vcpus, vm.memory_mib] != most:
+        yield f"{vm.name} holds {vm.vcpus} vCPUs, {vm.memory_mib} MiB, and should hold {most}"

@@ -11,6 +11,7 @@ from manager.flows import freeze, liveness, restore
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.rules.liveness import is_blind
+from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter, Event
@@ -23,6 +24,7 @@ from manager.store.tombstones import Tombstone
 
 ERROR, WARNING, INFO = "ERROR", "WARNING", "INFO"
 SKEW_S = 5.0
+CLEANUP_OLD_S, CLEANUP_TRIES, CLEANUPS_TOLD = 600.0, 3, 100
 DAY = dt.timedelta(days=1)
 
 Finding = dict[str, Any]
@@ -36,6 +38,7 @@ def findings(tx: Tx, cfg: Settings) -> list[Finding]:
         *_counts(tx),
         *_vms(tx),
         *_tombstones(tx),
+        *_cleanups(tx),
         *_jobs(tx, cfg),
     ]
     found += [*_guests(tx), *_letters(tx)]
@@ -166,7 +169,7 @@ def _vms(tx: Tx) -> list[Finding]:
         what = f"{vm.name} ({vm.uuid})"
         if vm.deletion_owed:
             text = "it is to be deleted and no host has answered yet"
-            remedy = "muster tombstone list; or muster vm delete --force --reason"
+            remedy = "muster cleanup list; or muster vm delete --force --reason"
             found.append(_finding("DELETION_OWED", ERROR, what, text, remedy))
         elif vm.vm_state is VmState.ERROR:
             remedy = "muster vm start, or muster vm delete" if vm.reserved else "muster vm delete"
@@ -197,6 +200,30 @@ def _tombstones(tx: Tx) -> list[Finding]:
                 else "it closes when the host's agent answers",
             )
         )
+    return found
+
+
+def _cleanups(tx: Tx) -> list[Finding]:
+    """One line for each that does not get on, and one for all the others."""
+    columns = Cleanup.__table__.c
+    items = tx.all(Cleanup, columns.state == CleanupState.OPEN, order=[columns.created_at])
+    old = tx.now - dt.timedelta(seconds=CLEANUP_OLD_S)
+    stuck = [item for item in items if item.created_at < old or item.tries >= CLEANUP_TRIES]
+    found = [
+        _finding(
+            "CLEANUP_OWED",
+            WARNING,
+            f"{item.name}: {item.kind} ({item.uuid})",
+            f"still to be removed after {item.tries} tries, waits for {item.waits_for}"
+            + (f"; last answer: {item.answer}" if item.answer else ""),
+            "see to what it waits for; muster cleanup retry; or let it be: muster cleanup forget",
+        )
+        for item in stuck[:CLEANUPS_TOLD]
+    ]
+    rest = len(items) - len(found)
+    if rest:
+        text = f"{rest} more items are still to be removed"
+        found.append(_finding("CLEANUP_OWED", INFO, "fleet", text, "muster cleanup list"))
     return found
 
 

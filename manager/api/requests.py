@@ -123,8 +123,19 @@ class VmSet(VmVerb, frozen=True, kw_only=True):
     reason: Reason
 
 
+class VmResize(VmVerb, frozen=True, kw_only=True):
+    offering: NameOrId | None = None
+    vcpus: Vcpus | None = None
+    memory_mib: MemoryMib | None = None
+    root_gib: SizeGib | None = None
+
+
 class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
+
+
+class VmShelve(VmVerb, frozen=True, kw_only=True):
+    offload: bool = False
 
 
 class VmDelete(Change, frozen=True, kw_only=True):
@@ -236,6 +247,24 @@ class TombstoneForget(TombstoneShow, frozen=True, kw_only=True):
     reason: Reason
 
 
+class CleanupList(Request, frozen=True, kw_only=True):
+    all: bool = False
+
+
+class CleanupShow(Request, frozen=True, kw_only=True):
+    cleanup: JobId
+
+
+class CleanupRetry(CleanupShow, frozen=True, kw_only=True):
+    operator: Operator = "unknown"
+    reason: Text | None = None
+
+
+class CleanupForget(CleanupShow, frozen=True, kw_only=True):
+    operator: Operator = "unknown"
+    reason: Reason
+
+
 class AddressList(Request, frozen=True, kw_only=True):
     network: NameOrId | None = None
     vm: NameOrId | None = None
@@ -260,6 +289,8 @@ _REMEDIES = {
     "initrd": "an absolute path on the host",
     "job": "a UUID",
     "tombstone": "a UUID",
+    "cleanup": "a UUID",
+    "all": "true or false",
     "vm": "a name or a UUID",
     "protected": "true or false",
     "vm_state": f"one of {', '.join(SettableState)}",

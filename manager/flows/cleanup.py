@@ -64,7 +64,7 @@ def add(
     instance = vm.uuid if isinstance(vm, Instance) else vm.instance
     for known in tx.ask(OPEN_OF, instance=instance):
         if known.kind == kind and _remains(known) == remains:
-            return _try(tx, cfg, known)
+            return known if known.tries else _try(tx, cfg, known)
     item = Cleanup(
         uuid=tx.new_id(),
         kind=kind,
@@ -101,10 +101,11 @@ def retry_due(tx: Tx, cfg: Settings) -> int:
     return len(items)
 
 
-def retry(tx: Tx, cfg: Settings, item: Cleanup) -> Cleanup:
+def retry(tx: Tx, cfg: Settings, item: Cleanup, operator: str) -> Cleanup:
     """Try an item now, as an operator asks for; WrongState for one that has ended."""
     if item.state is not CleanupState.OPEN:
-        raise WrongState(f"clean-up item {item.uuid} is {item.state}", "muster cleanup list")
+        raise WrongState(f"clean-up item {item.uuid} is {item.state}", "muster cleanup list --all")
+    tx.event("cleanup.retry", item.instance, operator, f"{item.name}: {_what(item)}")
     return _try(tx, cfg, item)
 
 
@@ -112,6 +113,13 @@ def forget(tx: Tx, item: Cleanup, operator: str, reason: str) -> Cleanup:
     """Nobody tries it any more, and what it stood for is given back; what is left, is left."""
     if item.state is not CleanupState.OPEN:
         return item
+    sent = tx.find(CommandRow, item.command) if item.command is not None else None
+    if sent is not None and sent.state in commands.OPEN:
+        # Only its agent could say that a published one did not run.
+        unsent = sent.state is CommandState.ACCEPTED
+        event = CommandEvent.NOT_RUN if unsent else CommandEvent.GIVE_UP
+        error = f"its item was forgotten by {operator}"
+        commands.move(tx, sent, event, error_code="SUPERSEDED", error=error)
     return _end(tx, item, CleanupState.FORGOTTEN, operator, reason)
 
 
@@ -168,7 +176,8 @@ def answered_for(tx: Tx, stone: Tombstone) -> None:
 
 
 def _remains(item: Cleanup) -> Remains:
-    return msgspec.convert(item.remains, type=Remains)
+    remains: Remains = msgspec.convert(item.remains, type=Remains)
+    return remains
 
 
 def _bearer(item: Cleanup) -> str | None:

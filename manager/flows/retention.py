@@ -1,4 +1,4 @@
-"""Retention: deleted VMs, ended jobs and old events are forgotten; tombstones are not."""
+"""Retention: deleted VMs, what has ended and old events are forgotten; tombstones are not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime as dt
 from common.conf import Settings
 from common.states import VmState
 from manager.flows import commands, jobs
+from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.events import Event
@@ -21,6 +22,7 @@ GONE_KEPT_S = 3600.0  # longer than any report can be under way
 
 J, E = Job.__table__.c, Event.__table__.c
 C = CommandRow.__table__.c
+CLEANUPS = Cleanup.__table__.c
 S = Sighting.__table__.c
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as the others
 IS_OPEN = among(J.state, jobs.OPEN)
@@ -29,6 +31,7 @@ OLD = (
     Removal(Job, ~IS_OPEN, J.ended_at < ask("old")),
     Removal(Job, J.same_as.is_not(None), J.accepted_at < ask("old")),
     Removal(CommandRow, ~commands.IS_OPEN, C.ended_at < ask("old")),
+    Removal(Cleanup, CLEANUPS.state != CleanupState.OPEN, CLEANUPS.ended_at < ask("old")),
 )
 OLD_EVENTS = Removal(Event, E.at < ask("old"))
 GONE = Removal(Sighting, S.present.is_(False), S.last_seen < ask("old"))

@@ -31,6 +31,10 @@ LISTINGS = {
         "tombstones",
         "uuid name instance host generation state reason age_s holds",
     ),
+    "cleanup list": (
+        "cleanups",
+        "uuid kind name instance host pool state tries age_s next_try_s answer reason",
+    ),
     "event list": ("events", "at kind object source text"),
     "address list": ("addresses", "ip mac network instance vm why since"),
     "service list": ("services", "service id host state version started_at heard_since blind"),
@@ -203,6 +207,8 @@ def test_vm_list_long_has_more_columns(fleet: Fleet) -> None:
             "address_list",
             {"network": "lan", "vm": "web-1"},
         ),
+        ("cleanup list", "cleanup_list", {"all": False}),
+        ("cleanup list --all", "cleanup_list", {"all": True}),
         ("tombstone list --state open", "tombstone_list", {"state": "OPEN"}),
     ],
 )
@@ -500,6 +506,21 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm unpause web-1", "vm_unpause", {}),
         ("vm suspend web-1", "vm_suspend", {}),
         ("vm resume web-1", "vm_resume", {}),
+        ("vm shelve web-1", "vm_shelve", {"offload": False}),
+        ("vm shelve web-1 --offload", "vm_shelve", {"offload": True}),
+        ("vm unshelve web-1", "vm_unshelve", {}),
+        (
+            "vm resize web-1 --offering large --root-gib 8",
+            "vm_resize",
+            {"offering": "large", "vcpus": None, "memory_mib": None, "root_gib": 8},
+        ),
+        (
+            "vm resize web-1 --vcpus 2 --memory-mib 512",
+            "vm_resize",
+            {"offering": None, "vcpus": 2, "memory_mib": 512, "root_gib": None},
+        ),
+        ("vm confirm-resize web-1", "vm_confirm_resize", {}),
+        ("vm revert-resize web-1", "vm_revert_resize", {}),
         ("vm set web-1 --protected", "vm_set", {"protected": True}),
         ("vm set web-1 --unprotected", "vm_set", {"protected": False}),
         ("vm set-state web-1 error", "vm_set_state", {"vm_state": "ERROR"}),
@@ -607,6 +628,27 @@ def test_tombstone_show_prints_all_that_is_known(fleet: Fleet) -> None:
     shown = fleet.muster("tombstone", "show", uuid, "-f", "json").json
     assert shown["quarantined"] == ["0a:4d:75:00:00:01"]
     assert fleet.asked == [("tombstone_show", {"tombstone": uuid})]
+
+
+@pytest.mark.parametrize("verb", ["retry", "forget"])
+def test_a_clean_up_item_is_retried_and_with_a_reason_forgotten(fleet: Fleet, verb: str) -> None:
+    uuid = "0e8f3f0a-0000-4000-8000-0000000000aa"
+    fleet.answers[f"cleanup_{verb}"] = {"uuid": uuid, "name": "web-1", "state": "OPEN"}
+    bare = fleet.muster("cleanup", verb, uuid).code
+    assert bare == (2 if verb == "forget" else 0)
+    done = fleet.muster("cleanup", verb, uuid, "--reason", "scrapped", "-f", "json")
+    assert (done.code, done.json["name"]) == (0, "web-1")
+    called, kwargs = fleet.asked[-1]
+    assert called == f"cleanup_{verb}"
+    assert (kwargs["cleanup"], kwargs["reason"]) == (uuid, "scrapped")
+
+
+def test_cleanup_show_prints_all_that_is_known(fleet: Fleet) -> None:
+    uuid = "0e8f3f0a-0000-4000-8000-0000000000aa"
+    fleet.answers["cleanup_show"] = {"uuid": uuid, "waits_for": "h1 to say hello"}
+    shown = fleet.muster("cleanup", "show", uuid, "-f", "json").json
+    assert shown["waits_for"] == "h1 to say hello"
+    assert fleet.asked == [("cleanup_show", {"cleanup": uuid})]
 
 
 def test_doctor_fails_only_when_there_is_an_error(fleet: Fleet) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common import messages as m
+from common.errors import BadRequest, NotFound, WrongState
 from common.ownership import new_bearer
 from common.states import CommandState, HostState
 from manager.flows import retention
@@ -254,3 +255,125 @@ def test_voids_that_are_owed_to_a_host_go_with_it(fleet: Fleet, agents: Agents) 
     assert [void.host for void in fleet.rows(Void)] == ["h1"]
     fleet.ask("host_delete", host="h1", operator="ann", reason="scrapped")
     assert fleet.rows(Void) == []
+
+
+# what operators see and say
+
+
+def listed(fleet: Fleet, **asked: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = fleet.ask("cleanup_list", **asked)["cleanups"]
+    return rows
+
+
+def test_open_items_are_listed_with_their_age_their_next_try_and_the_last_answer(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = db_only(fleet, agents)
+    forget_stone(fleet)
+    (command,) = told(fleet)
+    fleet.clock.move(5.0)
+    agents[command.host].fail(command)
+    (row,) = listed(fleet)
+    assert (row["kind"], row["instance"], row["pool"]) == ("files", instance, "wide")
+    assert (row["age_s"], row["tries"], row["next_try_s"]) == (5.0, 1, 1.0)
+    assert row["answer"].endswith("it said no")
+    shown = fleet.ask("cleanup_show", cleanup=row["uuid"])
+    assert shown["holds"] == ["5 GiB in pool wide"]
+    assert shown["remains"]["type"] == "guest_files"
+
+
+def test_items_that_have_ended_are_listed_only_when_asked_for_and_forgotten_in_time(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    (command,) = told(fleet)
+    agents[command.host].succeed(command, look=None)
+    assert listed(fleet) == []
+    assert [row["state"] for row in listed(fleet, all=True)] == ["DONE"]
+    fleet.clock.move(fleet.cfg.manager.retention + 1.0)
+    fleet.run(retention.prune)
+    assert fleet.rows(Cleanup) == []
+
+
+def test_an_item_that_is_forgotten_gives_back_what_it_stood_for_and_says_who_and_why(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = db_only(fleet, agents)
+    forget_stone(fleet)
+    (row,) = listed(fleet)
+    with pytest.raises(BadRequest, match="reason"):
+        fleet.ask("cleanup_forget", cleanup=row["uuid"])
+    said = {"operator": "ann", "reason": "the pool is gone"}
+    assert fleet.ask("cleanup_forget", cleanup=row["uuid"], **said)["state"] == "FORGOTTEN"
+    assert fleet.rows(Volume) == []
+    (event,) = fleet.events("cleanup.forgotten")
+    assert (event.object, event.source) == (instance, "ann")
+    assert event.text.endswith("the pool is gone")
+    fleet.wire.take()
+    fleet.pass_(DOWN_S, agents["h2"], agents["h3"])
+    assert told(fleet) == []
+
+
+def test_an_item_is_retried_before_its_time_and_not_once_it_has_ended(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    for _ in range(6):
+        (command,) = told(fleet)
+        agents[command.host].fail(command)
+        (row,) = listed(fleet)
+        fleet.ask("cleanup_retry", cleanup=row["uuid"], operator="ann")
+    (command,) = told(fleet)
+    agents[command.host].succeed(command, look=None)
+    with pytest.raises(WrongState, match="is DONE"):
+        fleet.ask("cleanup_retry", cleanup=row["uuid"], operator="ann")
+    with pytest.raises(NotFound, match="no clean-up item"):
+        fleet.ask("cleanup_show", cleanup=command.id)
+
+
+def test_a_deletion_that_is_owed_is_listed_as_an_item_and_its_terminate_issued_on_request(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = deployed(fleet, agents)
+    fleet.delete()
+    h1 = agents["h1"]
+    (cast,) = fleet.wire.take("terminate_instance")
+    h1.fail(cast.command)
+    fleet.pass_(fleet.cfg.manager.delete_timeout + 1, *agents.values(), step=20.0)
+    for cast in fleet.wire.take("terminate_instance"):
+        h1.fail(cast.command)
+    assert fleet.vm().deletion_owed
+    (row,) = listed(fleet)
+    assert (row["kind"], row["host"], row["instance"]) == ("deletion", "h1", instance)
+    assert row["uuid"] == fleet.stone().uuid
+    with pytest.raises(WrongState, match="still to be deleted on h1"):
+        fleet.ask("cleanup_forget", cleanup=row["uuid"], operator="ann", reason="x")
+    fleet.ask("cleanup_retry", cleanup=row["uuid"], operator="ann")
+    command = h1.terminates()[-1]
+    assert command.state is CommandState.PUBLISHED
+    h1.carry_out(m.convert(fleet.wire.take("terminate_instance")[-1].kwargs["command"], m.Command))
+    fleet.tick()
+    assert listed(fleet) == []
+
+
+def test_doctor_tells_of_items_that_do_not_get_on_and_counts_the_others(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+
+    def found() -> list[tuple[str, str]]:
+        findings = fleet.ask("doctor")["findings"]
+        return [(f["level"], f["message"]) for f in findings if f["code"] == "CLEANUP_OWED"]
+
+    assert found() == [("INFO", "1 more items are still to be removed")]
+    for _ in range(3):
+        (command,) = told(fleet)
+        agents[command.host].fail(command)
+        fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+    ((level, message),) = found()
+    assert level == "WARNING"
+    assert message.startswith("still to be removed after 3 tries")
+    assert message.endswith("it said no")

@@ -100,6 +100,7 @@ def test_a_create_without_a_needed_field_names_it(field: str) -> None:
 def test_a_field_nobody_knows_is_refused_by_name(kind: str) -> None:
     base = {"job": JOB, "vm": "x", "host": "h", "name": "web-1", "vcpus": 1, "memory_mib": 64}
     base |= {"reason": "a test", "kind": "zone", "objects": {}, "fields": {}, "tombstone": JOB}
+    base |= {"cleanup": JOB}
     base |= {"on": True, "protected": True, "vm_state": "SHUTOFF"}
     struct = next(k for k, _ in METHODS.values() if k.__name__ == kind)
     kwargs = {k: v for k, v in base.items() if k in struct.__struct_fields__}
