@@ -73,6 +73,13 @@ class PowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
 
+class ShelveSpec(PowerSpec, frozen=True, kw_only=True):
+    """The spec of shelve_vm: `guest` tells which of its disks are new, and where they are."""
+
+    guest: m.GuestSpec
+    snapshot: m.SnapshotFiles
+
+
 class ResizeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The spec of resize_vm, confirm_resize and revert_resize.
 
@@ -213,6 +220,8 @@ class _Attempt:
             yield from self._stop()
         elif kind is m.CommandKind.REBOOT_VM:
             yield from self._reboot()
+        elif kind is m.CommandKind.SHELVE_VM:
+            yield from self._shelve()
         elif kind is m.CommandKind.RESIZE_VM:
             yield from self._resize()
         elif kind is m.CommandKind.REVERT_RESIZE:
@@ -346,6 +355,23 @@ class _Attempt:
 
     def _reboot_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.reboot(guest, force=force, timeout_s=timeout_s)
+
+    def _shelve(self) -> Steps[None]:
+        """Off, then all of its disks copied, also those that an earlier try had copied.
+
+        Nobody knows whether the guest was used between two tries.
+        """
+        spec = m.convert(self._command.spec, ShelveSpec)
+        guest = yield from self._remark((yield from self._find()))
+        self.phases.begin("stop")
+        yield from self._off(guest, spec.timeout_s, force=spec.force)
+        doing = self.phases.begin
+        snapshot = self._driver.snapshot
+        yield from self._effect("snapshot", snapshot, guest, spec.guest, spec.snapshot, doing)
+        if not (yield from self._is_now(guest, HALTED)):
+            raise HypervisorError(
+                "the guest was started while its disks were copied", "who else uses it?"
+            )
 
     def _turn(self, turn: _Turn) -> Steps[None]:
         """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""

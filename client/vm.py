@@ -178,6 +178,30 @@ class Resume(_OnVms):
     method = "vm_resume"
 
 
+class Shelve(_OnVms):
+    """Stop a VM, or several, and keep copies of their disks; then their hosts are free of them"""
+
+    method = "vm_shelve"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--offload",
+            action="store_true",
+            help="have its guest leave its host at once, whatever shelved_offload_time says",
+        )
+        return parser
+
+    def wish_for(self, args: argparse.Namespace, vm: str) -> Answer:
+        return {"vm": vm, "offload": args.offload}
+
+
+class Unshelve(_OnVms):
+    """Let a VM that was shelved run again, or several, on whichever host takes it"""
+
+    method = "vm_unshelve"
+
+
 class Resize(ActionCommand):
     """Give a VM another size; confirm-resize keeps it, revert-resize brings the old one back"""
 

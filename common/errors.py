@@ -146,6 +146,12 @@ class QuotaExceeded(Refused):
     code = "QUOTA_EXCEEDED"
 
 
+class NoSpace(Refused):
+    """No pool has room for it; the message says what is left in each."""
+
+    code = "NO_SPACE"
+
+
 class NoAddress(Refused):
     """A network has no free address, or the one that was asked for is taken."""
 

@@ -23,6 +23,7 @@ from manager.flows import (
     resize,
     restore,
     retention,
+    shelve,
     watchdog,
 )
 from manager.store.engine import Store, Tx
@@ -47,6 +48,8 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (reclaim.delete_due, _any(reclaim.IS_DUE)),
     (reap.retry_due, _any(reap.IS_DUE)),
     (cleanup.retry_due, _any(cleanup.IS_DUE)),
+    (shelve.pursue_due, _any(shelve.IS_DUE)),
+    (shelve.offload_due, _any(shelve.IS_TO_LEAVE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
     (resize.pursue_due, resize.IS_DUE),

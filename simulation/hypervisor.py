@@ -25,6 +25,8 @@ from common.messages import (
     GuestSpec,
     RbdImage,
     Remains,
+    SnapshotDisk,
+    SnapshotFiles,
 )
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
@@ -46,7 +48,10 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SimGuest(msgspec.Struct, kw_only=True):
-    """One guest; `stranger` is what the simulator knows and Muster must find out."""
+    """One guest; `stranger` is what the simulator knows and Muster must find out.
+
+    `written`: what its disks hold, a number that rises each time that it begins to run.
+    """
 
     uuid: str
     name: str
@@ -60,6 +65,7 @@ class SimGuest(msgspec.Struct, kw_only=True):
     folders: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
+    written: int = 0
     root_gib: int | None = None
     before: Before | None = None
 
@@ -125,6 +131,9 @@ class Hypervisor:
 
     def note(self, by: str, verb: str, guest: SimGuest) -> None:
         mark = guest.mark
+        if guest.power_state in _RUNS:
+            self.world.written += 1
+            guest.written = self.world.written
         self.acts.append(
             Act(
                 at_s=self.world.now_s,
@@ -139,6 +148,19 @@ class Hypervisor:
         self.world.news = True
         for watcher in list(self.watchers.values()):
             watcher(guest.uuid)
+
+    # snapshots: in a store of the host's own, and in folders of pools, which hosts share
+
+    def kept_in(self, files: SnapshotFiles | SnapshotDisk) -> tuple[str, str, str]:
+        return (files.folder or self.host, files.instance, files.snapshot)
+
+    def keep(self, files: SnapshotFiles, guest: SimGuest) -> None:
+        """What its disks hold is in the snapshot, over what an earlier try has left there."""
+        self.world.snapshots[self.kept_in(files)] = guest.written
+
+    def drop(self, files: SnapshotFiles) -> bool:
+        """True when there was one."""
+        return self.world.snapshots.pop(self.kept_in(files), None) is not None
 
     # files: in the host's own folder, and in those of pools, which hosts may share
 
@@ -243,7 +265,12 @@ class SimDriver:
             raise self._hv.refusal
         if mark.bearer in self._hv.guests:
             raise HypervisorError(f"guest {mark.bearer} exists already", "")
+        kept = [disk.snapshot for disk in spec.disks if disk.snapshot is not None]
+        lost = [each for each in kept if self._hv.kept_in(each) not in self._hv.world.snapshots]
+        if lost:
+            raise HypervisorError(f"no snapshot {lost[0].snapshot}", "")
         guest = SimGuest(
+            written=max((self._hv.world.snapshots[self._hv.kept_in(k)] for k in kept), default=0),
             uuid=mark.bearer,
             name=spec.name,
             vcpus=spec.vcpus,
@@ -329,6 +356,18 @@ class SimDriver:
             self._hv.note("agent", verb, found)
         self._after(verb)
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        doing("snapshot")
+        self._before("snapshot")
+        found = self._current(guest)
+        if found.power_state is not PowerState.SHUTOFF:
+            raise HypervisorError(f"it is {found.power_state.name}", "")
+        self._hv.keep(files, found)
+        self._hv.note("agent", "snapshot", found)
+        self._after("snapshot")
+
     def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
         doing("resize")
         self._before("resize")
@@ -402,6 +441,9 @@ class SimDriver:
                     self._hv.cleaned(remains.instance)
             case RbdImage():
                 self._remove_image(remains)
+            case SnapshotFiles():
+                if self._hv.drop(remains):
+                    self._hv.cleaned(remains.instance)
         self._after("clean_up")
 
     def _remove_image(self, image: RbdImage) -> None:

@@ -12,7 +12,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Attachment, Capacity, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestReport,
+    GuestSpec,
+    Remains,
+    SnapshotFiles,
+)
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -76,7 +83,8 @@ class Driver(Protocol):
 
         Takes another name when a guest of that name exists. HypervisorError when that uuid
         exists already, BadRequest for a spec that no host could make a guest from, TemplateInvalid
-        for a template that is not what it should be. Leaves nothing behind when it fails.
+        for a template that is not what it should be. Disks of a snapshot are copied from it, which
+        stays. Leaves nothing behind when it fails.
         """
 
     def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:
@@ -105,6 +113,15 @@ class Driver(Protocol):
 
     def resume(self, guest: OwnedGuest) -> None:
         """Running afterwards where it was saved; HypervisorError unless it was. Never boots it."""
+
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        """Each disk that `create` made for it is kept as a flat image apart from it afterwards.
+
+        Over what an earlier try has left. HypervisorError unless the guest is off, and for disks
+        that can not be copied. Its phase is "snapshot".
+        """
 
     def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
         """A guest that is off has the size of `spec` afterwards: vCPUs, memory, first disk.

@@ -34,7 +34,10 @@ from manager.flows import (
     record,
     resize,
     restore,
+    shelve,
+    snapshots,
     soft,
+    unshelve,
 )
 from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
@@ -80,6 +83,15 @@ def vm_suspend(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
 
 def vm_resume(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
     return _power(tx, cfg, "resume", r)
+
+
+def vm_shelve(tx: Tx, cfg: Settings, r: ask.VmShelve) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, shelve.request(tx, cfg, r.wish("shelve"), vm, offload=r.offload))
+
+
+def vm_unshelve(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return views.job(tx, unshelve.request(tx, cfg, r.wish("unshelve"), views.find_vm(tx, r.vm)))
 
 
 def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
@@ -167,7 +179,13 @@ def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
 def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
-    return {**views.vm(tx, vm, host), "resize": resize.shown(vm), "spec": vm.spec}
+    told = {
+        "snapshot": snapshots.shown(vm),
+        "offload_at": vm.offload_at,
+        "resize": resize.shown(vm),
+        "spec": vm.spec,
+    }
+    return {**views.vm(tx, vm, host), **told}
 
 
 def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
@@ -295,8 +313,7 @@ def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
 
 def db_accept_restore(tx: Tx, cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
-    # What was restored since the backup must not be reclaimed before somebody has looked.
-    soft.keep_all_anew(tx, cfg)
+    soft.after_restore(tx, cfg, done["raised"])
     alive = {stone.uuid for stone in done["tombstones"]}
     stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
     return {**done, "tombstones": stones}
@@ -346,6 +363,8 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_unpause": (ask.VmVerb, vm_unpause),
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_shelve": (ask.VmShelve, vm_shelve),
+    "vm_unshelve": (ask.VmVerb, vm_unshelve),
     "vm_resize": (ask.VmResize, vm_resize),
     "vm_confirm_resize": (ask.VmVerb, vm_confirm_resize),
     "vm_revert_resize": (ask.VmVerb, vm_revert_resize),
@@ -396,6 +415,8 @@ WISHES = {
     "vm_unpause": "unpause",
     "vm_suspend": "suspend",
     "vm_resume": "resume",
+    "vm_shelve": "shelve",
+    "vm_unshelve": "unshelve",
     "vm_resize": "resize",
     "vm_confirm_resize": "confirm-resize",
     "vm_revert_resize": "revert-resize",

@@ -134,6 +134,10 @@ class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
 
 
+class VmShelve(VmVerb, frozen=True, kw_only=True):
+    offload: bool = False
+
+
 class VmDelete(Change, frozen=True, kw_only=True):
     vm: NameOrId
     force: bool = False

@@ -57,14 +57,14 @@ J = Job.__table__.c
 MASS_SILENT = Query(Host, H.mass_silent, H.enabled, limit=1)
 UNPUBLISHED = Query(CommandRow, C.instance == ask("instance"), C.state == CommandState.ACCEPTED)
 STARTED_AT = (
-    sa.select(C.host)
+    sa.select(C.host, sa.func.max(C.generation))
     .where(
         C.instance == ask("instance"),
         C.kind == CommandKind.START_VM.value,
         C.published_at.is_not(None),
         C.state != CommandState.NOT_RUN,
     )
-    .distinct()
+    .group_by(C.host)
 )
 IS_DUE = sa.and_(J.kind == "delete", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
@@ -110,8 +110,15 @@ def request(
             f"if it is meant: muster vm set {vm.name} --unprotected --reason TEXT",
         )
     if current is not None:
-        if strength > current.strength:
-            current = tx.swap(current, strength=strength, trail=current.trail + wish.trail(tx.now))
+        if strength > current.strength or "by" in current.request:
+            # What only the clock wanted is somebody's wish from now on: no freeze holds it up.
+            asked = {key: value for key, value in current.request.items() if key != "by"}
+            current = tx.swap(
+                current,
+                strength=max(strength, current.strength),
+                request=asked,
+                trail=current.trail + wish.trail(tx.now),
+            )
         jobs.accept_same(tx, wish, current)
         pursue(tx, cfg, current)
         return tx.get(Job, current.uuid)
@@ -210,7 +217,8 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
     if vm.task_state is TaskState.SOFT_DELETING:
         held = _take_over(tx, cfg, held, vm)
     # What nobody has asked for waits for the end of a freeze, and its time does not run.
-    job, waiting, frozen = held, [], "by" in held.request and freeze.why(tx) != ""
+    why = freeze.why(tx) if "by" in held.request else ""
+    job, waiting, frozen = held, [], why != ""
     for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
             continue
@@ -222,7 +230,8 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
             )
             job = jobs.end_step(tx, job, n, JobEvent.SUCCEED, f"DB-only: {decision.reason}")
         else:
-            job, awaited = _terminate(tx, cfg, job, n, decision.reason)
+            told = f"{why}; what nobody has asked for waits for muster unfreeze" if why else ""
+            job, awaited = _terminate(tx, cfg, job, n, told or decision.reason)
             waiting.append(awaited)
             frozen = frozen or decision.outcome is rule.Outcome.FROZEN
     if not waiting:
@@ -316,6 +325,7 @@ def _admit(
             in_flight=current.strength if current else None,
             any_host_down=down,
             hosts=len(places),
+            last_host=vm.last_host if vm else None,
             keepable=vm is not None and soft.is_keepable(vm),
         )
     )
@@ -330,12 +340,25 @@ def _delete_under_way(tx: Tx, vm: Instance | None) -> Job | None:
 
 def _places(tx: Tx, vm: Instance) -> list[str]:
     """Every host where the VM may be: its own, those that a start went to, those that show it."""
-    started = tx.rows(STARTED_AT, instance=vm.uuid)
-    places = {row[0] for row in started} | set(inventory.hosts_showing(tx, vm.uuid))
+    started = {
+        host
+        for host, generation in tx.rows(STARTED_AT, instance=vm.uuid)
+        if vm.snapshot is None
+        or host == vm.host
+        or not _is_proven_gone(tx, host, vm.uuid, generation)
+    }
+    places = started | set(inventory.hosts_showing(tx, vm.uuid))
     places |= leftovers.places(tx, vm)
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)
+
+
+def _is_proven_gone(tx: Tx, host: str, instance: str, generation: int) -> bool:
+    """True when its agent has answered that nothing up to this generation is or ever will be."""
+    stone = reap.at(tx, host, instance)
+    closed = stone is not None and stone.state is TombstoneState.CLOSED
+    return closed and stone is not None and stone.generation >= generation
 
 
 def _host_of(tx: Tx, vm: Instance) -> rule.Place | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from common.conf import Settings
 from common.errors import WrongState
 from common.messages import CommandKind, GuestReport, Result
 from common.states import CommandState, JobEvent, PowerState, TaskState, VmState
-from manager.flows import commands, freeze, jobs, restore
+from manager.flows import commands, freeze, jobs, restore, snapshots
 from manager.flows.jobs import Wish
 from manager.rules import power as rule
 from manager.rules import verbs
@@ -40,7 +42,7 @@ def request(
         job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
         job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
         return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
-    return _cast(tx, cfg, job, verb, vm, force=force)
+    return _cast(tx, cfg, job, verb, vm, vm.host, force=force)
 
 
 def require_wanted(vm: Instance) -> None:
@@ -63,8 +65,17 @@ def require_settled(vm: Instance) -> None:
         )
 
 
-def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, force: bool) -> Job:
-    if vm.host is None:
+def _cast(
+    tx: Tx,
+    cfg: Settings,
+    job: Job,
+    verb: verbs.Verb,
+    vm: Instance,
+    host: str | None,
+    *,
+    force: bool,
+) -> Job:
+    if host is None:
         return jobs.end(
             tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
         )
@@ -80,14 +91,14 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         cfg,
         kind=verb.command,
         instance=vm.uuid,
-        host=vm.host,
+        host=host,
         generation=generation,
         job=job.uuid,
         trail=job.trail,
         spec=spec,
         timeout_s=cfg.manager.create_timeout if verb.moves_memory else None,
     )
-    job = jobs.add_step(tx, job, verb.command.value, vm.host, command.id)
+    job = jobs.add_step(tx, job, verb.command.value, host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 
@@ -241,7 +252,15 @@ def report(
             missing_since=None,
             missing_reports=0,
         )
-    _carry_out(tx, cfg, vm, reaction, f"host {host}")
+    vm = _carry_out(tx, cfg, vm, reaction, f"host {host}")
+    if on_its_host and vm.snapshot is not None:
+        snapshots.seen(tx, cfg, vm, guest, host)
+
+
+def left_over(tx: Tx, cfg: Settings, host: str, vm: Instance, guest: GuestReport) -> None:
+    """A guest of a VM that has left every host: it may lie there, and must not run."""
+    seen = rule.Seen(power=guest.power_state)
+    _carry_out(tx, cfg, vm, rule.react(_held(cfg, vm), seen, _policy(cfg)), f"host {host}", host)
 
 
 def held_long_enough(tx: Tx, cfg: Settings, vm: Instance) -> None:
@@ -293,8 +312,14 @@ def _policy(cfg: Settings) -> rule.Policy:
 
 
 def _carry_out(
-    tx: Tx, cfg: Settings, vm: Instance, reaction: rule.Reaction, source: str
+    tx: Tx,
+    cfg: Settings,
+    vm: Instance,
+    reaction: rule.Reaction,
+    source: str,
+    host: str | None = None,
 ) -> Instance:
+    """`host`: where the guest is, when its VM is on none."""
     if reaction.act is rule.Act.SET_STATE and reaction.vm_state is not None:
         tx.event("instance.state", vm.uuid, source, f"{vm.name}: {reaction.text}")
         return tx.swap(vm, vm_state=reaction.vm_state, error="")
@@ -307,12 +332,12 @@ def _carry_out(
         )
     if reaction.act is rule.Act.STOP_AGAIN and not freeze.why(tx):
         tx.event("instance.stop_again", vm.uuid, source, f"{vm.name}: {reaction.text}")
-        _stop_again(tx, cfg, vm, reaction.text)
+        _stop_again(tx, cfg, vm, reaction.text, host or vm.host)
         return tx.get(Instance, vm.uuid)
     return vm
 
 
-def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
+def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str, host: str | None) -> None:
     """A stop of our own making: no operator asked, so the wish carries the rule's reason."""
     wish = Wish(
         job=tx.new_id(),
@@ -320,8 +345,13 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
         reason=why,
         request={"verb": "stop", "vm": vm.uuid, "by": "on_unexpected_running"},
     )
-    job = jobs.accept(tx, wish, "stop", instance=vm.uuid, host=vm.host)
-    _cast(tx, cfg, job, verbs.VERBS["stop"], vm, force=False)
+    job = jobs.accept(tx, wish, "stop", instance=vm.uuid, host=host)
+    _cast(tx, cfg, job, verbs.VERBS["stop"], vm, host, force=False)
+    vm = tx.get(Instance, vm.uuid)
+    if vm.host is None and vm.snapshot is not None:
+        # With the stop in its mark it is still one from before its VM has left.
+        kept = msgspec.structs.replace(vm.snapshot, generation=vm.generation)
+        tx.swap(vm, snapshot=kept)
 
 
 def lost(tx: Tx, cfg: Settings, job: Job, _command: CommandRow, *, code: str, error: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.errors import WrongState
 from common.states import JobEvent, VmState
-from manager.flows import jobs, resize, restore
+from manager.flows import jobs, resize, restore, shelve
 from manager.flows.jobs import Wish
 from manager.flows.power import require_wanted
 from manager.rules import deletion, verbs
@@ -30,6 +31,13 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
         made=vm.reserved,
     )
     restore.require_none(tx, (vm.host,) if vm.host else ())
+    if vm.vm_state is VmState.SHELVED_OFFLOADED:
+        raise WrongState(
+            f"all that there is of {vm.name} is its snapshot: it can not be {wanted}",
+            f"muster vm unshelve {vm.name}",
+        )
+    if shelve.leaving(tx, vm) is not None:
+        raise WrongState(f"{vm.host} is removing the guest of {vm.name}", "wait until it has")
     text = f"{vm.vm_state} -> {wanted}"
     if on_host:
         text += f"; {vm.host} last said {vm.power_state.name}"

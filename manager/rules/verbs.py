@@ -95,6 +95,22 @@ VERBS = {
             moves_memory=True,
         ),
         Verb(
+            "shelve",
+            frozenset({VmState.ACTIVE, VmState.SHUTOFF}),
+            TaskState.SHELVING,
+            VmState.SHELVED,
+            CommandKind.SHELVE_VM,
+            already=frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED}),
+        ),
+        Verb(
+            "unshelve",
+            frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED}),
+            TaskState.UNSHELVING,
+            VmState.ACTIVE,
+            CommandKind.START_VM,
+            already=frozenset({VmState.ACTIVE}),
+        ),
+        Verb(
             "resize",
             frozenset({VmState.ACTIVE, VmState.SHUTOFF}),
             TaskState.RESIZING,

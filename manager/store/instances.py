@@ -68,6 +68,25 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[DiskWish, ...] = ()
 
 
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shelved VM's disks were copied to. `taken_at` None: not whole, or not known to be.
+
+    `pool`, at `folder`, as `volume`; without one it is on its `host` alone, and without either
+    there is nothing to copy. Guests up to `generation` are from before it left its host;
+    `overtaken`: one of them has run since.
+    """
+
+    id: str
+    folder: str | None = None
+    pool: str | None = None
+    volume: int | None = None
+    host: str | None = None
+    taken_at: dt.datetime | None = None
+    size_gib: int = 0
+    generation: int = 0
+    overtaken: bool = False
+
+
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """How large a VM is, and by which offering (None: by none)."""
 
@@ -158,6 +177,8 @@ class Instance(Row, frozen=True, kw_only=True):
     missing_reports: int = 0
     error: str = ""
     deletion_owed: bool = False
+    snapshot: Snapshot | None = None
+    offload_at: dt.datetime | None = None
     resize: Resize | None = None
     resize_at: dt.datetime | None = None
     reclaim_at: dt.datetime | None = None

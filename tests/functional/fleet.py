@@ -49,6 +49,7 @@ AFTER = {
     m.CommandKind.STOP_VM: PowerState.SHUTOFF,
     m.CommandKind.PAUSE_VM: PowerState.PAUSED,
     m.CommandKind.SUSPEND_VM: PowerState.SUSPENDED,
+    m.CommandKind.SHELVE_VM: PowerState.SHUTOFF,
 }
 
 

@@ -506,6 +506,9 @@ def test_a_dry_run_of_a_create_says_why_of_each_host(fleet: Fleet) -> None:
         ("vm unpause web-1", "vm_unpause", {}),
         ("vm suspend web-1", "vm_suspend", {}),
         ("vm resume web-1", "vm_resume", {}),
+        ("vm shelve web-1", "vm_shelve", {"offload": False}),
+        ("vm shelve web-1 --offload", "vm_shelve", {"offload": True}),
+        ("vm unshelve web-1", "vm_unshelve", {}),
         (
             "vm resize web-1 --offering large --root-gib 8",
             "vm_resize",

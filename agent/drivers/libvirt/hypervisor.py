@@ -37,6 +37,7 @@ from common.messages import (
     GuestSpec,
     RbdImage,
     Remains,
+    SnapshotFiles,
 )
 from common.ownership import Mark
 from common.runtime import Runtime
@@ -208,6 +209,19 @@ class Hypervisor:
             ),
         )
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        def require_off(conn: Any) -> None:
+            domain = domains.ours(conn, guest)
+            if domain.isActive() or domain.hasManagedSaveImage():
+                raise HypervisorError(f"guest {guest.seen.name} is not off", "who uses it?")
+
+        # Its image files are locked by a guest that runs; before and after, nobody holds it off.
+        self._connection.call(f"look at {guest.seen.name}", require_off)
+        self._maker.keep(spec, guest.mark, files, doing)
+        self._connection.call(f"look at {guest.seen.name}", require_off)
+
     def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
         self._resizer.resize(guest, spec, doing)
 
@@ -254,6 +268,8 @@ class Hypervisor:
                 if self.look(remains.bearer) is not None:
                     raise checks.still_there(remains)
                 self._maker.remove_files(remains)
+            case SnapshotFiles():
+                self._maker.drop(remains)
             case RbdImage():
                 self._maker.remove_image(remains)
 

@@ -27,6 +27,7 @@ from common.messages import (
     GuestSpec,
     RbdImage,
     Remains,
+    SnapshotFiles,
 )
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
@@ -36,7 +37,7 @@ UP = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name, PowerState.PAU
 CHANGING = frozenset(
     {"create", "remark", "start", "stop", "reboot", "pause", "unpause"}
     | {"suspend", "resume", "resize", "confirm_resize", "revert_resize"}
-    | {"destroy", "clean_up"}
+    | {"snapshot", "destroy", "clean_up"}
 )
 _ON = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name})
 _PAUSED = frozenset({PowerState.PAUSED.name})
@@ -142,6 +143,9 @@ class SimulatedDriver:
         with self._fault("create"), self._store.lock():
             if self._store.read(mark.bearer) is not None:
                 raise HypervisorError(f"guest {mark.bearer} exists already", "look at the host")
+            for disk in spec.disks:
+                if disk.snapshot is not None:
+                    self._store.require_snapshot(disk.snapshot)
             guest = Guest(
                 uuid=mark.bearer,
                 name=self._store.free_name(spec.name, mark.bearer),
@@ -217,6 +221,16 @@ class SimulatedDriver:
             self._store.write(found)
             self._note(verb, found)
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        doing("snapshot")
+        with self._fault("snapshot"), self._ours(guest) as found:
+            if found.power_state != PowerState.SHUTOFF.name:
+                raise HypervisorError(f"guest {found.name} is {found.power_state}", "not off")
+            self._store.write_snapshot(files, spec)
+            self._note("snapshot", found)
+
     def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
         doing("resize")
         with self._fault("resize"), self._ours(guest) as found:
@@ -280,6 +294,8 @@ class SimulatedDriver:
                 case RbdImage():
                     # A simulated guest writes nothing that it would have to be kept from.
                     self._store.disks.remove(remains.target.guest, {of_ceph(remains.target)})
+                case SnapshotFiles():
+                    self._store.remove_snapshot(remains)
 
     def _note(self, verb: str, guest: Guest) -> None:
         self._store.note("agent", verb, guest)

@@ -210,6 +210,8 @@ def upgrade() -> None:
         sa.Column("missing_reports", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("deletion_owed", sa.Boolean(), nullable=False),
+        sa.Column("snapshot", sa.Text(), nullable=True),
+        sa.Column("offload_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("resize", sa.Text(), nullable=True),
         sa.Column("resize_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("reclaim_at", sa.DateTime(timezone=True), nullable=True),
