@@ -289,9 +289,10 @@ class Pool(Noun, frozen=True, kw_only=True):
     capacity_gib: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
     overprovisioning: Ratio = 1.0
     tags: tuple[Tag, ...] = ()
+    snapshots: bool = False
     enabled: bool = True
 
-    checks = ("_place", "_scope", "_path", "_rbd_pool", "_monitors")
+    checks = ("_place", "_scope", "_path", "_rbd_pool", "_monitors", "_snapshots")
 
     def _place(self) -> Iterator[Problem]:
         for scope in PoolScope:
@@ -312,6 +313,13 @@ class Pool(Noun, frozen=True, kw_only=True):
 
     def _monitors(self) -> Iterator[Problem]:
         return self._only("monitors", PoolKind.RBD, "as in 10.0.0.1:6789")
+
+    def _snapshots(self) -> Iterator[Problem]:
+        if self.snapshots and self.scope is PoolScope.HOST:
+            said = "a host keeps the snapshots of its own VMs without a pool"
+            yield "snapshots", said, "in a pool of a cluster or zone"
+        elif self.snapshots and self.kind is not PoolKind.DIR:
+            yield "snapshots", f"they are files, and not possible with kind {self.kind}", "dir"
 
     def _only(self, field: str, kind: PoolKind, example: str) -> Iterator[Problem]:
         given = bool(getattr(self, field))

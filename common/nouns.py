@@ -71,6 +71,7 @@ FIELDS: Mapping[Kind, Mapping[str, str]] = {
         "capacity_gib": "how much of it may be used",
         "overprovisioning": "how many GiB a GiB may be promised as",
         "tags": _TAGS,
+        "snapshots": "keeps the snapshots of shelved VMs too",
         "enabled": _ENABLED,
     },
     Kind.OFFERING: {

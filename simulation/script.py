@@ -150,6 +150,15 @@ class Script:
     def turn(self, who: str, verb: str, vm: str) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm})
 
+    @says(r"(\w+): vm resize VM((?: [\w.]+=\S+)+)")
+    def resize(self, who: str, vm: str, size: str) -> None:
+        asked = {word: _value(value) for word, value in _pairs(size)}
+        self._wish(who, "vm_resize", {"vm": vm, **asked})
+
+    @says(r"(\w+): vm (confirm|revert)-resize VM")
+    def settle_resize(self, who: str, verb: str, vm: str) -> None:
+        self._wish(who, f"vm_{verb}_resize", {"vm": vm})
+
     @says(r"(\w+): vm set-state VM ([A-Z]+)")
     def set_state(self, who: str, vm: str, state: str) -> None:
         self._wish(who, "vm_set_state", {"vm": vm, "vm_state": state})

@@ -67,6 +67,7 @@ WHOLE: dict[Kind, dict[str, Any]] = {
         "capacity_gib": 100,
         "overprovisioning": 2.0,
         "tags": ["ssd"],
+        "snapshots": False,
         "enabled": False,
     },
     Kind.OFFERING: {

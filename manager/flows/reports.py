@@ -35,6 +35,7 @@ from manager.flows import (
     outcome,
     reap,
     restore,
+    shelve,
 )
 from manager.flows.hello import heard_from, heard_lately
 from manager.rules.liveness import LATE
@@ -268,6 +269,7 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     if row.kind == "terminate_instance":
         reap.answered(tx, moved, result, pair)
         delete.command_ended(tx, cfg, moved, result, pair)
+        shelve.answered(tx, moved)
     elif row.kind == CommandKind.CLEAN_UP:
         outcome.command_ended(tx, cfg, moved, result)
     elif moved.job is not None:

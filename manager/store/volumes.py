@@ -6,6 +6,8 @@ from typing import Any
 
 from manager.store.mapping import Row, table
 
+SNAPSHOT = "snapshot"  # the kind of one that is no disk: copies of all of them
+
 
 @table("volumes", "instance", "n", index=(("pool",),))
 class Volume(Row, frozen=True, kw_only=True):

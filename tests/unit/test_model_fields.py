@@ -297,3 +297,8 @@ def test_a_field_that_can_not_be_read_hides_no_other_contradiction(desk: Desk) -
 def test_every_field_has_its_line_of_help(kind: Kind) -> None:
     assert list(nouns.FIELDS[kind]) == list(NOUNS[kind].__struct_fields__)
     assert nouns.ABOUT[kind]
+
+
+def test_a_pool_of_one_host_is_none_for_snapshots(desk: Desk) -> None:
+    pool = {"scope": "host", "host": "h", "path": "/a", "capacity_gib": 1, "snapshots": True}
+    assert "snapshots" in [error["field"] for error in refused(desk, Kind.POOL, pool)]
