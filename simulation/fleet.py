@@ -151,6 +151,7 @@ class SimFleet:
     tick_s = 5.0
     resend_after_s = 5.0
     offload_s = 0.0
+    keep_s = 604_800.0  # a VM that was deleted softly
     manager_type: type[ManagerProcess] = ManagerProcess
     agent_type: type[AgentProcess] = AgentProcess
 
@@ -188,6 +189,7 @@ class SimFleet:
                 command_timeout=60.0,
                 create_timeout=60.0,
                 delete_timeout=300.0,
+                soft_delete_keep=self.keep_s,
                 tick_interval=self.tick_s,
                 auto_enable_hosts=True,
                 shelved_offload_time=self.offload_s,

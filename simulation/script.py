@@ -11,6 +11,7 @@ import msgspec
 from common.bus.base import ANY_MANAGER
 from common.errors import BrokerUnavailable, MusterError, NoManager
 from common.messages import AGENT_TOPIC
+from common.ownership import Mark
 from common.states import PowerState
 from simulation.fleet import Process
 from simulation.hypervisor import Hypervisor, SimGuest
@@ -148,7 +149,11 @@ class Script:
     def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm, "force": force is not None})
 
-    @says(r"(\w+): vm (pause|unpause|suspend|resume) VM")
+    @says(r"(\w+): vm delete VM --soft")
+    def soft(self, who: str, vm: str) -> None:
+        self._wish(who, "vm_delete", {"vm": vm, "soft": True})
+
+    @says(r"(\w+): vm (pause|unpause|suspend|resume|restore) VM")
     def turn(self, who: str, verb: str, vm: str) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm})
 
@@ -350,6 +355,13 @@ class Script:
     def stranger(self, name: str, host: str) -> None:
         guest = self._hv(host).make_stranger(name)
         self._stage.call_it(guest.uuid, f"stranger {name}")
+
+    @says(r"guest NAME of another fleet on HOST, which names VM")
+    def of_another_fleet(self, name: str, host: str, vm: str) -> None:
+        mark = Mark(fleet="another", instance=self._stage.uuid_of(vm), generation=9, bearer="")
+        guest = self._hv(host).make_stranger(name, mark)
+        guest.mark = msgspec.structs.replace(mark, bearer=guest.uuid)
+        self._stage.call_it(guest.uuid, name)
 
     @says(r"clone of VM on HOST")
     def clone(self, vm: str, host: str) -> None:

@@ -26,6 +26,7 @@ from common.errors import (
     HypervisorUnavailable,
     MusterError,
     NotOurs,
+    ResizeOver,
 )
 from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
@@ -35,10 +36,12 @@ from common.runtime import Runtime, Stopped
 A = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
 B = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
 SPEC = GuestSpec(name="web", vcpus=2, memory_mib=512, nics=(NicSpec(mac="0a:4d:75:00:00:01"),))
+LARGE = GuestSpec(name="web", vcpus=4, memory_mib=1024)
 IMAGE = ImageSource(url="file:///t.qcow2", sha256="0" * 64, format=TemplateFormat.QCOW2)
 TURNS = ["pause", "unpause", "suspend", "resume"]
+RESIZES = ["resize", "confirm_resize", "revert_resize"]
 KEPT = SnapshotFiles(instance="i-1", snapshot="s-1")
-CHANGES = ["remark", "start", "stop", "reboot", *TURNS, "snapshot", "destroy"]
+CHANGES = ["remark", "start", "stop", "reboot", *TURNS, *RESIZES, "snapshot", "destroy"]
 
 
 def mark(bearer: str = A, **changes: object) -> Mark:
@@ -86,6 +89,9 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
         "unpause": lambda: driver.unpause(guest),
         "suspend": lambda: driver.suspend(guest),
         "resume": lambda: driver.resume(guest),
+        "resize": lambda: driver.resize(guest, LARGE, quietly),
+        "confirm_resize": lambda: driver.confirm_resize(guest, LARGE),
+        "revert_resize": lambda: driver.revert_resize(guest, SPEC),
         "snapshot": lambda: driver.snapshot(guest, SPEC, KEPT, quietly),
         "destroy": lambda: driver.destroy(guest),
     }[verb]()
@@ -105,6 +111,37 @@ def test_a_guest_keeps_what_it_was_made_from_and_the_console_shows_it(
     console.main(["--state-dir", str(store.folder.parent), "--host", "h", "list", "-f", "json"])
     [shown] = json.loads(capsys.readouterr().out)
     assert shown["spec"]["disks"][0]["source"]["url"] == IMAGE.url
+
+
+def test_a_guest_is_resized_and_is_again_what_it_was_or_keeps_its_size(
+    driver: SimulatedDriver, store: Store
+) -> None:
+    driver.create(SPEC, mark(), quietly)
+    driver.start(proof(driver))
+    with pytest.raises(HypervisorError, match="RUNNING"):
+        change(driver, "resize", proof(driver))
+    driver.stop(proof(driver), force=True, timeout_s=0)
+    for _ in range(2):  # the second time what it was is still what it was
+        change(driver, "resize", proof(driver))
+        assert (proof(driver).seen.vcpus, proof(driver).seen.memory_mib) == (4, 1024)
+        assert driver.keeps(proof(driver))
+    driver.start(proof(driver))
+    with pytest.raises(HypervisorError, match="RUNNING"):
+        change(driver, "revert_resize", proof(driver))
+    driver.stop(proof(driver), force=True, timeout_s=0)
+    for _ in range(2):
+        change(driver, "revert_resize", proof(driver))
+        kept = store.read(A)
+        assert kept is not None
+        assert (kept.vcpus, kept.memory_mib, kept.spec, kept.before) == (2, 512, SPEC, None)
+    with pytest.raises(ResizeOver):
+        change(driver, "confirm_resize", proof(driver))
+    change(driver, "resize", proof(driver))
+    for _ in range(2):
+        change(driver, "confirm_resize", proof(driver))
+        assert not driver.keeps(proof(driver))
+    with pytest.raises(ResizeOver, match="it has 4 x 1024 and not 2 x 512"):
+        change(driver, "revert_resize", proof(driver))
 
 
 @pytest.mark.parametrize(

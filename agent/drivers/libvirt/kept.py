@@ -118,6 +118,7 @@ class Keeper:
                 copy.with_name(f"{copy.name}.part").unlink(missing_ok=True)
                 copy.unlink(missing_ok=True)
             _flush_folders(Path(disk).parent for disk in disks)
+            self._path.with_name(f"{self._path.name}.part").unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
             _flush_folders([self._folder])
 

@@ -55,6 +55,7 @@ class Resizer:
         keeper = self._keeper(guest)
         record = keeper.read()
         if record is None:
+            keeper.forget(())  # of a record that was never finished
             self._check(guest, spec)
         elif record.stage in (Stage.KEPT, Stage.CONFIRMING):
             self._connection.call(
@@ -69,6 +70,7 @@ class Resizer:
         keeper = self._keeper(guest)
         record = keeper.read()
         if record is None:
+            keeper.forget(())
             if spec is not None:
                 self._check(guest, spec)
             return
