@@ -312,8 +312,7 @@ def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
 
 def db_accept_restore(tx: Tx, cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
-    # What was restored since the backup must not be reclaimed before somebody has looked.
-    soft.keep_all_anew(tx, cfg)
+    soft.after_restore(tx, cfg, done["raised"])
     alive = {stone.uuid for stone in done["tombstones"]}
     stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
     return {**done, "tombstones": stones}
