@@ -231,9 +231,14 @@ def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, change: Resize, kind: C
             "guest": to.spec,
             "on": change.was is VmState.ACTIVE and vm.vm_state in RUNS_IN,
             "timeout_s": cfg.libvirt.stop_timeout,
+            "key": change.key,
+            "undo": not change.done,
         },
         timeout_s=cfg.manager.create_timeout,
     )
+    if kind is CommandKind.RESIZE_VM:
+        vm = tx.get(Instance, vm.uuid)
+        tx.swap(vm, resize=msgspec.structs.replace(change, key=command.id))
     job = jobs.add_step(tx, job, kind.value, vm.host, command.id)
     return tx.swap(job, deadline_at=command.deadline_at)
 
@@ -279,7 +284,7 @@ def _resize_ended(
             vm,
             spec=change.new.spec,
             wishes=change.new.wishes,
-            resize=msgspec.structs.replace(change, phase=Phase.RESIZED),
+            resize=msgspec.structs.replace(change, phase=Phase.RESIZED, done=True),
             resize_at=tx.now + dt.timedelta(seconds=window_s) if window_s else None,
         )
         told = f"{_told(change.old)} -> {_told(change.new)}"
