@@ -35,7 +35,7 @@ _OURS = re.compile(
     r"muster-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-disk(0|[1-9][0-9]{0,2})", re.ASCII
 )
 # Without the nonce it would be every client of its host.
-_ONE_CLIENT = re.compile(r"[0-9A-Fa-f.:\[\]]+:[0-9]{1,5}/[1-9][0-9]{0,9}", re.ASCII)
+_ONE_CLIENT = re.compile(r"(v[12]:)?[0-9A-Fa-f.:\[\]]+:[0-9]{1,5}/[1-9][0-9]{0,9}", re.ASCII)
 
 
 def image_is_ours(image: str) -> bool:
