@@ -45,9 +45,9 @@ VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "unpause": lambda d, g: d.unpause(g),
     "suspend": lambda d, g: d.suspend(g),
     "resume": lambda d, g: d.resume(g),
-    "resize": lambda d, g: d.resize(g, LARGE, lambda _phase: None),
-    "confirm resize": lambda d, g: d.confirm_resize(g, LARGE),
-    "revert resize": lambda d, g: d.revert_resize(g, LARGE),
+    "resize": lambda d, g: d.resize(g, LARGE, "key", lambda _phase: None),
+    "confirm resize": lambda d, g: d.confirm_resize(g, LARGE, "key"),
+    "revert resize": lambda d, g: d.revert_resize(g, LARGE, "key"),
     "destroy": lambda d, g: d.destroy(g),
 }
 

@@ -222,17 +222,17 @@ class Hypervisor:
         self._maker.keep(spec, guest.mark, files, doing)
         self._connection.call(f"look at {guest.seen.name}", require_off)
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
-        self._resizer.resize(guest, spec, doing)
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
+        self._resizer.resize(guest, spec, key, doing)
 
-    def keeps(self, guest: OwnedGuest) -> bool:
+    def keeps(self, guest: OwnedGuest) -> str | None:
         return self._resizer.keeps(guest)
 
-    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
-        self._resizer.confirm(guest, spec)
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
+        self._resizer.confirm(guest, spec, key)
 
-    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
-        self._resizer.revert(guest, spec)
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
+        self._resizer.revert(guest, spec, key)
 
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         definition = self._connection.call(
