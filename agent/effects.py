@@ -432,7 +432,7 @@ class _Attempt:
 
     def _revert(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_own()))
         if self._work.note != CHANGED:
             if (yield from self._effect("keeps", self._driver.keeps, guest)) == spec.key:
                 yield from self._off(guest, spec.timeout_s)
@@ -444,7 +444,7 @@ class _Attempt:
 
     def _confirm(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_own()))
         confirm = self._driver.confirm_resize
         yield from self._effect("confirm", confirm, guest, spec.guest, spec.key)
 
@@ -522,6 +522,15 @@ class _Attempt:
         guest = yield from self._finder.find(self._command.instance)
         self.uuid = guest.hypervisor_uuid
         return guest
+
+    def _find_own(self) -> Steps[OwnedGuest]:
+        """As `_find`; where there are only copies of our guest, our guest is gone."""
+        try:
+            return (yield from self._find())
+        except NotOurs as exc:
+            if exc.data.get("copies"):
+                raise GuestMissing("only copies of it are left", "look at the host") from exc
+            raise
 
     def _is_now(self, guest: OwnedGuest, wanted: frozenset[PowerState]) -> Steps[bool]:
         """True when it is as it should be after all, whatever the call said."""

@@ -35,6 +35,7 @@ from simulation.world import World
 
 MEMORY_MIB = 8192
 _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
+WRITES = ("start", "reboot", "unpause", "resume")
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
 
@@ -135,7 +136,7 @@ class Hypervisor:
 
     def note(self, by: str, verb: str, guest: SimGuest) -> None:
         mark = guest.mark
-        if by == "agent" and guest.power_state in _RUNS:
+        if by == "agent" and verb in WRITES and guest.power_state in _RUNS:
             self.world.written += 1
             guest.written = self.world.written
         self.acts.append(
