@@ -22,6 +22,7 @@ from simulation.runtime import SimRuntime
 from simulation.world import World
 
 MEMORY_MIB = 8192
+CLEAN_UP = "clean_up"
 _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
@@ -87,6 +88,7 @@ class Hypervisor:
         self.off = False
         self.partial = False
         self.failure_rate = 0.0
+        self.untidiness = 0.0  # how often a clean-up fails
         self.after_error_rate = 0.0
         self.hang_rate = 0.0
         self.hung_until_s = 0.0
@@ -133,6 +135,16 @@ class Hypervisor:
 
     def cleaned(self, remains: GuestFiles) -> None:
         """An agent has removed what was left of a guest."""
+        act = Act(
+            at_s=self.world.now_s,
+            by="agent",
+            verb=CLEAN_UP,
+            guest=remains.bearer,
+            instance=remains.instance,
+            generation=None,
+            stranger=False,
+        )
+        self.acts.append(act)
         self.world.news = True
 
     # by hand
@@ -319,14 +331,16 @@ class SimDriver:
         self._after("destroy")
 
     def clean_up(self, remains: Remains) -> None:
-        self._before("clean_up")
+        self._before("cleaning")
+        if self._hv.world.chance(self._hv.untidiness):
+            raise HypervisorError("cleaning fails", "")
         match remains:
             case GuestFiles():
                 if remains.bearer in self._hv.guests:
                     raise HypervisorError(f"guest {remains.bearer} is there", "")
                 if self._hv.remove_disks(remains.bearer, remains.folders):
                     self._hv.cleaned(remains)
-        self._after("clean_up")
+        self._after("cleaning")
 
     def _current(self, guest: OwnedGuest) -> SimGuest:
         """Ours, and not marked by a newer command since this call was made."""
