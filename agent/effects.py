@@ -73,6 +73,29 @@ class PowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
 
+class ShelveSpec(PowerSpec, frozen=True, kw_only=True):
+    """The spec of shelve_vm: `guest` tells which of its disks are new, and where they are."""
+
+    guest: m.GuestSpec
+    snapshot: m.SnapshotFiles
+
+
+class ResizeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The spec of resize_vm, confirm_resize and revert_resize.
+
+    `guest`: what it is to be, or to be again; with `on` it runs afterwards. `timeout_s` is how
+    long to ask it politely to go off.
+    """
+
+    guest: m.GuestSpec
+    on: bool = False
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
+
+
+# What an agent notes of a resize or a revert, for the next one should it die.
+CHANGED, UNDOING = "changed", "undoing"
+
+
 @dataclass(frozen=True)
 class _Turn:
     """A driver's verb without arguments: from which power states, and where it is done already."""
@@ -197,6 +220,14 @@ class _Attempt:
             yield from self._stop()
         elif kind is m.CommandKind.REBOOT_VM:
             yield from self._reboot()
+        elif kind is m.CommandKind.SHELVE_VM:
+            yield from self._shelve()
+        elif kind is m.CommandKind.RESIZE_VM:
+            yield from self._resize()
+        elif kind is m.CommandKind.REVERT_RESIZE:
+            yield from self._revert()
+        elif kind is m.CommandKind.CONFIRM_RESIZE:
+            yield from self._confirm()
         else:
             yield from self._turn(_TURNS[kind])
 
@@ -293,9 +324,12 @@ class _Attempt:
     def _stop(self) -> Steps[None]:
         spec = m.convert(self._command.spec, PowerSpec)
         guest = yield from self._remark((yield from self._find()))
+        yield from self._off(guest, spec.timeout_s, force=spec.force)
+
+    def _off(self, guest: OwnedGuest, timeout_s: float, *, force: bool = False) -> Steps[None]:
         if guest.seen.power_state not in HALTED:
-            polite_s = self._polite(spec)
-            yield from self._effect("stop", self._stop_call, guest, spec.force, polite_s)
+            polite_s = self._polite(timeout_s)
+            yield from self._effect("stop", self._stop_call, guest, force, polite_s)
 
     def _stop_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.stop(guest, force=force, timeout_s=timeout_s)
@@ -316,11 +350,28 @@ class _Attempt:
                 return
         self._parts.journal.note(self._command.id, str(guest.seen.domain_id))
         self._started = guest = yield from self._remark(guest)
-        polite_s = self._polite(spec)
+        polite_s = self._polite(spec.timeout_s)
         yield from self._effect("reboot", self._reboot_call, guest, spec.force, polite_s)
 
     def _reboot_call(self, guest: OwnedGuest, force: bool, timeout_s: float) -> None:
         self._driver.reboot(guest, force=force, timeout_s=timeout_s)
+
+    def _shelve(self) -> Steps[None]:
+        """Off, then all of its disks copied, also those that an earlier try had copied.
+
+        Nobody knows whether the guest was used between two tries.
+        """
+        spec = m.convert(self._command.spec, ShelveSpec)
+        guest = yield from self._remark((yield from self._find()))
+        self.phases.begin("stop")
+        yield from self._off(guest, spec.timeout_s, force=spec.force)
+        doing = self.phases.begin
+        snapshot = self._driver.snapshot
+        yield from self._effect("snapshot", snapshot, guest, spec.guest, spec.snapshot, doing)
+        if not (yield from self._is_now(guest, HALTED)):
+            raise HypervisorError(
+                "the guest was started while its disks were copied", "who else uses it?"
+            )
 
     def _turn(self, turn: _Turn) -> Steps[None]:
         """Pause, unpause, suspend or resume: nothing to do when it is done, whoever did it."""
@@ -337,6 +388,64 @@ class _Attempt:
             yield from self._effect(turn.verb, getattr(self._driver, turn.verb), guest)
         except MusterError:
             if not (yield from self._is_now(guest, turn.done)):
+                raise
+
+    # resize_vm, confirm_resize and revert_resize
+
+    def _resize(self) -> Steps[None]:
+        spec = m.convert(self._command.spec, ResizeSpec)
+        guest = yield from self._remark((yield from self._find()))
+        if self._work.note == UNDOING:
+            yield from self._unresize(guest, spec)
+            raise HypervisorError("it failed, and the agent died while it undid it", "")
+        try:
+            if self._work.note != CHANGED:
+                yield from self._off(guest, spec.timeout_s)
+                doing = self.phases.begin
+                yield from self._effect("resize", self._driver.resize, guest, spec.guest, doing)
+                self._parts.journal.note(self._command.id, CHANGED)
+            if spec.on:
+                yield from self._on(guest)
+        except CallTimeout:
+            raise  # it may still be under way: what is left of it is undone by a later command
+        except MusterError:
+            self._parts.journal.note(self._command.id, UNDOING)
+            try:
+                yield from self._unresize(guest, spec)
+            except MusterError as exc:
+                LOG.warning("a failed resize of %s is not undone: %s", self.uuid, exc)
+            raise
+
+    def _unresize(self, guest: OwnedGuest, spec: ResizeSpec) -> Steps[None]:
+        """The guest as it was; where nothing was changed it is only switched on again."""
+        if (yield from self._effect("keeps", self._driver.keeps, guest)):
+            now = yield from self._finder.at(guest.hypervisor_uuid, self._command.instance)
+            yield from self._off(now, 0.0)
+            yield from self._effect("revert", self._driver.revert_resize, guest, None)
+        if spec.on:
+            yield from self._on(guest)
+
+    def _revert(self) -> Steps[None]:
+        spec = m.convert(self._command.spec, ResizeSpec)
+        guest = yield from self._remark((yield from self._find()))
+        if self._work.note != CHANGED:
+            if (yield from self._effect("keeps", self._driver.keeps, guest)):
+                yield from self._off(guest, spec.timeout_s)
+            yield from self._effect("revert", self._driver.revert_resize, guest, spec.guest)
+            self._parts.journal.note(self._command.id, CHANGED)
+        if spec.on:
+            yield from self._on(guest)
+
+    def _confirm(self) -> Steps[None]:
+        spec = m.convert(self._command.spec, ResizeSpec)
+        guest = yield from self._remark((yield from self._find()))
+        yield from self._effect("confirm", self._driver.confirm_resize, guest, spec.guest)
+
+    def _on(self, guest: OwnedGuest) -> Steps[None]:
+        try:
+            yield from self._effect("start", self._driver.start, guest)
+        except MusterError:
+            if not (yield from self._is_now(guest, POWERED)):
                 raise
 
     def _terminate(self) -> Steps[None]:
@@ -425,6 +534,6 @@ class _Attempt:
             raise CallTimeout(f"no time was left for {name}", "look at the host")
         return (yield from self._parts.calls.within(left, name, fn, *args))
 
-    def _polite(self, spec: PowerSpec) -> float:
+    def _polite(self, timeout_s: float) -> float:
         left = self._deadline - self._parts.runtime.monotonic()
-        return max(0.0, min(spec.timeout_s, left * POLITE_SHARE))
+        return max(0.0, min(timeout_s, left * POLITE_SHARE))

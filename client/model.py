@@ -14,7 +14,10 @@ from common.model import NOUNS, Kind
 
 # What a listing shows of the nouns with many fields or long ones, unless asked for more.
 LISTED: Mapping[Kind, tuple[str, ...]] = {
-    Kind.POOL: ("scope", "host", "cluster", "zone", "path", "capacity_gib", "enabled"),
+    Kind.POOL: (
+        *("kind", "scope", "host", "cluster", "zone"),
+        *("path", "rbd_pool", "capacity_gib", "enabled"),
+    ),
     Kind.OFFERING: ("vcpus", "memory_mib", "root_gib", "cpu_mhz", "ha", "host_tags"),
     Kind.TEMPLATE: ("format", "url", "zones", "project", "public", "enabled"),
     Kind.NETWORK: ("zone", "kind", "backend", "source", "vlan", "cidr", "gateway", "enabled"),

@@ -17,6 +17,7 @@ from client.base import (
     add_object,
 )
 from common.errors import AlreadyDeleted, BadRequest, MusterError, RemoteError
+from common.messages import DiskSpec, GuestSpec
 from common.states import JobState, SettableState, TaskState, VmState
 
 
@@ -164,6 +165,75 @@ class Resume(_OnVms):
     """Let a VM that was suspended go on where it was, or several"""
 
     method = "vm_resume"
+
+
+class Shelve(_OnVms):
+    """Stop a VM, or several, and keep copies of their disks; then their hosts are free of them"""
+
+    method = "vm_shelve"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--offload",
+            action="store_true",
+            help="have its guest leave its host at once, whatever shelved_offload_time says",
+        )
+        return parser
+
+    def wish_for(self, args: argparse.Namespace, vm: str) -> Answer:
+        return {"vm": vm, "offload": args.offload}
+
+
+class Unshelve(_OnVms):
+    """Let a VM that was shelved run again, or several, on whichever host takes it"""
+
+    method = "vm_unshelve"
+
+
+class Resize(ActionCommand):
+    """Give a VM another size; confirm-resize keeps it, revert-resize brings the old one back"""
+
+    method = "vm_resize"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, "vm")
+        parser.add_argument("--offering", metavar="OFFERING", help="what it is to get")
+        for field, words, what in (
+            ("vcpus", ("--vcpus",), "of its CPUs, if it is to have no offering"),
+            ("memory_mib", ("--memory-mib", "--memory"), "in MiB, likewise"),
+        ):
+            kind = usage.whole(field, *usage.bounds(GuestSpec, field))
+            parser.add_argument(*words, dest=field, metavar="N", type=kind, help=what)
+        parser.add_argument(
+            "--root-gib",
+            metavar="N",
+            type=usage.whole("root_gib", *usage.bounds(DiskSpec, "size_gib")),
+            help="of its first disk, which can only grow",
+        )
+        return parser
+
+    def wish(self, args: argparse.Namespace) -> Answer:
+        return {
+            "vm": args.vm,
+            "offering": args.offering,
+            "vcpus": args.vcpus,
+            "memory_mib": args.memory_mib,
+            "root_gib": args.root_gib,
+        }
+
+
+class ConfirmResize(_OnVms):
+    """Keep the new size of a VM, or of several; what they were is removed"""
+
+    method = "vm_confirm_resize"
+
+
+class RevertResize(_OnVms):
+    """Make a VM what it was before its resize, disks included, or several"""
+
+    method = "vm_revert_resize"
 
 
 class SetState(ActionCommand):

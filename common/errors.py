@@ -146,6 +146,12 @@ class QuotaExceeded(Refused):
     code = "QUOTA_EXCEEDED"
 
 
+class NoSpace(Refused):
+    """No pool has room for it; the message says what is left in each."""
+
+    code = "NO_SPACE"
+
+
 class NoAddress(Refused):
     """A network has no free address, or the one that was asked for is taken."""
 
@@ -210,6 +216,12 @@ class HypervisorError(MusterError):
     """The hypervisor refused or failed a call; the message is its own."""
 
     code = "HYPERVISOR_ERROR"
+
+
+class ResizeOver(MusterError):
+    """Nothing is kept from before a resize any more: it was confirmed or reverted before."""
+
+    code = "RESIZE_OVER"
 
 
 class TemplateInvalid(MusterError):

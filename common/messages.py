@@ -66,6 +66,10 @@ class CommandKind(enum.StrEnum):
     UNPAUSE_VM = "unpause_vm"
     SUSPEND_VM = "suspend_vm"
     RESUME_VM = "resume_vm"
+    SHELVE_VM = "shelve_vm"
+    RESIZE_VM = "resize_vm"
+    CONFIRM_RESIZE = "confirm_resize"
+    REVERT_RESIZE = "revert_resize"
     TERMINATE_INSTANCE = "terminate_instance"
     CLEAN_UP = "clean_up"
     NOOP = "noop"
@@ -87,6 +91,15 @@ class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     format: TemplateFormat
 
 
+class SnapshotDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """Disk `n` of a snapshot; `folder` as in SnapshotFiles."""
+
+    instance: Id
+    snapshot: Id
+    n: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    folder: Folder | None = None
+
+
 class RbdTarget(msgspec.Struct, frozen=True, kw_only=True):
     """An image in a pool of Ceph; `monitors` (host:port) say in which cluster."""
 
@@ -94,13 +107,19 @@ class RbdTarget(msgspec.Struct, frozen=True, kw_only=True):
     image: Name
     monitors: tuple[Monitor, ...]
 
+    @property
+    def guest(self) -> str:
+        """The hypervisor's uuid of the guest whose disk it is: `muster-<guest>-disk<n>`."""
+        return self.image.removeprefix("muster-").rpartition("-disk")[0]
+
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A new disk of `size_gib`, or an existing image at `path`, which a delete keeps.
 
     `source`: what a new disk begins as, an overlay on it or with `copy` a full copy; an ISO is
-    attached as it is, to be read only. `folder`: where the images of its pool are; None, where the
-    agent keeps those of its guests. `rbd`: it is an image in Ceph, and of no folder.
+    attached as it is, to be read only. `snapshot`: what it begins as instead, a copy of it.
+    `folder`: where the images of its pool are; None, where the agent keeps those of its guests.
+    `rbd`: it is an image in Ceph, and of no folder.
     """
 
     size_gib: SizeGib | None = None
@@ -108,6 +127,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: ImageSource | None = None
     copy: bool = False
     folder: Folder | None = None
+    snapshot: SnapshotDisk | None = None
     rbd: RbdTarget | None = None
 
 
@@ -159,16 +179,41 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 class GuestFiles(msgspec.Struct, frozen=True, kw_only=True, tag="guest_files"):
     """What was made for a guest that is not there any more, by its bearer.
 
-    `folders` are those of pools; what is in the agent's own folder always belongs to it.
+    `folders` are those of pools; what is in the agent's own folder always belongs to it. `images`:
+    in Ceph.
     """
 
     instance: Id
     bearer: Uuid
     folders: tuple[Folder, ...] = ()
+    images: tuple[RbdTarget, ...] = ()
+
+
+class RbdImage(msgspec.Struct, frozen=True, kw_only=True, tag="rbd_image"):
+    """An image in Ceph of a guest that may be alive, and writing: it is shut out first.
+
+    `addresses`: of the clients that had it open when the guest was started. They and whoever has it
+    open now are shut out for `expiry_s`.
+    """
+
+    target: RbdTarget
+    addresses: tuple[str, ...] = ()
+    expiry_s: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+class SnapshotFiles(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
+    """The images that a guest's new disks were copied to, one each.
+
+    `folder`: that of a pool which keeps snapshots; None: the agent's own.
+    """
+
+    instance: Id
+    snapshot: Id
+    folder: Folder | None = None
 
 
 # What a clean_up is to remove, a tagged union of everything that can be left behind.
-Remains = GuestFiles
+Remains = GuestFiles | SnapshotFiles | RbdImage
 
 
 class CleanUpSpec(msgspec.Struct, frozen=True, kw_only=True):

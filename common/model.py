@@ -139,6 +139,13 @@ class PoolScope(enum.StrEnum):
     ZONE = "zone"
 
 
+class PoolKind(enum.StrEnum):
+    """Where the disks of a pool are: files of a folder, or images in Ceph."""
+
+    DIR = "dir"
+    RBD = "rbd"
+
+
 class TemplateFormat(enum.StrEnum):
     """What a template's file is; `kernel` is a kernel with its initrd, booted without a disk."""
 
@@ -260,7 +267,10 @@ class Place(Noun, frozen=True, kw_only=True):
 
 
 class Pool(Noun, frozen=True, kw_only=True):
-    """A folder of disk images at `path`, on one host or shared by those of a cluster or zone."""
+    """Where disks are, on one host or shared by those of a cluster or zone.
+
+    `dir`: a folder at `path`; `rbd`: the pool `rbd_pool` of the Ceph cluster with these monitors.
+    """
 
     refs: ClassVar[Mapping[str, Kind]] = {
         "host": Kind.HOST,
@@ -272,13 +282,17 @@ class Pool(Noun, frozen=True, kw_only=True):
     host: ObjectName | None = None
     cluster: ObjectName | None = None
     zone: ObjectName | None = None
-    path: Folder
+    kind: PoolKind = PoolKind.DIR
+    path: Folder | None = None
+    rbd_pool: CephPool | None = None
+    monitors: Annotated[tuple[Monitor, ...], msgspec.Meta(max_length=20)] = ()
     capacity_gib: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
     overprovisioning: Ratio = 1.0
     tags: tuple[Tag, ...] = ()
+    snapshots: bool = False
     enabled: bool = True
 
-    checks = ("_place",)
+    checks = ("_place", "_scope", "_path", "_rbd_pool", "_monitors", "_snapshots")
 
     def _place(self) -> Iterator[Problem]:
         for scope in PoolScope:
@@ -286,6 +300,32 @@ class Pool(Noun, frozen=True, kw_only=True):
             if given is not (scope is self.scope):
                 said = "not possible" if given else "missing"
                 yield scope.value, f"{said} with scope {self.scope}", f"name the {self.scope} alone"
+
+    def _scope(self) -> Iterator[Problem]:
+        if self.kind is PoolKind.RBD and self.scope is PoolScope.HOST:
+            yield "scope", "Ceph is never one host's own", "cluster or zone"
+
+    def _path(self) -> Iterator[Problem]:
+        return self._only("path", PoolKind.DIR, "a folder, as in /srv/muster")
+
+    def _rbd_pool(self) -> Iterator[Problem]:
+        return self._only("rbd_pool", PoolKind.RBD, "the name of a pool in Ceph")
+
+    def _monitors(self) -> Iterator[Problem]:
+        return self._only("monitors", PoolKind.RBD, "as in 10.0.0.1:6789")
+
+    def _snapshots(self) -> Iterator[Problem]:
+        if self.snapshots and self.scope is PoolScope.HOST:
+            said = "a host keeps the snapshots of its own VMs without a pool"
+            yield "snapshots", said, "in a pool of a cluster or zone"
+        elif self.snapshots and self.kind is not PoolKind.DIR:
+            yield "snapshots", f"they are files, and not possible with kind {self.kind}", "dir"
+
+    def _only(self, field: str, kind: PoolKind, example: str) -> Iterator[Problem]:
+        given = bool(getattr(self, field))
+        if given is not (kind is self.kind):
+            said = "not possible" if given else "missing"
+            yield field, f"{said} with kind {self.kind}", f"{example}, with kind {kind}"
 
 
 class Offering(Noun, frozen=True, kw_only=True):

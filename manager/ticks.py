@@ -20,8 +20,10 @@ from manager.flows import (
     reap,
     reclaim,
     reports,
+    resize,
     restore,
     retention,
+    shelve,
     watchdog,
 )
 from manager.store.engine import Store, Tx
@@ -46,8 +48,11 @@ ROUNDS: tuple[tuple[Callable[[Tx, Settings], object], Any], ...] = (
     (reclaim.delete_due, _any(reclaim.IS_DUE)),
     (reap.retry_due, _any(reap.IS_DUE)),
     (cleanup.retry_due, _any(cleanup.IS_DUE)),
+    (shelve.pursue_due, _any(shelve.IS_DUE)),
+    (shelve.offload_due, _any(shelve.IS_TO_LEAVE)),
     (watchdog.deadlines, watchdog.ANY_IS_LATE),
     (watchdog.held_guests, _any(watchdog.IS_HELD)),
+    (resize.pursue_due, resize.IS_DUE),
 )
 LOOK = sa.select(*[is_due for _, is_due in ROUNDS]).execution_options(**PLANNED_ANEW)
 

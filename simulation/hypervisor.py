@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.drivers.base import Doing, Listing, OwnedGuest
+from agent.drivers.checks import check_size
+from agent.drivers.simulated.disks import folders_of, of_ceph
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -15,7 +17,17 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+    SnapshotDisk,
+    SnapshotFiles,
+)
 from common.ownership import Mark, why_not_ours
 from common.states import PowerState
 from simulation.runtime import SimRuntime
@@ -27,8 +39,20 @@ _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
 
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that is neither confirmed nor reverted."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    root_gib: int | None
+
+
 class SimGuest(msgspec.Struct, kw_only=True):
-    """One guest; `stranger` is what the simulator knows and Muster must find out."""
+    """One guest; `stranger` is what the simulator knows and Muster must find out.
+
+    `written`: what its disks hold, a number that rises each time that it begins to run.
+    """
 
     uuid: str
     name: str
@@ -42,6 +66,9 @@ class SimGuest(msgspec.Struct, kw_only=True):
     folders: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
+    written: int = 0
+    root_gib: int | None = None
+    before: Before | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -106,6 +133,9 @@ class Hypervisor:
 
     def note(self, by: str, verb: str, guest: SimGuest) -> None:
         mark = guest.mark
+        if guest.power_state in _RUNS:
+            self.world.written += 1
+            guest.written = self.world.written
         self.acts.append(
             Act(
                 at_s=self.world.now_s,
@@ -121,6 +151,19 @@ class Hypervisor:
         for watcher in list(self.watchers.values()):
             watcher(guest.uuid)
 
+    # snapshots: in a store of the host's own, and in folders of pools, which hosts share
+
+    def kept_in(self, files: SnapshotFiles | SnapshotDisk) -> tuple[str, str, str]:
+        return (files.folder or self.host, files.instance, files.snapshot)
+
+    def keep(self, files: SnapshotFiles, guest: SimGuest) -> None:
+        """What its disks hold is in the snapshot, over what an earlier try has left there."""
+        self.world.snapshots[self.kept_in(files)] = guest.written
+
+    def drop(self, files: SnapshotFiles) -> bool:
+        """True when there was one."""
+        return self.world.snapshots.pop(self.kept_in(files), None) is not None
+
     # files: in the host's own folder, and in those of pools, which hosts may share
 
     def places(self, folders: Iterable[str]) -> list[str]:
@@ -133,14 +176,14 @@ class Hypervisor:
             there = disks.pop((place, guest), None) is not None or there
         return there
 
-    def cleaned(self, remains: GuestFiles) -> None:
-        """An agent has removed what was left of a guest."""
+    def cleaned(self, instance: str, guest: str = "") -> None:
+        """An agent has removed what was left of an instance; `guest`: of one that is not there."""
         act = Act(
             at_s=self.world.now_s,
             by="agent",
             verb=CLEAN_UP,
-            guest=remains.bearer,
-            instance=remains.instance,
+            guest=guest,
+            instance=instance,
             generation=None,
             stranger=False,
         )
@@ -234,7 +277,12 @@ class SimDriver:
             raise self._hv.refusal
         if mark.bearer in self._hv.guests:
             raise HypervisorError(f"guest {mark.bearer} exists already", "")
+        kept = [disk.snapshot for disk in spec.disks if disk.snapshot is not None]
+        lost = [each for each in kept if self._hv.kept_in(each) not in self._hv.world.snapshots]
+        if lost:
+            raise HypervisorError(f"no snapshot {lost[0].snapshot}", "")
         guest = SimGuest(
+            written=max((self._hv.world.snapshots[self._hv.kept_in(k)] for k in kept), default=0),
             uuid=mark.bearer,
             name=spec.name,
             vcpus=spec.vcpus,
@@ -243,8 +291,9 @@ class SimDriver:
             ips=tuple(
                 ip.partition("/")[0] for n in spec.nics for ip in (n.address, n.address6) if ip
             ),
-            folders=tuple({disk.folder for disk in spec.disks if disk.folder is not None}),
+            folders=tuple(sorted(folders_of(spec))),
             mark=mark,
+            root_gib=_root_gib(spec),
         )
         self._hv.guests[guest.uuid] = guest
         for place in self._hv.places(guest.folders):
@@ -319,6 +368,69 @@ class SimDriver:
             self._hv.note("agent", verb, found)
         self._after(verb)
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        doing("snapshot")
+        self._before("snapshot")
+        found = self._current(guest)
+        if found.power_state is not PowerState.SHUTOFF:
+            raise HypervisorError(f"it is {found.power_state.name}", "")
+        self._hv.keep(files, found)
+        self._hv.note("agent", "snapshot", found)
+        self._after("snapshot")
+
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        doing("resize")
+        self._before("resize")
+        found = self._off(guest)
+        if found.before is None or found.before.generation != guest.mark.generation:
+            found.before = Before(
+                generation=guest.mark.generation,
+                vcpus=found.vcpus,
+                memory_mib=found.memory_mib,
+                root_gib=found.root_gib,
+            )
+        found.vcpus, found.memory_mib = spec.vcpus, spec.memory_mib
+        found.root_gib = _root_gib(spec)
+        self._hv.note("agent", "resize", found)
+        self._after("resize")
+
+    # What these do is not called as their commands are: traps are laid for either.
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        self._before("look", changing=False)
+        return self._current(guest).before is not None
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        self._before("give_up")
+        found = self._current(guest)
+        if found.before is None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        else:
+            found.before = None
+            self._hv.note("agent", "give_up", found)
+        self._after("give_up")
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        self._before("put_back")
+        found = self._current(guest)
+        before = found.before
+        if before is not None:
+            self._off(guest)
+            found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
+            found.root_gib, found.before = before.root_gib, None
+            self._hv.note("agent", "put_back", found)
+        elif spec is not None:
+            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        self._after("put_back")
+
+    def _off(self, guest: OwnedGuest) -> SimGuest:
+        found = self._current(guest)
+        if found.power_state in _ON:
+            raise HypervisorError(f"it is {found.power_state.name}", "")
+        return found
+
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         return ()
 
@@ -338,9 +450,23 @@ class SimDriver:
             case GuestFiles():
                 if remains.bearer in self._hv.guests:
                     raise HypervisorError(f"guest {remains.bearer} is there", "")
-                if self._hv.remove_disks(remains.bearer, remains.folders):
-                    self._hv.cleaned(remains)
+                places = {*remains.folders, *map(of_ceph, remains.images)}
+                if self._hv.remove_disks(remains.bearer, places):
+                    self._hv.cleaned(remains.instance, remains.bearer)
+            case RbdImage():
+                self._remove_image(remains)
+            case SnapshotFiles():
+                if self._hv.drop(remains):
+                    self._hv.cleaned(remains.instance)
         self._after("cleaning")
+
+    def _remove_image(self, image: RbdImage) -> None:
+        """The image goes, whoever has it open: they are shut out before."""
+        place = (of_ceph(image.target), image.target.guest)
+        instance = self._hv.world.disks.get(place)
+        if instance is not None:
+            del self._hv.world.disks[place]
+            self._hv.cleaned(instance)
 
     def _current(self, guest: OwnedGuest) -> SimGuest:
         """Ours, and not marked by a newer command since this call was made."""
@@ -384,3 +510,7 @@ class SimDriver:
     def _take_time(self) -> None:
         if self._hv.slow_s:
             self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))
+
+
+def _root_gib(spec: GuestSpec) -> int | None:
+    return spec.disks[0].size_gib if spec.disks else None

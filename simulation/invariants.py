@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -42,7 +42,7 @@ _OFF = (PowerState.SHUTOFF, PowerState.CRASHED)
 _STILL = (PowerState.SHUTOFF, PowerState.SUSPENDED)
 HELD = (VmState.PAUSED, VmState.SUSPENDED)
 HALTED = (VmState.SHUTOFF, *HELD)
-TURNS = ("pause", "unpause", "suspend", "resume")
+TURNS = ("pause", "unpause", "suspend", "resume", "resize", "put_back", "give_up")
 HOSTS_EVERY_S = 5.0
 # A host with which nothing has been wrong for so long can not be called DOWN, whatever the
 # managers and their broker went through.
@@ -459,6 +459,8 @@ class Invariants:
                 found.append((f"{vm.name} is stuck in {vm.task_state}", vm.uuid))
             if vm.deletion_owed:
                 found.append((f"{vm.name} is still owed its deletion", vm.uuid))
+            if vm.live and vm.resize is not None and vm.vm_state is not VmState.RESIZED:
+                found.append((f"{vm.name} is {vm.vm_state}, resize {vm.resize.phase}", vm.uuid))
         for stone in tx.ask(questions.OPEN_STONES):
             found.append((f"tombstone of {stone.name} on {stone.host} is open", stone.instance))
         for host in tx.ask(questions.HOSTS):
@@ -546,6 +548,8 @@ class Invariants:
     def _guests(self, live: dict[str, Instance]) -> list[tuple[str, str | None]]:
         found: list[tuple[str, str | None]] = []
         shown, lost = set(), self._faults.lost
+        # A restored database does not know of what it was told since.
+        resized_since = {instance for instance, _ in lost.generations} | self._faults.moved
         for host, agent in self._fleet.agents.items():
             for g in agent.hypervisor.guests.values():
                 if g.stranger or g.mark is None:
@@ -569,6 +573,8 @@ class Invariants:
                     found.append((f"{vm.name} is {vm.vm_state} and runs", instance))
                 elif vm.vm_state in HELD and g.power_state in _OFF:
                     found.append((f"{vm.name} is {vm.vm_state} and off", instance))
+                if vm is not None and vm.host == host and instance not in resized_since:
+                    found += [(text, instance) for text in _sizes(vm, g)]
         for vm in live.values():
             elsewhere = vm.uuid in (
                 self._faults.moved | self._faults.removed | lost.revived | lost.displaced
@@ -582,3 +588,22 @@ class Invariants:
             if vm.vm_state is not VmState.ERROR:
                 found.append((f"{vm.name} is {vm.vm_state} and {vm.host} has no guest", vm.uuid))
         return found
+
+
+def _sizes(vm: Instance, guest: SimGuest) -> Iterator[str]:
+    """A guest has the size that its VM is shown with, and keeps another only while it may."""
+    wanted = vm.spec["vcpus"], vm.spec["memory_mib"]
+    disks = vm.spec["disks"]
+    root = disks[0]["size_gib"] if disks else None
+    if (guest.vcpus, guest.memory_mib) != wanted or guest.root_gib != root:
+        has = f"{guest.vcpus} vCPUs, {guest.memory_mib} MiB, {guest.root_gib} GiB"
+        yield f"{vm.name} has {has}, and should have {wanted}, {root}"
+    if (guest.before is not None) is not (vm.resize is not None):
+        kept = "is kept" if guest.before is not None else "is not kept"
+        yield f"what {vm.name} was {kept}, and it is {vm.vm_state}"
+    change = vm.resize
+    shapes = (change.old, change.new) if change is not None else ()
+    sizes = [wanted, *((shape.vcpus, shape.memory_mib) for shape in shapes)]
+    most = [max(each) for each in zip(*sizes, strict=True)]
+    if [vm.vcpus, vm.memory_mib] != most:
+        yield f"{vm.name} holds {vm.vcpus} vCPUs, {vm.memory_mib} MiB, and should hold {most}"

@@ -22,6 +22,7 @@ VERBS = (
     ("start", 2),
     ("reboot", 3),
     ("held", 4),
+    ("resize", 4),
     ("brief", 1),
     ("several", 2),
     ("cancel", 1),
@@ -101,7 +102,7 @@ class Operators:
             self._wish("delete", f"{name}-brief")
             return
         if verb == "change_of_mind":
-            verb = world.random.choice(("stop", "start", "reboot", "pause", "suspend"))
+            verb = world.random.choice(("stop", "start", "reboot", "pause", "suspend", "resize"))
             self._wish(verb, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
             self._wish("delete", name)
@@ -111,6 +112,11 @@ class Operators:
             self._wish(there, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 40.0))
             self._wish(back, name)
+            return
+        if verb == "resize":
+            self._resize(name)
+            self._fleet.operator.sleep(world.random.uniform(0.0, 40.0))
+            self._wish(world.random.choice(("confirm_resize", "revert_resize")), name)
             return
         if verb == "several":
             # At once and alike: the last of something is wanted twice.
@@ -145,6 +151,18 @@ class Operators:
                 forgotten = job in self.forgotten
                 if again is not None and again["uuid"] != self.accepted[job] and not forgotten:
                     raise AssertionError(f"job {job} came back as {again['uuid']}")
+
+    def _resize(self, name: str) -> None:
+        world = self._fleet.world
+        asked: dict[str, Any] = {"memory_mib": VM_MIB * world.random.choice((1, 2, 3))}
+        if world.chance(0.5):
+            asked["vcpus"] = world.random.choice((1, 2))
+        shown = self.ask("vm_show", {"vm": name})
+        disks = shown["spec"]["disks"] if shown is not None else []
+        if disks and world.chance(0.5):
+            asked["root_gib"] = disks[0]["size_gib"] + 1
+        common = {"job": world.new_id(), "operator": "op", "reason": "at random"}
+        self.ask("vm_resize", {**common, "vm": name, **asked})
 
     def _set_down(self, host: str) -> None:
         world = self._fleet.world

@@ -27,6 +27,7 @@ from manager.store.tombstones import Tombstone
 from manager.store.volumes import Volume
 from simulation import scenario
 from simulation.holdings import Holdings
+from simulation.hypervisor import Hypervisor, SimGuest
 from simulation.scenario import BadScenario, Scenario
 from simulation.script import Script
 from simulation.stage import NOOP, Stage
@@ -60,7 +61,10 @@ def _at_the_end(stage: Stage) -> list[str]:
         guests = []
         for guest in agent.hypervisor.guests.values():
             whose = "a stranger's" if guest.stranger else _marked(stage, guest.mark)
-            guests.append(f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}")
+            size = _size(agent.hypervisor, guest)
+            guests.append(
+                f"  guest at {host}: {guest.name} {guest.power_state.name}, {whose}{size}"
+            )
         lines += sorted(guests)
     there = {
         (place, guest.uuid)
@@ -71,6 +75,15 @@ def _at_the_end(stage: Stage) -> list[str]:
     left = {key: instance for key, instance in stage.world.disks.items() if key not in there}
     lines += sorted(f"  left at {where}: disks of {vm}" for (where, _), vm in left.items())
     return [stage.in_names(line) for line in lines]
+
+
+def _size(hypervisor: Hypervisor, guest: SimGuest) -> str:
+    """Of a guest that was given another size, once or again."""
+    if not any(act.verb == "resize" and act.guest == guest.uuid for act in hypervisor.acts):
+        return ""
+    disk = f", {guest.root_gib} GiB" if guest.root_gib is not None else ""
+    kept = ", what it was is kept" if guest.before is not None else ""
+    return f", {guest.vcpus} vCPUs, {guest.memory_mib} MiB{disk}{kept}"
 
 
 def _marked(stage: Stage, mark: Mark | None) -> str:
@@ -86,6 +99,7 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
         flags = [f"task {vm.task_state}"] if vm.task_state is not TaskState.NONE else []
         flags += ["missing"] if vm.missing else []
         flags += ["deletion owed"] if vm.deletion_owed else []
+        flags += [f"resize {vm.resize.phase}"] if vm.resize is not None else []
         where = f" on {vm.host}" if vm.host else ""
         words = [f"vm {ours[vm.uuid]}: {vm.vm_state}{where}, power {vm.power_state.name}", *flags]
         lines.append(", ".join(words))

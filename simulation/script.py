@@ -57,6 +57,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _value(text: str) -> Any:
+    if text.startswith("[") and text.endswith("]"):
+        return text[1:-1].split(",")
     return int(text) if text.isdigit() else text
 
 
@@ -147,6 +149,15 @@ class Script:
     @says(r"(\w+): vm (pause|unpause|suspend|resume) VM")
     def turn(self, who: str, verb: str, vm: str) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm})
+
+    @says(r"(\w+): vm resize VM((?: [\w.]+=\S+)+)")
+    def resize(self, who: str, vm: str, size: str) -> None:
+        asked = {word: _value(value) for word, value in _pairs(size)}
+        self._wish(who, "vm_resize", {"vm": vm, **asked})
+
+    @says(r"(\w+): vm (confirm|revert)-resize VM")
+    def settle_resize(self, who: str, verb: str, vm: str) -> None:
+        self._wish(who, f"vm_{verb}_resize", {"vm": vm})
 
     @says(r"(\w+): vm set-state VM ([A-Z]+)")
     def set_state(self, who: str, vm: str, state: str) -> None:

@@ -387,9 +387,9 @@ class StageHypervisor(Hypervisor):
         name = self._stage.call_it(mark.instance, guest.name)
         self._stage.tell(f"  at {self.host}: {verb} {name} ({mark.generation})")
 
-    def cleaned(self, remains: m.GuestFiles) -> None:
-        super().cleaned(remains)
-        name = self._stage.name_of(remains.instance)
+    def cleaned(self, instance: str, guest: str = "") -> None:
+        super().cleaned(instance, guest)
+        name = self._stage.name_of(instance)
         self._stage.tell(f"  at {self.host}: clean up what {name} has left")
 
 

@@ -46,6 +46,9 @@ class World:
         # Called between two steps once there is news: something that has to be judged.
         self.judge: Callable[[], None] = lambda: None
         self.news = False
+        # (host or folder of a pool, instance, snapshot): what the disks held that it was made from.
+        self.snapshots: dict[tuple[str, str, str], int] = {}
+        self.written = 0
         # (host or folder of a pool, guest): its instance; what guests leave stays.
         self.disks: dict[tuple[str, str], str] = {}
         # How likely a thread is to get its turn late, as on a machine with too much to do.

@@ -12,7 +12,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from common.messages import Attachment, Capacity, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestReport,
+    GuestSpec,
+    Remains,
+    SnapshotFiles,
+)
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -76,7 +83,8 @@ class Driver(Protocol):
 
         Takes another name when a guest of that name exists. HypervisorError when that uuid
         exists already, BadRequest for a spec that no host could make a guest from, TemplateInvalid
-        for a template that is not what it should be. Leaves nothing behind when it fails.
+        for a template that is not what it should be. Disks of a snapshot are copied from it, which
+        stays. Leaves nothing behind when it fails.
         """
 
     def remark(self, guest: OwnedGuest, generation: int) -> OwnedGuest:
@@ -106,12 +114,41 @@ class Driver(Protocol):
     def resume(self, guest: OwnedGuest) -> None:
         """Running afterwards where it was saved; HypervisorError unless it was. Never boots it."""
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        """Each disk that `create` made for it is kept as a flat image apart from it afterwards.
+
+        Over what an earlier try has left. HypervisorError unless the guest is off, and for disks
+        that can not be copied. Its phase is "snapshot".
+        """
+
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        """A guest that is off has the size of `spec` afterwards: vCPUs, memory, first disk.
+
+        What it was, disks included, is kept under the generation of its mark until that is
+        confirmed or reverted; called again for that generation, it goes on where it was cut short.
+        What an earlier resize has kept is given up first.
+        """
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        """True while something is kept of what the guest was before a resize."""
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        """Nothing is kept afterwards. ResizeOver when nothing was, and its size is not `spec`'s."""
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        """What was kept of a guest is what it is again; it must be off.
+
+        With nothing kept there is nothing to do; ResizeOver if its size is not that of `spec`.
+        """
+
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         """Its disks in storage that others reach too, and from where they are open; asked only of
         drivers that attach, just after a guest was started."""
 
     def destroy(self, guest: OwnedGuest) -> None:
-        """Guest and the disks that `create` made for it are gone afterwards."""
+        """Guest, the disks that `create` made and what `resize` has kept are gone afterwards."""
 
     def clean_up(self, remains: Remains) -> None:
         """What was left behind is gone afterwards; nothing to do when it is.

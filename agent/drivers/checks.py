@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.errors import BadRequest, HypervisorError
+from common.errors import BadRequest, HypervisorError, ResizeOver
 from common.messages import DiskSpec, GuestFiles, GuestSpec, NicSpec
 from common.model import Backend, Problem, TemplateFormat
 
@@ -23,6 +23,22 @@ def check(spec: GuestSpec) -> None:
         fields = "; ".join(f"{field}: {what}" for field, what, _ in found)
         remedies = "; ".join(dict.fromkeys(remedy for _, _, remedy in found))
         raise BadRequest(fields, remedies, field=found[0][0])
+
+
+def check_size(spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | None) -> None:
+    """ResizeOver for a guest of which nothing is kept, and which has not the size of `spec`."""
+    disk = spec.disks[0].size_gib if spec.disks else None
+    has: list[float] = [vcpus, memory_mib]
+    wanted: list[float] = [spec.vcpus, spec.memory_mib]
+    if disk is not None and root_gib is not None:
+        has, wanted = [*has, root_gib], [*wanted, disk]
+    if has != wanted:
+        is_now, should_be = (" x ".join(f"{n:g}" for n in numbers) for numbers in (has, wanted))
+        raise ResizeOver(
+            f"nothing is kept of what it was before a resize, and it has {is_now} and not"
+            f" {should_be} (vCPUs x MiB x GiB)",
+            "it was confirmed or reverted before: muster vm history",
+        )
 
 
 def still_there(files: GuestFiles) -> HypervisorError:

@@ -50,7 +50,8 @@ OPTIONS = [
         min=1.0,
         max=86400.0,
         help="As command_timeout, for the first start of a VM whose template or disks have to be"
-        " fetched or made, and for suspend and resume, which move its memory.",
+        " fetched or made, for suspend and resume, which move its memory, and for shelve and"
+        " resize, which copy its disks.",
     ),
     cfg.IntOpt(
         "start_retries",
@@ -73,6 +74,22 @@ OPTIONS = [
         max=86400.0,
         help="Seconds that a remote delete is tried before its job fails and the VM is owed a"
         " deletion, which goes on in the background.",
+    ),
+    cfg.FloatOpt(
+        "shelved_offload_time",
+        default=0.0,
+        min=-1.0,
+        max=31_536_000.0,
+        help="Seconds after which the guest of a shelved VM leaves its host, its snapshot apart; 0:"
+        " at once, -1: never by itself.",
+    ),
+    cfg.FloatOpt(
+        "resize_confirm_window",
+        default=0.0,
+        min=0.0,
+        max=31_536_000.0,
+        help="Seconds after which a resize that nobody has confirmed or reverted is confirmed; 0,"
+        " never.",
     ),
     cfg.FloatOpt(
         "reclaim_interval",
@@ -142,6 +159,8 @@ class Manager(msgspec.Struct, frozen=True, kw_only=True):
     start_retries: int = 10
     placement_order: str = "spread"
     delete_timeout: float = 600.0
+    shelved_offload_time: float = 0.0
+    resize_confirm_window: float = 0.0
     reclaim_interval: float = 0.0
     soft_delete_keep: float = 604_800.0
     retention: float = 86400.0

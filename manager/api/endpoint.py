@@ -20,7 +20,7 @@ from common.errors import (
 from common.model import Kind
 from common.since import earliest
 from common.states import VmState
-from manager.api import cleanups, doctor, history, holders, model, order, services, views
+from manager.api import cleanups, doctor, history, holders, larger, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
     cancel,
@@ -32,8 +32,12 @@ from manager.flows import (
     power,
     quarantine,
     record,
+    resize,
     restore,
+    shelve,
+    snapshots,
     soft,
+    unshelve,
 )
 from manager.flows import model as nouns
 from manager.store.engine import Store, Tx
@@ -81,10 +85,35 @@ def vm_resume(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
     return _power(tx, cfg, "resume", r)
 
 
+def vm_shelve(tx: Tx, cfg: Settings, r: ask.VmShelve) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, shelve.request(tx, cfg, r.wish("shelve"), vm, offload=r.offload))
+
+
+def vm_unshelve(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    return views.job(tx, unshelve.request(tx, cfg, r.wish("unshelve"), views.find_vm(tx, r.vm)))
+
+
 def _power(tx: Tx, cfg: Settings, verb: str, r: ask.VmVerb) -> Any:
     vm = views.find_vm(tx, r.vm)
     force = isinstance(r, ask.VmPower) and r.force
     return views.job(tx, power.request(tx, cfg, r.wish(verb), verb, vm, force=force))
+
+
+def vm_resize(tx: Tx, cfg: Settings, r: ask.VmResize) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    resize.admit(tx, "resize", vm)
+    return views.job(tx, resize.request(tx, cfg, r.wish("resize"), vm, larger.checked(tx, r, vm)))
+
+
+def vm_confirm_resize(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, resize.confirm(tx, cfg, r.wish("confirm-resize"), vm))
+
+
+def vm_revert_resize(tx: Tx, cfg: Settings, r: ask.VmVerb) -> Any:
+    vm = views.find_vm(tx, r.vm)
+    return views.job(tx, resize.revert(tx, cfg, r.wish("revert-resize"), vm))
 
 
 def vm_set_state(tx: Tx, _cfg: Settings, r: ask.VmSetState) -> Any:
@@ -149,7 +178,13 @@ def vm_list(tx: Tx, _cfg: Settings, r: ask.VmList) -> Any:
 def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
     vm = views.find_vm(tx, r.vm, deleted=True)
     host = tx.find(Host, vm.host) if vm.host else None
-    return {**views.vm(tx, vm, host), "spec": vm.spec}
+    told = {
+        "snapshot": snapshots.shown(vm),
+        "offload_at": vm.offload_at,
+        "resize": resize.shown(vm),
+        "spec": vm.spec,
+    }
+    return {**views.vm(tx, vm, host), **told}
 
 
 def vm_history(tx: Tx, _cfg: Settings, r: ask.VmHistory) -> Any:
@@ -328,6 +363,11 @@ METHODS: dict[str, tuple[type[ask.Request], Method]] = {
     "vm_unpause": (ask.VmVerb, vm_unpause),
     "vm_suspend": (ask.VmVerb, vm_suspend),
     "vm_resume": (ask.VmVerb, vm_resume),
+    "vm_shelve": (ask.VmShelve, vm_shelve),
+    "vm_unshelve": (ask.VmVerb, vm_unshelve),
+    "vm_resize": (ask.VmResize, vm_resize),
+    "vm_confirm_resize": (ask.VmVerb, vm_confirm_resize),
+    "vm_revert_resize": (ask.VmVerb, vm_revert_resize),
     "vm_set_state": (ask.VmSetState, vm_set_state),
     "vm_set": (ask.VmSet, vm_set),
     "vm_delete": (ask.VmDelete, vm_delete),
@@ -375,6 +415,11 @@ WISHES = {
     "vm_unpause": "unpause",
     "vm_suspend": "suspend",
     "vm_resume": "resume",
+    "vm_shelve": "shelve",
+    "vm_unshelve": "unshelve",
+    "vm_resize": "resize",
+    "vm_confirm_resize": "confirm-resize",
+    "vm_revert_resize": "revert-resize",
     "vm_set_state": "set-state",
     "vm_set": "set",
     "vm_delete": "delete",

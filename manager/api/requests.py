@@ -123,8 +123,19 @@ class VmSet(VmVerb, frozen=True, kw_only=True):
     reason: Reason
 
 
+class VmResize(VmVerb, frozen=True, kw_only=True):
+    offering: NameOrId | None = None
+    vcpus: Vcpus | None = None
+    memory_mib: MemoryMib | None = None
+    root_gib: SizeGib | None = None
+
+
 class VmPower(VmVerb, frozen=True, kw_only=True):
     force: bool = False
+
+
+class VmShelve(VmVerb, frozen=True, kw_only=True):
+    offload: bool = False
 
 
 class VmDelete(Change, frozen=True, kw_only=True):

@@ -101,11 +101,15 @@ def vm(tx: Tx, row: Instance, host: Host | None) -> dict[str, Any]:
         "host": row.host,
         "host_state": host.state.value if host is not None else None,
         "address": row.address,
-        # One that has never been on a host has no state that could be old.
-        "stale": row.live and row.generation > 0 and (age_s is None or age_s > late_s),
+        # One that was never on a host, or has left it, has no state that could be old.
+        "stale": row.live
+        and row.generation > 0
+        and row.vm_state is not VmState.SHELVED_OFFLOADED
+        and (age_s is None or age_s > late_s),
         "missing": row.missing,
-        "vcpus": row.vcpus,
-        "memory_mib": row.memory_mib,
+        # What it is; while it is resized, the record holds the larger of both.
+        "vcpus": row.spec.get("vcpus", row.vcpus),
+        "memory_mib": row.spec.get("memory_mib", row.memory_mib),
         "mac": row.mac,
         "project": row.project,
         "zone": row.wishes.zone,

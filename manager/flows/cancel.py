@@ -39,6 +39,11 @@ def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) 
             f"wait for its end: muster job wait {job.uuid}",
         )
     rows = _held(tx, job)
+    if job.kind == "shelve" and not rows:
+        raise WrongState(
+            f"job {job.uuid} has copied all disks, and its guest is to leave {job.host}",
+            f"wait for its end: muster job wait {job.uuid}",
+        )
     if job.kind == "delete":
         return _delete(tx, cfg, _marked(tx, job, operator, reason), rows)
     begun = [row for row in rows if row.state is CommandState.STARTED]

@@ -176,7 +176,8 @@ def answered_for(tx: Tx, stone: Tombstone) -> None:
 
 
 def _remains(item: Cleanup) -> Remains:
-    return msgspec.convert(item.remains, type=Remains)
+    remains: Remains = msgspec.convert(item.remains, type=Remains)
+    return remains
 
 
 def _bearer(item: Cleanup) -> str | None:

@@ -57,14 +57,14 @@ J = Job.__table__.c
 MASS_SILENT = Query(Host, H.mass_silent, H.enabled, limit=1)
 UNPUBLISHED = Query(CommandRow, C.instance == ask("instance"), C.state == CommandState.ACCEPTED)
 STARTED_AT = (
-    sa.select(C.host)
+    sa.select(C.host, sa.func.max(C.generation))
     .where(
         C.instance == ask("instance"),
         C.kind == CommandKind.START_VM.value,
         C.published_at.is_not(None),
         C.state != CommandState.NOT_RUN,
     )
-    .distinct()
+    .group_by(C.host)
 )
 IS_DUE = sa.and_(J.kind == "delete", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
@@ -316,6 +316,7 @@ def _admit(
             in_flight=current.strength if current else None,
             any_host_down=down,
             hosts=len(places),
+            last_host=vm.last_host if vm else None,
             keepable=vm is not None and soft.is_keepable(vm),
         )
     )
@@ -330,12 +331,25 @@ def _delete_under_way(tx: Tx, vm: Instance | None) -> Job | None:
 
 def _places(tx: Tx, vm: Instance) -> list[str]:
     """Every host where the VM may be: its own, those that a start went to, those that show it."""
-    started = tx.rows(STARTED_AT, instance=vm.uuid)
-    places = {row[0] for row in started} | set(inventory.hosts_showing(tx, vm.uuid))
+    started = {
+        host
+        for host, generation in tx.rows(STARTED_AT, instance=vm.uuid)
+        if vm.snapshot is None
+        or host == vm.host
+        or not _is_proven_gone(tx, host, vm.uuid, generation)
+    }
+    places = started | set(inventory.hosts_showing(tx, vm.uuid))
     places |= leftovers.places(tx, vm)
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)
+
+
+def _is_proven_gone(tx: Tx, host: str, instance: str, generation: int) -> bool:
+    """True when its agent has answered that nothing up to this generation is or ever will be."""
+    stone = reap.at(tx, host, instance)
+    closed = stone is not None and stone.state is TombstoneState.CLOSED
+    return closed and stone is not None and stone.generation >= generation
 
 
 def _host_of(tx: Tx, vm: Instance) -> rule.Place | None:
@@ -444,6 +458,8 @@ def _forget(
         "last_host": vm.host or vm.last_host,
         "missing": False,
         "deletion_owed": False,
+        "resize": None,
+        "resize_at": None,
         "reclaim_at": None,
         "deleted_at": tx.now,
         "terminated_at": tx.now if proven else None,

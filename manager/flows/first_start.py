@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import NoValidHost, OutcomeUnknown, StaleCommand
-from common.messages import CommandKind, GuestSpec, Result
+from common.messages import CommandKind, GuestSpec, RbdTarget, Result
 from common.model import Kind
 from common.states import (
     CommandState,
@@ -26,7 +26,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, found, inventory, jobs, made, placing, power, reap
+from manager.flows import commands, found, inventory, jobs, made, placing, power, reap, snapshots
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -40,14 +40,16 @@ TOLD = 200  # hosts that a job remembers the reasons of
 NEVER_RUN = ("VOIDED", "EXPIRED")
 J = Job.__table__.c
 IS_DUE = sa.and_(
-    among(J.kind, ("create", "start")), among(J.state, jobs.OPEN), J.check_at <= ask("now")
+    among(J.kind, ("create", "start", "unshelve")),
+    among(J.state, jobs.OPEN),
+    J.check_at <= ask("now"),
 )
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
 
 
 def place(tx: Tx, cfg: Settings, job: Job, vm: Instance, avoid: Mapping[str, str]) -> Job:
     """Claim a host and cast start_vm to it."""
-    return begin(tx, cfg, job, vm, placing.claim(tx, cfg, vm, avoid))
+    return begin(tx, cfg, job, vm, placing.claim(tx, cfg, snapshots.bound(tx, vm), avoid))
 
 
 def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed) -> Job:
@@ -66,9 +68,10 @@ def begin(tx: Tx, cfg: Settings, job: Job, vm: Instance, placed: placing.Placed)
 
 
 def _folders(tx: Tx, placed: placing.Placed) -> dict[str, str]:
-    """Of the pools that its disks are put into, by their names."""
+    """Of the pools that its disks are put into, by their names; those in Ceph have none."""
     pools = {pool for pool in placed.pools if pool is not None}
-    return {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
+    paths = {pool: nouns.find(tx, Kind.POOL, pool).path for pool in sorted(pools)}
+    return {pool: path for pool, path in paths.items() if path is not None}
 
 
 def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
@@ -78,10 +81,14 @@ def _stored(tx: Tx, vm: Instance, placed: placing.Placed) -> GuestSpec:
         return guest
     disks = list(guest.disks)
     for wish, pool in zip(vm.wishes.disks, placed.pools, strict=True):
-        folder = None
+        folder = rbd = None
         if pool is not None:
-            folder = nouns.find(tx, Kind.POOL, pool).path
-        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder)
+            noun = nouns.find(tx, Kind.POOL, pool)
+            folder = noun.path
+            if noun.rbd_pool is not None:
+                # Named once it is known which guest it is for.
+                rbd = RbdTarget(pool=noun.rbd_pool, image="muster", monitors=noun.monitors)
+        disks[wish.n] = msgspec.structs.replace(disks[wish.n], folder=folder, rbd=rbd)
         volume = tx.find(Volume, vm.uuid, wish.n)
         if volume is not None:
             tx.put(volume, pool=pool, host=placed.host)
@@ -106,7 +113,7 @@ def _cast(
         generation=vm.generation,
         job=job.uuid,
         trail=job.trail,
-        spec={"guest": vm.spec, "create": True},
+        spec={"guest": snapshots.spec_from(vm), "create": True},
         timeout_s=cfg.manager.create_timeout if vm.wishes.disks or vm.named else None,
     )
     job = jobs.add_step(tx, job, f"{CommandKind.START_VM} on {host}", host, command.id)
@@ -121,14 +128,14 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
         if vm is None or vm.job != job.uuid or not vm.live:
             tx.swap(job, check_at=None)
             continue
-        unclean = _unclean(tx, vm.uuid)
-        if unclean and job.deadline_at is not None and tx.now < job.deadline_at:
+        left_at = unclean(tx, vm.uuid)
+        if left_at and job.deadline_at is not None and tx.now < job.deadline_at:
             soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
-            told = f"{unclean} to answer that nothing of {vm.name} is left there"
+            told = f"{left_at} to answer that nothing of {vm.name} is left there"
             tx.swap(job, check_at=soon, waiting_for=told)
             continue
-        if unclean:
-            told = f"{unclean} has not answered that nothing of {vm.name} is left there"
+        if left_at:
+            told = f"{left_at} has not answered that nothing of {vm.name} is left there"
             _fail(tx, job, vm, JobEvent.FAIL, code=OutcomeUnknown.code, error=told)
             continue
         if _is_found(tx, vm):
@@ -140,7 +147,7 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
     return len(due)
 
 
-def _unclean(tx: Tx, instance: str) -> str:
+def unclean(tx: Tx, instance: str) -> str:
     """A host where a guest of the VM may be running still; one that is fenced runs nothing."""
     stones = [s for s in reap.of(tx, instance) if s.state is TombstoneState.OPEN]
     return next((s.host for s in stones if not reap.is_fenced(tx, s.host)), "")
@@ -151,6 +158,8 @@ def _is_found(tx: Tx, vm: Instance) -> bool:
     doomed = {s.host for s in reap.of(tx, vm.uuid) if s.state is TombstoneState.OPEN}
     for seen in inventory.sightings(tx, vm.uuid):
         if seen.host in doomed or seen.mark is None or not found.is_nowhere(vm):
+            continue
+        if found.is_leftover(vm, seen.mark.generation):
             continue
         if not found.is_on_record(tx, vm.uuid, seen.host, seen.mark.generation):
             pair = seen.session, seen.seq
@@ -193,6 +202,7 @@ def command_ended(
         jobs.end(tx, job, JobEvent.SUCCEED)
         looked = result is not None and result.look is not None
         power.settle(tx, cfg, vm, VmState.ACTIVE, looked=looked)
+        snapshots.drop(tx, cfg, tx.get(Instance, vm.uuid), f"{vm.name} runs again")
         return
     decision = rule.after(
         rule.Ending(
@@ -204,7 +214,7 @@ def command_ended(
             tries=_tried(job),
             limit=cfg.manager.start_retries,
             stale=_stale(job, command),
-            named=vm.wishes.host is not None,
+            named=_is_bound(tx, vm),
             fenced=reap.is_fenced(tx, command.host),
             cancelling=job.cancelling,
         )
@@ -215,7 +225,7 @@ def command_ended(
     bury = decision.hold or unseen
     left_on = command.host if bury else None
     # Meanwhile a host that was left for being fenced may have been unfenced: it answers first.
-    again = decision.next is rule.Next.SAME_HOST_AGAIN and not _unclean(tx, vm.uuid)
+    again = decision.next is rule.Next.SAME_HOST_AGAIN and not unclean(tx, vm.uuid)
     if decision.next in (rule.Next.NEXT_HOST, rule.Next.SAME_HOST_AGAIN) and not again:
         _go_on(tx, cfg, job, vm, command.host, _told(command), bury=bury)
     elif again:
@@ -273,7 +283,7 @@ def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, err
         said = f"{jobs.cancelled_by(job)}; {host} is fenced"
         _fail(tx, job, vm, JobEvent.CANCEL, code="CANCELLED", error=said, left_on=host)
         return
-    if fenced and vm.wishes.host is None and _tried(job) <= cfg.manager.start_retries:
+    if fenced and not _is_bound(tx, vm) and _tried(job) <= cfg.manager.start_retries:
         _go_on(tx, cfg, job, vm, host, f"{code}: {error}, and it is fenced", bury=True)
         return
     _fail(tx, job, vm, JobEvent.FAIL, code=code, error=error, left_on=host, unconfirmed=True)
@@ -303,30 +313,39 @@ def _fail(
 ) -> None:
     """The end of it: all that was reserved is given back, but what a guest may still be using."""
     job = jobs.end_steps(tx, job, event, f"{code}: {error}")
-    told = "all that was reserved is given back"
+    shelved = vm.vm_state is VmState.SHELVED_OFFLOADED
+    told = "shelved as before" if shelved else "all that was reserved is given back"
     if left_on is not None:
         reap.bury(
             tx, vm, left_on, state=TombstoneState.OPEN, reason=f"{code}: {error}", pair=(0, 0)
         )
-        told = f"given back, but for what a guest on {left_on} may be using (muster tombstone list)"
+        told += f", but for what a guest on {left_on} may be using (muster tombstone list)"
     job = jobs.add_step(tx, job, "give back", None)
     job = jobs.end_step(tx, job, len(job.steps) - 1, JobEvent.SUCCEED, told)
     jobs.end(tx, job, event, code=code, error=error, unconfirmed=unconfirmed)
     vm = tx.get(Instance, vm.uuid)
     placing.release(tx, vm)
-    tx.swap(
-        vm,
-        host=None,
-        last_host=vm.host or vm.last_host,
-        vm_state=VmState.ERROR,
-        task_state=TaskState.NONE,
-        power_state=PowerState.NOSTATE,
-        job=None,
-        reserved=False,
-        address=None,
-        error=f"{code}: {error}",
-    )
+    ended = {
+        "host": None,
+        "last_host": vm.host or vm.last_host,
+        "task_state": TaskState.NONE,
+        "power_state": PowerState.NOSTATE,
+        "job": None,
+        "error": f"{code}: {error}",
+    }
+    if shelved:
+        # It has its snapshot, and with it all that it holds; what it left goes by its tombstone.
+        tx.swap(vm, power_session=0, power_seq=0, power_at=None, **ended)
+        if left_on is None:
+            snapshots.unplace(tx, vm)
+        return
+    tx.swap(vm, vm_state=VmState.ERROR, reserved=False, address=None, **ended)
     reap.release(tx, vm.uuid)
+
+
+def _is_bound(tx: Tx, vm: Instance) -> bool:
+    """True when no other host may take it: an operator named this one, or its snapshot is there."""
+    return snapshots.bound(tx, vm).wishes.host is not None
 
 
 def _tried(job: Job) -> int:

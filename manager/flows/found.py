@@ -41,6 +41,13 @@ def is_nowhere(vm: Instance) -> bool:
     return vm.live and vm.reserved and vm.host is None and vm.task_state is not TaskState.DELETING
 
 
+def is_leftover(vm: Instance, generation: int) -> bool:
+    """True for a guest from before its VM has left its host, all of which were to go."""
+    kept = vm.snapshot
+    offloaded = vm.vm_state is VmState.SHELVED_OFFLOADED
+    return offloaded and kept is not None and generation <= kept.generation
+
+
 def is_on_record(tx: Tx, instance: str, host: str, generation: int) -> bool:
     """True when a command is known that may have made a guest of this generation there.
 

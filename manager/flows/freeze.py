@@ -1,8 +1,9 @@
 """Freeze: whatever destroys something without being asked has to ask here first.
 
 Reaping and cleaning up (`reap.issue`, `cleanup`, and `commands.claim` for what was issued before),
-stopping again (`power`), and steps of a delete that would go on from the database alone (`delete`).
-What an agent was sent before is not called back, and what an operator forces is done.
+stopping again (`power`), confirming a resize for which nobody has spoken (`resize`), and steps of a
+delete that would go on from the database alone (`delete`). What an agent was sent before is not
+called back, and what an operator forces is done.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from manager.store.jobs import Job
 from manager.store.statements import Query
 from manager.store.tombstones import Tombstone
 
-DESTROYING = (CommandKind.TERMINATE_INSTANCE, CommandKind.STOP_VM, CommandKind.CLEAN_UP)
+DESTROYING = (
+    CommandKind.TERMINATE_INSTANCE,
+    CommandKind.STOP_VM,
+    CommandKind.CLEAN_UP,
+    CommandKind.CONFIRM_RESIZE,
+)
 WITH_SESSION = Query(Host, Host.__table__.c.session_open)
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import NotFound, WrongState
-from common.states import GuestKind, HostState, TombstoneState
+from common.states import GuestKind, HostState, TombstoneState, VmState
 from manager.flows import canary, delete, freeze, liveness, quarantine, reap, shared_files
 from manager.rules import deletion
 from manager.rules import quarantine as quarantine_rule
@@ -24,6 +24,7 @@ from manager.store.tombstones import Tombstone
 NAMED = 5  # VMs in a message; the rest are counted
 S, T, V = (kind.__table__.c for kind in (Sighting, Tombstone, Instance))
 OF_HOST = Query(Instance, V.host == ask("host"), order=[V.name, V.uuid])
+OFFLOADED = Query(Instance, V.vm_state == VmState.SHELVED_OFFLOADED, order=[V.name, V.uuid])
 # Who is not ours is listed of hosts that are known; what is ours a delete has to find.
 NOT_OURS = Removal(
     Sighting, S.host == ask("host"), among(S.kind, (GuestKind.ALIEN, GuestKind.ORPHAN))
@@ -154,6 +155,12 @@ def _in_the_way(tx: Tx, cfg: Settings, host: Host) -> tuple[str, str]:
             f"{host.name} has {some}: {names}{more}",
             "delete them; or say what became of the host: muster host fence, muster host set-down",
         )
+    kept = [vm for vm in tx.ask(OFFLOADED) if vm.snapshot and vm.snapshot.host == host.name]
+    if kept:
+        some = "1 shelved VM" if len(kept) == 1 else f"{len(kept)} shelved VMs"
+        names = ", ".join(vm.name for vm in kept[:NAMED])
+        why = f"{host.name} keeps the snapshot of {some}: {names}"
+        return why, "unshelve them, or delete them"
     return "", ""
 
 

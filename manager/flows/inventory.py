@@ -153,6 +153,9 @@ def see(
             addresses.hold_mac(tx, instance, mac, host)
     elif kind is GuestKind.MANAGED and vm is not None:
         if found.is_nowhere(vm) and guest.mark is not None:
+            if found.is_leftover(vm, guest.mark.generation):
+                power.left_over(tx, cfg, host, vm, guest)
+                return
             if found.is_on_record(tx, vm.uuid, host, guest.mark.generation):
                 return
             vm = found.take(tx, vm, host, f"{host} shows its guest", guest, pair)

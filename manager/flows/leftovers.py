@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from common.conf import Settings
-from manager.flows import shared_files
+from manager.flows import shared_files, snapshots
 from manager.store.engine import Tx
 from manager.store.instances import Instance
 
 # Each story's own question and its own last step, in this order.
 PLACES: tuple[Callable[[Tx, Instance], Iterable[str]], ...] = ()
-FORGOTTEN: tuple[Callable[[Tx, Settings, Instance], object], ...] = (shared_files.forgotten,)
+FORGOTTEN: tuple[Callable[[Tx, Settings, Instance], object], ...] = (
+    snapshots.forget,
+    shared_files.forgotten,
+)
 
 
 def places(tx: Tx, vm: Instance) -> set[str]:

@@ -19,11 +19,13 @@ from manager.store.addresses import Address
 from manager.store.engine import Tx
 from manager.store.instances import Instance
 from manager.store.statements import ask
-from manager.store.volumes import Volume
+from manager.store.volumes import SNAPSHOT, Volume
 
 RESOURCES = ("instances", "vcpus", "memory_mib", "volumes", "storage_gib", "addresses")
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as A and V
 A, V = Address.__table__.c, Volume.__table__.c
+# A snapshot stands for disks that are counted.
+DISKS = (V.instance == I.uuid, V.kind != SNAPSHOT)
 HOLDS = (I.project == ask("project"), I.reserved, I.vm_state != VmState.DELETED)
 # A soft delete gives these up, and a restore takes them again; all else is held to the very end.
 RUNS = (*HOLDS, I.reclaim_at.is_(None))
@@ -37,8 +39,8 @@ USED = sa.select(
     _sum(sa.func.count(I.uuid), *RUNS),
     _sum(sa.func.sum(I.vcpus), *RUNS),
     _sum(sa.func.sum(I.memory_mib), *RUNS),
-    _sum(sa.func.count(V.n), *HOLDS, V.instance == I.uuid),
-    _sum(sa.func.sum(V.size_gib), *HOLDS, V.instance == I.uuid),
+    _sum(sa.func.count(V.n), *HOLDS, *DISKS),
+    _sum(sa.func.sum(V.size_gib), *HOLDS, *DISKS),
     _sum(sa.func.count(A.number), *HOLDS, A.instance == I.uuid),  # IPv6 ones have none
 )
 

@@ -19,7 +19,7 @@ from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance, Wishes
 from manager.store.statements import ask, ask_any
-from manager.store.volumes import Volume
+from manager.store.volumes import SNAPSHOT, Volume
 
 SMALL = 200  # hosts of a fleet of which every one is looked at
 BEST = 50  # hosts of a larger one that are looked at, for each way of counting what is free
@@ -31,7 +31,8 @@ A_SMALL_ONE = FLEET.limit(SMALL + 1)
 THESE_HOSTS = FLEET.where(H.name.in_(ask_any("names")))
 EVERY_POOL = (
     sa.select(V.pool, sa.func.sum(V.size_gib))
-    .where(V.pool.is_not(None), V.instance != ask("instance"))
+    # Its own disks are put there anew; its snapshot is there already.
+    .where(V.pool.is_not(None), sa.or_(V.instance != ask("instance"), V.kind == SNAPSHOT))
     .group_by(V.pool)
 )
 POOLED = EVERY_POOL.where(V.pool.in_(ask_any("pools")))

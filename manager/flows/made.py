@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from common.conf import Settings
-from common.messages import GuestFiles, builtins
+from common.messages import GuestFiles, GuestSpec, RbdTarget, builtins
 from common.ownership import new_bearer
 from manager.store.engine import Tx
-from manager.store.instances import Instance, Made
+from manager.store.instances import Instance, Made, MadeImage
+from manager.store.volumes import Volume
 
 
 def record(
@@ -24,9 +27,10 @@ def record(
     `folders`: those of its pools, by name; None, where the last one on this host was made.
     """
     bearer = new_bearer(cfg.default.fleet_id, vm.uuid, vm.generation)
+    vm = _named_by(tx, vm, bearer)
     if folders is None:
         folders = next((m.folders for m in reversed(vm.made) if m.host == host), {})
-    made = Made(host=host, bearer=bearer, folders=dict(folders))
+    made = Made(host=host, bearer=bearer, folders=dict(folders), images=_images(tx, vm))
     return tx.swap(vm, made=(*vm.made, made))
 
 
@@ -38,10 +42,40 @@ def on(vm: Instance, host: str) -> tuple[Made, ...]:
 def files(instance: str, made: Made) -> GuestFiles:
     """What an agent is told of it."""
     folders = tuple(made.folders.values())
-    return GuestFiles(instance=instance, bearer=made.bearer, folders=folders)
+    images = tuple(image.target for image in made.images)
+    return GuestFiles(instance=instance, bearer=made.bearer, folders=folders, images=images)
 
 
 def spec(instance: str, made: Iterable[Made]) -> dict[str, Any]:
     """The spec of a terminate on the host where all this was made."""
     told = [builtins(files(instance, each)) for each in made]
     return {"made": told} if told else {}
+
+
+def _named_by(tx: Tx, vm: Instance, bearer: str) -> Instance:
+    """The VM with its images in Ceph under the name of this very guest."""
+    if all(disk.get("rbd") is None for disk in vm.spec.get("disks", ())):
+        return vm
+    guest = msgspec.convert(vm.spec, type=GuestSpec)
+    disks = tuple(
+        disk
+        if disk.rbd is None
+        else msgspec.structs.replace(disk, rbd=_renamed(disk.rbd, f"muster-{bearer}-disk{n}"))
+        for n, disk in enumerate(guest.disks)
+    )
+    return tx.swap(vm, spec=builtins(msgspec.structs.replace(guest, disks=disks)))
+
+
+def _renamed(target: RbdTarget, image: str) -> RbdTarget:
+    return msgspec.structs.replace(target, image=image)
+
+
+def _images(tx: Tx, vm: Instance) -> tuple[MadeImage, ...]:
+    if all(disk.get("rbd") is None for disk in vm.spec.get("disks", ())):
+        return ()
+    found = []
+    for n, disk in enumerate(msgspec.convert(vm.spec, type=GuestSpec).disks):
+        volume = tx.find(Volume, vm.uuid, n)
+        if disk.rbd is not None and volume is not None and volume.pool is not None:
+            found.append(MadeImage(n=n, pool=volume.pool, target=disk.rbd))
+    return tuple(found)

@@ -6,14 +6,19 @@ from types import ModuleType
 
 from common.conf import Settings
 from common.messages import CommandKind, Result
-from manager.flows import cleanup, first_start, power, soft
+from manager.flows import cleanup, first_start, power, resize, shelve, soft, unshelve
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.jobs import Job
 
 # Of a job's kind; of every other it is a verb on the guest. A delete's terminates are not told
 # here: they go to `reap` and `delete`.
-STORIES: dict[str, ModuleType] = {"delete": soft}
+STORIES: dict[str, ModuleType] = {
+    "delete": soft,
+    "shelve": shelve,
+    "unshelve": unshelve,
+    **dict.fromkeys(resize.KINDS, resize),
+}
 
 
 def command_ended(tx: Tx, cfg: Settings, command: CommandRow, result: Result | None) -> None:
@@ -36,4 +41,6 @@ def lost(tx: Tx, cfg: Settings, command: CommandRow, *, code: str, error: str) -
 
 
 def _story(job: Job, command: CommandRow) -> ModuleType:
-    return first_start if first_start.is_ours(command) else STORIES.get(job.kind, power)
+    if job.kind in STORIES:
+        return STORIES[job.kind]
+    return first_start if first_start.is_ours(command) else power

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from common.conf import Settings
 from common.errors import WrongState
 from common.messages import CommandKind, GuestReport, Result
 from common.states import CommandState, JobEvent, PowerState, TaskState, VmState
-from manager.flows import commands, freeze, jobs, restore
+from manager.flows import commands, freeze, jobs, restore, snapshots
 from manager.flows.jobs import Wish
 from manager.rules import power as rule
 from manager.rules import verbs
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
-from manager.store.instances import Instance
+from manager.store.instances import Instance, Phase
 from manager.store.jobs import Job
 
 Pair = tuple[int, int]
@@ -33,13 +35,14 @@ def request(
     verb = verbs.VERBS[verb_name]
     restore.require_none(tx, (vm.host,) if vm.host else ())
     require_wanted(vm)
+    require_settled(vm)
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:
         job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
         job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
         return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
-    return _cast(tx, cfg, job, verb, vm, force=force)
+    return _cast(tx, cfg, job, verb, vm, vm.host, force=force)
 
 
 def require_wanted(vm: Instance) -> None:
@@ -51,8 +54,28 @@ def require_wanted(vm: Instance) -> None:
         )
 
 
-def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, force: bool) -> Job:
-    if vm.host is None:
+def require_settled(vm: Instance) -> None:
+    """Raise WrongState for a VM whose resize is being undone, confirmed or reverted."""
+    settled = vm.resize is None or vm.resize.phase is Phase.RESIZED
+    if not settled and vm.task_state is TaskState.NONE and vm.resize is not None:
+        raise WrongState(
+            f"the resize of {vm.name} is {vm.resize.phase}, which {vm.host} has still to answer"
+            f" ({vm.resize.error})",
+            f"wait until {vm.host} is back, or delete it",
+        )
+
+
+def _cast(
+    tx: Tx,
+    cfg: Settings,
+    job: Job,
+    verb: verbs.Verb,
+    vm: Instance,
+    host: str | None,
+    *,
+    force: bool,
+) -> Job:
+    if host is None:
         return jobs.end(
             tx, job, JobEvent.FAIL, code="NO_HOST", error=f"{vm.name} is on no host: delete it"
         )
@@ -68,14 +91,14 @@ def _cast(tx: Tx, cfg: Settings, job: Job, verb: verbs.Verb, vm: Instance, *, fo
         cfg,
         kind=verb.command,
         instance=vm.uuid,
-        host=vm.host,
+        host=host,
         generation=generation,
         job=job.uuid,
         trail=job.trail,
         spec=spec,
         timeout_s=cfg.manager.create_timeout if verb.moves_memory else None,
     )
-    job = jobs.add_step(tx, job, verb.command.value, vm.host, command.id)
+    job = jobs.add_step(tx, job, verb.command.value, host, command.id)
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 
@@ -90,6 +113,30 @@ def command_ended(
         superseded(tx, job, command)
         return
     verb = verbs.VERBS[job.kind]
+    done = command.state is CommandState.SUCCEEDED
+    event, code, error = ending(job, command)
+    floor = result.floor if result is not None else None
+    if vm is not None and floor is not None and floor > vm.generation:
+        # The agent has heard of a newer command than we remember: the next one goes above it.
+        vm = tx.swap(vm, generation=floor)
+    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
+    jobs.end(tx, job, event, code=code, error=error)
+    if vm is None or not vm.live:
+        return
+    looked = result is not None and result.look is not None
+    stays = vm.vm_state if vm.vm_state in _STAY else None
+    if done:
+        settle(tx, cfg, vm, stays or verb.success, looked=looked)
+    elif command.state is CommandState.UNKNOWN:
+        reason = f"{code}: {error}"
+        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
+    else:
+        # A stop that failed is tried again when the guest is reported again, not in a circle.
+        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+
+
+def ending(job: Job, command: CommandRow) -> tuple[JobEvent, str | None, str | None]:
+    """What the end of its command is for a job: the event, the code and the error."""
     done = command.state is CommandState.SUCCEEDED
     event = {
         CommandState.SUCCEEDED: JobEvent.SUCCEED,
@@ -111,24 +158,7 @@ def command_ended(
         error = (
             f"{jobs.cancelled_by(job)} before {begun if command.published_at else 'it was sent'}"
         )
-    floor = result.floor if result is not None else None
-    if vm is not None and floor is not None and floor > vm.generation:
-        # The agent has heard of a newer command than we remember: the next one goes above it.
-        vm = tx.swap(vm, generation=floor)
-    job = jobs.end_steps(tx, job, event, "done" if done else f"{code}: {error}")
-    jobs.end(tx, job, event, code=code, error=error)
-    if vm is None or not vm.live:
-        return
-    looked = result is not None and result.look is not None
-    stays = vm.vm_state if vm.vm_state in _STAY else None
-    if done:
-        settle(tx, cfg, vm, stays or verb.success, looked=looked)
-    elif command.state is CommandState.UNKNOWN:
-        reason = f"{code}: {error}"
-        settle(tx, cfg, vm, stays or VmState.ERROR, looked=False, error=reason)
-    else:
-        # A stop that failed is tried again when the guest is reported again, not in a circle.
-        settle(tx, cfg, vm, vm.vm_state, looked=True, stop_again=job.kind != "stop")
+    return event, code, error
 
 
 def superseded(tx: Tx, job: Job, command: CommandRow) -> None:
@@ -222,7 +252,15 @@ def report(
             missing_since=None,
             missing_reports=0,
         )
-    _carry_out(tx, cfg, vm, reaction, f"host {host}")
+    vm = _carry_out(tx, cfg, vm, reaction, f"host {host}")
+    if on_its_host and vm.snapshot is not None:
+        snapshots.seen(tx, cfg, vm, guest, host)
+
+
+def left_over(tx: Tx, cfg: Settings, host: str, vm: Instance, guest: GuestReport) -> None:
+    """A guest of a VM that has left every host: it may lie there, and must not run."""
+    seen = rule.Seen(power=guest.power_state)
+    _carry_out(tx, cfg, vm, rule.react(_held(cfg, vm), seen, _policy(cfg)), f"host {host}", host)
 
 
 def held_long_enough(tx: Tx, cfg: Settings, vm: Instance) -> None:
@@ -265,7 +303,7 @@ def _held(cfg: Settings, vm: Instance) -> rule.Held:
         task_state=vm.task_state,
         interval_s=cfg.default.report_interval,
         missing=vm.missing,
-        host_caused_error=not vm.deletion_owed,
+        host_caused_error=not vm.deletion_owed and vm.resize is None,
     )
 
 
@@ -274,8 +312,14 @@ def _policy(cfg: Settings) -> rule.Policy:
 
 
 def _carry_out(
-    tx: Tx, cfg: Settings, vm: Instance, reaction: rule.Reaction, source: str
+    tx: Tx,
+    cfg: Settings,
+    vm: Instance,
+    reaction: rule.Reaction,
+    source: str,
+    host: str | None = None,
 ) -> Instance:
+    """`host`: where the guest is, when its VM is on none."""
     if reaction.act is rule.Act.SET_STATE and reaction.vm_state is not None:
         tx.event("instance.state", vm.uuid, source, f"{vm.name}: {reaction.text}")
         return tx.swap(vm, vm_state=reaction.vm_state, error="")
@@ -288,12 +332,12 @@ def _carry_out(
         )
     if reaction.act is rule.Act.STOP_AGAIN and not freeze.why(tx):
         tx.event("instance.stop_again", vm.uuid, source, f"{vm.name}: {reaction.text}")
-        _stop_again(tx, cfg, vm, reaction.text)
+        _stop_again(tx, cfg, vm, reaction.text, host or vm.host)
         return tx.get(Instance, vm.uuid)
     return vm
 
 
-def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
+def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str, host: str | None) -> None:
     """A stop of our own making: no operator asked, so the wish carries the rule's reason."""
     wish = Wish(
         job=tx.new_id(),
@@ -301,8 +345,13 @@ def _stop_again(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
         reason=why,
         request={"verb": "stop", "vm": vm.uuid, "by": "on_unexpected_running"},
     )
-    job = jobs.accept(tx, wish, "stop", instance=vm.uuid, host=vm.host)
-    _cast(tx, cfg, job, verbs.VERBS["stop"], vm, force=False)
+    job = jobs.accept(tx, wish, "stop", instance=vm.uuid, host=host)
+    _cast(tx, cfg, job, verbs.VERBS["stop"], vm, host, force=False)
+    vm = tx.get(Instance, vm.uuid)
+    if vm.host is None and vm.snapshot is not None:
+        # With the stop in its mark it is still one from before its VM has left.
+        kept = msgspec.structs.replace(vm.snapshot, generation=vm.generation)
+        tx.swap(vm, snapshot=kept)
 
 
 def lost(tx: Tx, cfg: Settings, job: Job, _command: CommandRow, *, code: str, error: str) -> None:

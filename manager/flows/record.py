@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.errors import WrongState
 from common.states import JobEvent, VmState
-from manager.flows import jobs, restore
+from manager.flows import jobs, resize, restore, shelve
 from manager.flows.jobs import Wish
 from manager.flows.power import require_wanted
 from manager.rules import deletion, verbs
 from manager.store.engine import Tx
-from manager.store.instances import Instance
+from manager.store.instances import Instance, Phase
 from manager.store.jobs import Job
 
 
@@ -30,6 +31,13 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
         made=vm.reserved,
     )
     restore.require_none(tx, (vm.host,) if vm.host else ())
+    if vm.vm_state is VmState.SHELVED_OFFLOADED:
+        raise WrongState(
+            f"all that there is of {vm.name} is its snapshot: it can not be {wanted}",
+            f"muster vm unshelve {vm.name}",
+        )
+    if shelve.leaving(tx, vm) is not None:
+        raise WrongState(f"{vm.host} is removing the guest of {vm.name}", "wait until it has")
     text = f"{vm.vm_state} -> {wanted}"
     if on_host:
         text += f"; {vm.host} last said {vm.power_state.name}"
@@ -37,6 +45,10 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
     if not vm.deletion_owed:
         said = f"set by {wish.operator}: {wish.reason}"
         changes["error"] = said if wanted is VmState.ERROR else ""
+    if vm.resize is not None and vm.resize.phase is Phase.RESIZED:
+        # What it was is not wanted any more by whoever says that it is something else.
+        vm = resize.nobody_asks(tx, vm)
+        text += "; its resize is confirmed by that"
     tx.swap(vm, **changes)
     return _done(tx, wish, "set-state", vm, "instance.state", text)
 

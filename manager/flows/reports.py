@@ -25,7 +25,18 @@ from common.messages import (
     VoidOutcome,
 )
 from common.states import CommandEvent, CommandState
-from manager.flows import canary, cancel, commands, delete, inventory, outcome, reap, restore
+from manager.flows import (
+    attaching,
+    canary,
+    cancel,
+    commands,
+    delete,
+    inventory,
+    outcome,
+    reap,
+    restore,
+    shelve,
+)
 from manager.flows.hello import heard_from, heard_lately
 from manager.rules.liveness import LATE
 from manager.store.commands import CommandRow, Void
@@ -253,9 +264,12 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
         if row.state is CommandState.UNKNOWN:
             _tell_late(tx, host, row, result)
         return
+    if result.attached:
+        attaching.record(tx, moved, result)
     if row.kind == "terminate_instance":
         reap.answered(tx, moved, result, pair)
         delete.command_ended(tx, cfg, moved, result, pair)
+        shelve.answered(tx, moved)
     elif row.kind == CommandKind.CLEAN_UP:
         outcome.command_ended(tx, cfg, moved, result)
     elif moved.job is not None:

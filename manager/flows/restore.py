@@ -34,6 +34,7 @@ J = Job.__table__.c
 R = Rollback.__table__.c
 AHEAD = Query(Rollback, R.timeline == ask("timeline"))
 RISE_S = 10.0
+STARTING = (TaskState.SPAWNING, TaskState.UNSHELVING)
 M = Meta.__table__.c
 # Risen too long ago, or by a clock that was ahead of the one that the database has now.
 IS_DUE = sa.and_(
@@ -200,7 +201,9 @@ def _open_since_before(tx: Tx, when: dt.datetime) -> list[Job]:
 def _find(tx: Tx, floor: AgentFloor) -> None:
     """A VM that is being started, and whose agent has heard of a start that is forgotten."""
     vm = tx.find(Instance, floor.instance)
-    if vm is None or not vm.live or vm.task_state is not TaskState.SPAWNING:
+    if vm is None or not vm.live or vm.task_state not in STARTING:
+        return
+    if found.is_leftover(vm, floor.generation):
         return
     if not found.is_on_record(tx, vm.uuid, floor.host, floor.generation):
         found.take(tx, vm, floor.host, f"the agent of {floor.host} knows a later command of it")

@@ -1,12 +1,14 @@
-"""Files of guests in folders that several hosts reach: removed by one of them when theirs can not.
+"""Disks of guests in storage that several hosts reach: removed by one of them when theirs can not.
 
-What is in a folder of the host alone goes with the host: nobody else can reach it.
+What is in a folder of the host alone goes with the host: nobody else can reach it. A folder can
+shut nobody out, so its files wait until their guest is known not to run. Ceph can: the image of a
+guest that may be alive goes at once, after whoever has it open was shut out.
 """
 
 from __future__ import annotations
 
 from common.conf import Settings
-from common.messages import GuestFiles
+from common.messages import GuestFiles, RbdImage
 from common.model import Kind, PoolScope
 from common.states import TombstoneState
 from manager.flows import cleanup, reap
@@ -19,12 +21,17 @@ from manager.store.tombstones import Tombstone
 from manager.store.volumes import Volume
 
 KIND = "files"
+IMAGE = "rbd_image"
+# Nobody renews it: who is shut out would have to be silent for a year to be let in again, and the
+# image that it had open is gone by then.
+SHUT_OUT_S = 365 * 86400
 V = Volume.__table__.c
 FREE = Query(Volume, V.instance == ask("instance"), V.cleanup.is_(None))
 
 
 def owe(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
     """Have what a doomed guest has in shared pools removed without its host."""
+    _owe_images(tx, cfg, stone, why)
     for made in stone.made:
         for pool, folder in made.folders.items():
             noun = nouns.find(tx, Kind.POOL, pool)
@@ -44,12 +51,46 @@ def owe(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
 
 
 def forgotten(tx: Tx, cfg: Settings, vm: Instance) -> None:
-    """A VM is deleted: on a host without a record nobody is left to remove its files."""
-    if not any(made.folders for made in vm.made):
+    """A VM is deleted: its images in Ceph go at once, also where its host has not answered.
+
+    On a host without a record nobody is left to remove its files.
+    """
+    if not any(made.folders or made.images for made in vm.made):
         return
     for stone in reap.of(tx, vm.uuid):
-        if stone.state is TombstoneState.OPEN and tx.find(Host, stone.host) is None:
+        if stone.state is not TombstoneState.OPEN:
+            continue
+        if tx.find(Host, stone.host) is None:
             owe(tx, cfg, stone, f"there is no host {stone.host} any more")
+        else:
+            _owe_images(tx, cfg, stone, f"deleted without an answer of {stone.host}")
+
+
+def _owe_images(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
+    vm = tx.find(Instance, stone.instance)
+    disks = vm.spec.get("disks", ()) if vm is not None and vm.live else ()
+    in_use = {disk["rbd"]["image"] for disk in disks if disk.get("rbd") is not None}
+    for made in stone.made:
+        for image in made.images:
+            if image.target.image in in_use:
+                continue  # whatever its tombstone says, the VM lives by it
+            volume = tx.find(Volume, stone.instance, image.n)
+            known = (volume.connector if volume is not None else None) or {}
+            same = known.get("image") == image.target.image
+            cleanup.add(
+                tx,
+                cfg,
+                stone,
+                kind=IMAGE,
+                remains=RbdImage(
+                    target=image.target,
+                    addresses=tuple(known["addresses"]) if same else (),
+                    expiry_s=SHUT_OUT_S,
+                ),
+                reason=why,
+                pool=image.pool,
+                volumes=[n for n in _volumes(tx, stone.instance, image.pool) if n == image.n],
+            )
 
 
 def _volumes(tx: Tx, instance: str, pool: str) -> list[int]:

@@ -59,8 +59,9 @@ class Wish:
     """A delete as it was asked for, and the VM as it is.
 
     `vm_state` None: no such VM. `in_flight` is the strength of a delete under way.
-    `hosts` counts the places where the VM may be. `keepable` False: its creation has failed or has
-    not come to a host yet, or it is owed a deletion, and there is nothing that could be restored.
+    `hosts` counts the places where the VM may be; `last_host`: where it was, if it is on none.
+    `keepable` False: its creation has failed or has not come to a host yet, or it is owed a
+    deletion, and there is nothing that could be restored.
     """
 
     vm_state: VmState | None
@@ -69,6 +70,7 @@ class Wish:
     in_flight: int | None = None
     any_host_down: bool = False
     hosts: int = 1
+    last_host: str | None = None
     keepable: bool = True
 
 
@@ -102,6 +104,9 @@ def admit(wish: Wish) -> Decision:
         return Decision(5, Outcome.SOFT_ALREADY, "the VM is SOFT_DELETED already")
     if softly and wish.keepable:
         return Decision(5, Outcome.SOFT, "it can be restored for a while")
+    if wish.hosts == 0 and wish.vm_state is VmState.SHELVED_OFFLOADED:
+        text = f"it is on no host, its network was released at {wish.last_host}; its snapshot goes"
+        return Decision(6, Outcome.DB_ONLY, text)
     if wish.hosts == 0 and wish.in_flight is None:
         return Decision(4, Outcome.CANCEL_DEPLOY, "the VM was never placed on a host")
     return Decision(9, Outcome.GO_ON, "its hosts decide")

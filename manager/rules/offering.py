@@ -85,3 +85,33 @@ def _root(
     if root is None and template is not None and template.format is not TemplateFormat.KERNEL:
         problems.append(("root_gib", "missing", "neither offering nor template tell it"))
     return root
+
+
+def resized(
+    old: Size,
+    offering: Offering | None,
+    vcpus: int | None = None,
+    memory_mib: int | None = None,
+    root_gib: int | None = None,
+    template: Template | None = None,
+) -> tuple[Size | None, list[Problem]]:
+    """The size that a VM of size `old` is to have, and every problem; its root disk only grows.
+
+    Without an offering, what is not asked for stays.
+    """
+    if offering is None:
+        vcpus, memory_mib = vcpus or old.vcpus, memory_mib or old.memory_mib
+    fixed = offering.root_gib if offering is not None else None
+    root = root_gib or fixed or old.root_gib
+    wanted, problems = size(offering, vcpus, memory_mib, root, template)
+    field = "root_gib" if root_gib is not None else "offering"
+    if old.root_gib is None:
+        root = None
+        if root_gib is not None:
+            problems.append((field, "it has no disk that was made for it", "leave it out"))
+    elif root is not None and root < old.root_gib:
+        said = f"{root} GiB: the disk has {old.root_gib} GiB and can only grow"
+        problems.append((field, said, f"at least {old.root_gib} GiB"))
+    if problems or wanted is None:
+        return None, problems
+    return Size(wanted.vcpus, wanted.memory_mib, root), []

@@ -95,6 +95,44 @@ VERBS = {
             moves_memory=True,
         ),
         Verb(
+            "shelve",
+            frozenset({VmState.ACTIVE, VmState.SHUTOFF}),
+            TaskState.SHELVING,
+            VmState.SHELVED,
+            CommandKind.SHELVE_VM,
+            already=frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED}),
+        ),
+        Verb(
+            "unshelve",
+            frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED}),
+            TaskState.UNSHELVING,
+            VmState.ACTIVE,
+            CommandKind.START_VM,
+            already=frozenset({VmState.ACTIVE}),
+        ),
+        Verb(
+            "resize",
+            frozenset({VmState.ACTIVE, VmState.SHUTOFF}),
+            TaskState.RESIZING,
+            VmState.RESIZED,
+            CommandKind.RESIZE_VM,
+        ),
+        # Their success is what the VM was before: ACTIVE or SHUTOFF.
+        Verb(
+            "confirm-resize",
+            frozenset({VmState.RESIZED}),
+            TaskState.RESIZING,
+            VmState.ACTIVE,
+            CommandKind.CONFIRM_RESIZE,
+        ),
+        Verb(
+            "revert-resize",
+            frozenset({VmState.RESIZED}),
+            TaskState.RESIZING,
+            VmState.ACTIVE,
+            CommandKind.REVERT_RESIZE,
+        ),
+        Verb(
             "restore",
             frozenset({VmState.SOFT_DELETED}),
             TaskState.RESTORING,
@@ -164,8 +202,13 @@ def _idle(vm: str, task: TaskState, job: str | None) -> None:
 def _remedy(verb: Verb, vm: str, state: VmState) -> str:
     """The states that would do, and the verb that leads from this one to the same end."""
     would_do = f"possible in: {', '.join(sorted(verb.sources))}"
+    if state is VmState.RESIZED:
+        # What it is to be comes first, whatever else it is to do.
+        return f"{would_do}; here: muster vm confirm-resize {vm}, or revert-resize"
     if state is VmState.SOFT_DELETED:
         return f"{would_do}; here: muster vm restore {vm}"
+    if VmState.RESIZED in verb.sources:
+        return f"{would_do}, which comes of: muster vm resize {vm}"
     for other in VERBS.values():
         if other.success is verb.success and state in other.sources and other.name != "create":
             return f"{would_do}; here: muster vm {other.name} {vm}"

@@ -49,6 +49,7 @@ AFTER = {
     m.CommandKind.STOP_VM: PowerState.SHUTOFF,
     m.CommandKind.PAUSE_VM: PowerState.PAUSED,
     m.CommandKind.SUSPEND_VM: PowerState.SUSPENDED,
+    m.CommandKind.SHELVE_VM: PowerState.SHUTOFF,
 }
 
 
@@ -505,12 +506,24 @@ class ScriptedAgent:
         else:
             mark = known[0].mark
             assert mark is not None
+            changes: dict[str, Any] = {"power_state": AFTER.get(command.kind, PowerState.RUNNING)}
+            if "on" in command.spec:
+                changes = self._resized(command, known[0])
             self.change(
                 command.instance,
-                power_state=AFTER.get(command.kind, PowerState.RUNNING),
                 mark=msgspec.structs.replace(mark, generation=command.generation),
+                **changes,
             )
         return self.succeed(command)
+
+    @staticmethod
+    def _resized(command: m.Command, guest: m.GuestReport) -> dict[str, Any]:
+        """What a resize, its confirm or its revert makes of a guest."""
+        power = PowerState.RUNNING if command.spec["on"] else PowerState.SHUTOFF
+        if command.kind is m.CommandKind.CONFIRM_RESIZE:
+            power = guest.power_state
+        size = {name: command.spec["guest"][name] for name in ("vcpus", "memory_mib")}
+        return {"power_state": power, **size}
 
     # what the managers think of it
 

@@ -67,6 +67,10 @@ def test_killed_in_a_start_that_is_still_wanted_it_is_finished(
     assert len(rig.guests()) == 1
 
 
+SHELF = {
+    "guest": {"name": "web-1", "vcpus": 1, "memory_mib": 128},
+    "snapshot": {"instance": "i-1", "snapshot": "s-1"},
+}
 # What each kind does when its agent was killed after "started" was written down and before anything
 # was done: wanted, it happens now, once; not wanted, never.
 KINDS = [
@@ -78,6 +82,7 @@ KINDS = [
     ("unpause_vm", {}, ["unpause"]),
     ("suspend_vm", {}, ["suspend"]),
     ("resume_vm", {}, ["resume"]),
+    ("shelve_vm", SHELF, ["stop", "snapshot"]),
     ("terminate_instance", {}, ["destroy"]),
 ]
 # What has to come first.

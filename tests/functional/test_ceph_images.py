@@ -327,3 +327,12 @@ def test_libraries_of_another_python_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "rados_none.cpython-39-x86_64-linux-gnu.so").touch()
     with pytest.raises(BadConfig, match="no module rados_none for Python"):
         link.module("rados_none", tmp_path)
+
+
+def test_an_image_made_from_a_snapshot_holds_what_was_copied_and_is_as_large_as_asked(
+    ceph: Ceph, images: Images, target: RbdTarget, source: ImageSource
+) -> None:
+    images.make(target, DiskSpec(size_gib=1), alive, str(file_of(source)))
+    assert begins(ceph, target)[: 1 << 20] == b"\x07" * (1 << 20)
+    assert "1 GiB" in ceph.rbd("info", f"{ceph.pool}/{target.image}")
+    images.remove(target)

@@ -33,6 +33,7 @@ from tests.wait import wait_until
 
 pytestmark = pytest.mark.real
 
+LARGE = GuestSpec(name="web-1", vcpus=8, memory_mib=512)
 VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "remark": lambda d, g: d.remark(g, 99),
     "start": lambda d, g: d.start(g),
@@ -44,6 +45,9 @@ VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "unpause": lambda d, g: d.unpause(g),
     "suspend": lambda d, g: d.suspend(g),
     "resume": lambda d, g: d.resume(g),
+    "resize": lambda d, g: d.resize(g, LARGE, lambda _phase: None),
+    "confirm resize": lambda d, g: d.confirm_resize(g, LARGE),
+    "revert resize": lambda d, g: d.revert_resize(g, LARGE),
     "destroy": lambda d, g: d.destroy(g),
 }
 

@@ -18,7 +18,7 @@ from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
 from common.conf.rbd import Rbd
 from common.errors import CallTimeout, HypervisorError
-from common.messages import DiskSpec, ImageSource
+from common.messages import DiskSpec, ImageSource, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
 from common.runtime import Runtime
 
@@ -255,3 +255,117 @@ def test_a_pool_that_is_not_mounted_is_neither_filled_nor_forgotten(tmp_path: Pa
     with pytest.raises(HypervisorError, match="mount it"):
         disks.remove(INSTANCE, ONE, [away])
     assert not Path(away).exists()
+
+
+KEPT = SnapshotFiles(instance=INSTANCE, snapshot="s-1")
+
+
+def written(path: Path, byte: int) -> None:
+    """64 KiB of this byte at the beginning of an image."""
+    io("-c", f"write -q -P {byte} 0 64k", str(path))
+
+
+def holds(path: Path, byte: int) -> bool:
+    return "Pattern verification failed" not in io("-c", f"read -P {byte} 0 64k", str(path))
+
+
+def io(*words: str) -> str:
+    done = subprocess.run(["qemu-io", *words], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def from_snapshot(n: int, files: SnapshotFiles = KEPT, **more: Any) -> DiskSpec:
+    kept = SnapshotDisk(instance=files.instance, snapshot=files.snapshot, folder=files.folder, n=n)
+    return DiskSpec(size_gib=2, snapshot=kept, **more)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_snapshot_holds_what_overlays_and_new_disks_held_and_leans_on_nothing(
+    tmp_path: Path, shared: bool
+) -> None:
+    disks, store = at(tmp_path / "instances"), tmp_path / "store"
+    store.mkdir()
+    files = SnapshotFiles(instance=INSTANCE, snapshot="s-1", folder=str(store) if shared else None)
+    image = template(tmp_path, "qcow2", "1G")
+    specs = [DiskSpec(size_gib=2, source=image), DiskSpec(size_gib=2)]
+    disks.fetch(specs, [], lambda: None)
+    for n, path in enumerate(make(disks, ONE, *specs)):
+        written(path, 0x50 + n)
+    told: list[str] = []
+    disks.keep(ONE, specs, files, told.append)
+    assert set(told) == {"snapshot"}
+    disks.remove(INSTANCE, ONE)
+    folder = (store if shared else tmp_path / "instances") / "snapshots" / INSTANCE / "s-1"
+    assert sorted(path.name for path in folder.iterdir()) == ["disk0.qcow2", "disk1.qcow2"]
+    shutil.rmtree(tmp_path / "instances" / "templates")  # it leans on nothing
+    made = make(disks, OTHER, *[from_snapshot(n, files) for n in range(2)])
+    assert [holds(path, 0x50 + n) for n, path in enumerate(made)] == [True, True]
+    disks.drop(files)
+    disks.drop(files)  # already gone is success
+    assert not folder.parent.exists()
+    assert all(holds(path, 0x50 + n) for n, path in enumerate(made))
+
+
+def test_images_of_others_and_isos_are_no_part_of_a_snapshot(tmp_path: Path) -> None:
+    disks = at(tmp_path)
+    image = tmp_path / "theirs"
+    image.write_bytes(bytes(4096))
+    iso = ImageSource(url="file:///cd.iso", sha256="0" * 64, format=TemplateFormat.ISO)
+    disks.keep(ONE, [DiskSpec(path=str(image)), DiskSpec(source=iso)], KEPT, quietly)
+    assert not (tmp_path / "snapshots").exists()
+
+
+def test_a_snapshot_is_taken_over_what_an_earlier_try_has_left(tmp_path: Path) -> None:
+    disks = at(tmp_path)
+    spec = DiskSpec(size_gib=2)
+    [path] = make(disks, ONE, spec)
+    written(path, 1)
+    disks.keep(ONE, [spec], KEPT, quietly)
+    written(path, 2)
+    (tmp_path / "snapshots" / INSTANCE / "s-1" / "disk0.qcow2.part").write_text("half")
+    disks.keep(ONE, [spec], KEPT, quietly)
+    [made] = make(disks, OTHER, from_snapshot(0))
+    assert holds(made, 2)
+    assert [f.name for f in (tmp_path / "snapshots" / INSTANCE / "s-1").iterdir()] == [
+        "disk0.qcow2"
+    ]
+
+
+def test_a_copy_that_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
+    disks = at(tmp_path)
+    spec = DiskSpec(size_gib=2)
+    make(disks, ONE, spec)
+
+    def over(_phase: str) -> None:
+        raise CallTimeout("over", "")
+
+    with pytest.raises(CallTimeout):
+        disks.keep(ONE, [spec], KEPT, over)
+    assert not list(tmp_path.glob("snapshots/*/*/*.qcow2"))
+
+
+def test_a_snapshot_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HypervisorError, match=r"no snapshot .*s-1/disk0\.qcow2 on this host"):
+        make(at(tmp_path), OTHER, from_snapshot(0))
+
+
+def test_a_store_that_is_not_mounted_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    files = SnapshotFiles(instance=INSTANCE, snapshot="s-1", folder=str(tmp_path / "away"))
+    for call in (
+        lambda: at(tmp_path).keep(ONE, [DiskSpec(size_gib=1)], files, quietly),
+        lambda: at(tmp_path).drop(files),
+    ):
+        with pytest.raises(HypervisorError, match="is not on this host"):
+            call()
+
+
+def test_a_snapshot_without_room_for_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = at(tmp_path)
+    spec = DiskSpec(size_gib=2)
+    make(disks, ONE, spec)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(HypervisorError, match="has 1 left"):
+        disks.keep(ONE, [spec], KEPT, quietly)

@@ -86,6 +86,14 @@ def refused(
     return errors
 
 
+def test_a_pool_is_in_a_folder_or_in_ceph() -> None:
+    desk = Desk()
+    desk.ask("model_apply", objects=WORLD)
+    made = desk.ask("model_create", kind=Kind.POOL, name="ceph", fields=CEPH)["object"]
+    assert {field: made[field] for field in CEPH} == CEPH
+    assert made["path"] is None
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_the_examples_of_these_tests_have_every_field(kind: Kind) -> None:
     assert list(WHOLE[kind]) == list(NOUNS[kind].__struct_fields__)
@@ -189,6 +197,14 @@ def test_an_illegal_domain_is_refused(desk: Desk, domain: str) -> None:
     assert error["field"] == "domain"
 
 
+CEPH = {
+    "scope": "zone",
+    "zone": "z1",
+    "kind": "rbd",
+    "rbd_pool": "vms",
+    "monitors": ["10.0.0.1:6789", "ceph-1", "[fd00::1]:3300"],
+    "capacity_gib": 1,
+}
 NETWORK = {"zone": "z1", "backend": "bridge", "source": "br9", "cidr": "10.9.0.0/24"}
 
 
@@ -219,6 +235,13 @@ NETWORK = {"zone": "z1", "backend": "bridge", "source": "br9", "cidr": "10.9.0.0
             {"scope": "zone", "zone": "z1", "cluster": "c1", "path": "/a", "capacity_gib": 1},
             "cluster",
         ),
+        (Kind.POOL, {**CEPH, "kind": "dir", "path": "/a", "monitors": []}, "rbd_pool"),
+        (Kind.POOL, {**CEPH, "path": "/a"}, "path"),
+        (Kind.POOL, {**CEPH, "monitors": []}, "monitors"),
+        (Kind.POOL, {**CEPH, "monitors": ["[fd00::1"]}, "monitors[0]"),
+        (Kind.POOL, {**CEPH, "rbd_pool": "a/b"}, "rbd_pool"),
+        (Kind.POOL, {**CEPH, "scope": "host", "host": "h1", "zone": None}, "scope"),
+        (Kind.POOL, {"scope": "zone", "zone": "z1", "capacity_gib": 1}, "path"),
         (Kind.OFFERING, {"vcpus_min": 5, "vcpus_max": 4}, "vcpus_min"),
         (Kind.OFFERING, {"memory_mib_min": 65, "memory_mib_max": 64}, "memory_mib_min"),
         (Kind.OFFERING, {"cpu_cap": True}, "cpu_cap"),
@@ -274,3 +297,8 @@ def test_a_field_that_can_not_be_read_hides_no_other_contradiction(desk: Desk) -
 def test_every_field_has_its_line_of_help(kind: Kind) -> None:
     assert list(nouns.FIELDS[kind]) == list(NOUNS[kind].__struct_fields__)
     assert nouns.ABOUT[kind]
+
+
+def test_a_pool_of_one_host_is_none_for_snapshots(desk: Desk) -> None:
+    pool = {"scope": "host", "host": "h", "path": "/a", "capacity_gib": 1, "snapshots": True}
+    assert "snapshots" in [error["field"] for error in refused(desk, Kind.POOL, pool)]

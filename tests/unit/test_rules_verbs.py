@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from common.errors import EXIT_REFUSED, TaskUnderWay, WrongState
@@ -17,6 +19,11 @@ FROM = {
     "unpause": {VmState.PAUSED},
     "suspend": {VmState.ACTIVE},
     "resume": {VmState.SUSPENDED},
+    "shelve": {VmState.ACTIVE, VmState.SHUTOFF},
+    "unshelve": {VmState.SHELVED, VmState.SHELVED_OFFLOADED},
+    "resize": {VmState.ACTIVE, VmState.SHUTOFF},
+    "confirm-resize": {VmState.RESIZED},
+    "revert-resize": {VmState.RESIZED},
     "restore": {VmState.SOFT_DELETED},
 }
 ALREADY = {
@@ -27,6 +34,11 @@ ALREADY = {
     "unpause": {VmState.ACTIVE},
     "suspend": {VmState.SUSPENDED},
     "resume": {VmState.ACTIVE},
+    "shelve": {VmState.SHELVED, VmState.SHELVED_OFFLOADED},
+    "unshelve": {VmState.ACTIVE},
+    "resize": set(),
+    "confirm-resize": set(),
+    "revert-resize": set(),
     "restore": {VmState.SHUTOFF},
 }
 TASKS = [t for t in TaskState if t is not TaskState.NONE]
@@ -48,6 +60,11 @@ WRONG = [(v, s) for v, s in CASES if s not in FROM[v] | ALREADY[v]]
         ("unpause", TaskState.UNPAUSING, VmState.ACTIVE, CommandKind.UNPAUSE_VM),
         ("suspend", TaskState.SUSPENDING, VmState.SUSPENDED, CommandKind.SUSPEND_VM),
         ("resume", TaskState.RESUMING, VmState.ACTIVE, CommandKind.RESUME_VM),
+        ("shelve", TaskState.SHELVING, VmState.SHELVED, CommandKind.SHELVE_VM),
+        ("unshelve", TaskState.UNSHELVING, VmState.ACTIVE, CommandKind.START_VM),
+        ("resize", TaskState.RESIZING, VmState.RESIZED, CommandKind.RESIZE_VM),
+        ("confirm-resize", TaskState.RESIZING, VmState.ACTIVE, CommandKind.CONFIRM_RESIZE),
+        ("revert-resize", TaskState.RESIZING, VmState.ACTIVE, CommandKind.REVERT_RESIZE),
         ("restore", TaskState.RESTORING, VmState.SHUTOFF, None),
     ],
 )
@@ -76,7 +93,7 @@ def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState)
     assert (error.code, error.exit_code) == ("WRONG_STATE", EXIT_REFUSED)
     assert "web-1" in error.message
     assert state in error.message
-    would_do = error.remedy.partition(";")[0].removeprefix("possible in: ")
+    would_do = re.split(r";|, which", error.remedy)[0].removeprefix("possible in: ")
     assert set(would_do.split(", ")) == FROM[verb]
 
 
@@ -84,6 +101,7 @@ def test_a_wrong_state_names_the_states_that_would_do(verb: str, state: VmState)
     ("verb", "state", "way"),
     [
         ("start", VmState.SUSPENDED, "resume"),
+        ("start", VmState.SHELVED_OFFLOADED, "unshelve"),
         ("start", VmState.PAUSED, "unpause"),
         ("unpause", VmState.SUSPENDED, "resume"),
         ("resume", VmState.PAUSED, "unpause"),
@@ -97,6 +115,14 @@ def test_a_wrong_state_names_the_verb_that_leads_to_the_same_end(
     with pytest.raises(WrongState) as caught:
         admit(VERBS[verb], "web-1", state, TaskState.NONE, None)
     assert caught.value.remedy.endswith(f"; here: muster vm {way} web-1")
+
+
+@pytest.mark.parametrize("verb", [verb for verb in FROM if "-resize" not in verb])
+def test_a_resized_vm_does_nothing_before_its_size_is_confirmed_or_reverted(verb: str) -> None:
+    with pytest.raises(WrongState) as caught:
+        admit(VERBS[verb], "web-1", VmState.RESIZED, TaskState.NONE, None)
+    way = "; here: muster vm confirm-resize web-1, or revert-resize"
+    assert caught.value.remedy.endswith(way)
 
 
 @pytest.mark.parametrize("state", [VmState.SUSPENDED, VmState.BUILDING])

@@ -26,8 +26,9 @@ from common.errors import (
     HypervisorUnavailable,
     MusterError,
     NotOurs,
+    ResizeOver,
 )
-from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec
+from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
 from common.ownership import Mark
 from common.runtime import Runtime, Stopped
@@ -35,9 +36,12 @@ from common.runtime import Runtime, Stopped
 A = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
 B = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
 SPEC = GuestSpec(name="web", vcpus=2, memory_mib=512, nics=(NicSpec(mac="0a:4d:75:00:00:01"),))
+LARGE = GuestSpec(name="web", vcpus=4, memory_mib=1024)
 IMAGE = ImageSource(url="file:///t.qcow2", sha256="0" * 64, format=TemplateFormat.QCOW2)
 TURNS = ["pause", "unpause", "suspend", "resume"]
-CHANGES = ["remark", "start", "stop", "reboot", *TURNS, "destroy"]
+RESIZES = ["resize", "confirm_resize", "revert_resize"]
+KEPT = SnapshotFiles(instance="i-1", snapshot="s-1")
+CHANGES = ["remark", "start", "stop", "reboot", *TURNS, *RESIZES, "snapshot", "destroy"]
 
 
 def mark(bearer: str = A, **changes: object) -> Mark:
@@ -85,6 +89,10 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
         "unpause": lambda: driver.unpause(guest),
         "suspend": lambda: driver.suspend(guest),
         "resume": lambda: driver.resume(guest),
+        "resize": lambda: driver.resize(guest, LARGE, quietly),
+        "confirm_resize": lambda: driver.confirm_resize(guest, LARGE),
+        "revert_resize": lambda: driver.revert_resize(guest, SPEC),
+        "snapshot": lambda: driver.snapshot(guest, SPEC, KEPT, quietly),
         "destroy": lambda: driver.destroy(guest),
     }[verb]()
 
@@ -103,6 +111,37 @@ def test_a_guest_keeps_what_it_was_made_from_and_the_console_shows_it(
     console.main(["--state-dir", str(store.folder.parent), "--host", "h", "list", "-f", "json"])
     [shown] = json.loads(capsys.readouterr().out)
     assert shown["spec"]["disks"][0]["source"]["url"] == IMAGE.url
+
+
+def test_a_guest_is_resized_and_is_again_what_it_was_or_keeps_its_size(
+    driver: SimulatedDriver, store: Store
+) -> None:
+    driver.create(SPEC, mark(), quietly)
+    driver.start(proof(driver))
+    with pytest.raises(HypervisorError, match="RUNNING"):
+        change(driver, "resize", proof(driver))
+    driver.stop(proof(driver), force=True, timeout_s=0)
+    for _ in range(2):  # the second time what it was is still what it was
+        change(driver, "resize", proof(driver))
+        assert (proof(driver).seen.vcpus, proof(driver).seen.memory_mib) == (4, 1024)
+        assert driver.keeps(proof(driver))
+    driver.start(proof(driver))
+    with pytest.raises(HypervisorError, match="RUNNING"):
+        change(driver, "revert_resize", proof(driver))
+    driver.stop(proof(driver), force=True, timeout_s=0)
+    for _ in range(2):
+        change(driver, "revert_resize", proof(driver))
+        kept = store.read(A)
+        assert kept is not None
+        assert (kept.vcpus, kept.memory_mib, kept.spec, kept.before) == (2, 512, SPEC, None)
+    with pytest.raises(ResizeOver):
+        change(driver, "confirm_resize", proof(driver))
+    change(driver, "resize", proof(driver))
+    for _ in range(2):
+        change(driver, "confirm_resize", proof(driver))
+        assert not driver.keeps(proof(driver))
+    with pytest.raises(ResizeOver, match="it has 4 x 1024 and not 2 x 512"):
+        change(driver, "revert_resize", proof(driver))
 
 
 @pytest.mark.parametrize(
@@ -468,3 +507,50 @@ def test_faults_that_can_not_be_read_are_an_error_and_not_health(
     assert driver.health()
     with pytest.raises(MusterError):
         driver.list_guests()
+
+
+def on_disk(snapshot: SnapshotFiles, n: int = 0) -> GuestSpec:
+    kept = SnapshotDisk(
+        instance=snapshot.instance, snapshot=snapshot.snapshot, folder=snapshot.folder, n=n
+    )
+    return msgspec.structs.replace(SPEC, disks=(DiskSpec(size_gib=1, snapshot=kept),))
+
+
+@pytest.mark.parametrize("folder", [None, "/kept"])
+def test_a_guest_is_made_from_a_snapshot_only_while_that_is_there(
+    driver: SimulatedDriver, folder: str | None
+) -> None:
+    files = msgspec.structs.replace(KEPT, folder=folder)
+    spec = msgspec.structs.replace(SPEC, disks=(DiskSpec(size_gib=1),))
+    driver.create(spec, mark(), quietly)
+    driver.snapshot(proof(driver), spec, files, quietly)
+    driver.destroy(proof(driver))
+    driver.create(on_disk(files), mark(), quietly)
+    with pytest.raises(HypervisorError, match="no disk 1"):
+        driver.create(on_disk(files, 1), mark(B), quietly)
+    driver.clean_up(files)
+    driver.clean_up(files)  # already gone is success
+    with pytest.raises(HypervisorError, match="no snapshot"):
+        driver.create(on_disk(files), mark(B), quietly)
+
+
+def test_a_snapshot_of_a_pool_is_there_for_other_hosts_and_one_of_a_host_is_not(
+    driver: SimulatedDriver, tmp_path: Path, runtime: Runtime
+) -> None:
+    spec = msgspec.structs.replace(SPEC, disks=(DiskSpec(size_gib=1),))
+    driver.create(spec, mark(), quietly)
+    shared = msgspec.structs.replace(KEPT, folder="/kept")
+    for files in (KEPT, shared):
+        driver.snapshot(proof(driver), spec, files, quietly)
+    other = SimulatedDriver(Store(str(tmp_path), "other"), Settings(), runtime)
+    other._store.make()
+    other.create(on_disk(shared), mark(), quietly)
+    with pytest.raises(HypervisorError, match="no snapshot"):
+        other.create(on_disk(KEPT), mark(B), quietly)
+
+
+def test_a_guest_that_runs_is_not_copied(driver: SimulatedDriver) -> None:
+    driver.create(SPEC, mark(), quietly)
+    driver.start(proof(driver))
+    with pytest.raises(HypervisorError, match="RUNNING"):
+        driver.snapshot(proof(driver), SPEC, KEPT, quietly)

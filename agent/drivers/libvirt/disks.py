@@ -16,12 +16,13 @@ from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Access, Disk
 from common.errors import HypervisorError
-from common.messages import DiskSpec, ImageSource, RbdTarget
+from common.messages import DiskSpec, ImageSource, RbdTarget, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
 
 LOG = logging.getLogger(__name__)
 
 SERIAL_LOG = "serial.log"
+SNAPSHOTS = "snapshots"  # beside the instances' own folders
 GIB = 1 << 30
 
 _FOLDER_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
@@ -57,7 +58,7 @@ class Disks:
     ) -> None:
         """Have every template in the folder that needs it; those of no disk in our own."""
         for spec in specs:
-            if spec.source is None:
+            if spec.source is None or spec.snapshot is not None:
                 continue
             file = self._templates.ensure(self._pool(spec), spec.source, alive)
             if spec.rbd is not None and spec.source.format is not TemplateFormat.ISO:
@@ -87,7 +88,8 @@ class Disks:
             phase = "data disks" if number else "root disk"
             doing(phase)
             if spec.rbd is not None:
-                self._images.make(spec.rbd, spec, partial(doing, phase))
+                kept = self._kept(spec.snapshot) if spec.snapshot is not None else None
+                self._images.make(spec.rbd, spec, partial(doing, phase), kept)
                 continue
             self._make_folder(Path(disk.path).parent, "check the pool's folder")
             part = f"{disk.path}.part"
@@ -109,6 +111,37 @@ class Disks:
         except OSError as exc:
             raise HypervisorError(
                 f"no seed {path}: {exc.strerror}", "check [libvirt] instances_path"
+            ) from exc
+
+    def keep(
+        self, bearer: str, specs: Sequence[DiskSpec], files: SnapshotFiles, doing: Doing
+    ) -> None:
+        """Copy the new disks of a guest that is off into the snapshot store, each one flat."""
+        folder = self._kept_in(files)
+        for number, spec in enumerate(specs):
+            if is_new(spec):
+                doing("snapshot")
+                self._make_folder(folder, "check the folder of the snapshots")
+                disk = self._planned(files.instance, bearer, number, spec)
+                try:
+                    self._keep_one(disk.path, folder / f"disk{number}.qcow2", doing)
+                except OSError as exc:
+                    raise HypervisorError(
+                        f"disk {disk.path} can not be kept in {folder}: {exc.strerror}",
+                        "check the folder of the snapshots",
+                    ) from exc
+
+    def drop(self, files: SnapshotFiles) -> None:
+        """Remove a snapshot; nothing to do when it is gone."""
+        folder = self._kept_in(files)
+        try:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
+        except OSError as exc:
+            raise HypervisorError(
+                f"could not remove {exc.filename or folder}: {exc.strerror}", "check the folder"
             ) from exc
 
     def remove(
@@ -155,8 +188,54 @@ class Disks:
             return Disk(str(self._templates.path(pool, spec.source)), "raw", "cdrom")
         return Disk(str(self._folder(pool, instance) / f"{bearer}.disk{number}.qcow2"), "qcow2")
 
+    def _keep_one(self, disk: str, path: Path, doing: Doing) -> None:
+        """Under its own name only once it is whole, checked, and on the disk."""
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        size = qemu_img.info(disk).virtual_size
+        _require_room(disk, "qcow2", part)
+        qemu_img.convert(disk, "qcow2", str(part), partial(doing, "snapshot"))
+        copy = qemu_img.info(str(part))
+        if copy.virtual_size != size or copy.backing_filename is not None:
+            raise HypervisorError(f"the copy of {disk} is not what it should be", "try it again")
+        qemu_img.check(str(part))
+        os.chmod(part, 0o600)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        folders.sync(path.parent)
+
+    def _kept_in(self, files: SnapshotFiles | SnapshotDisk) -> Path:
+        """Where a snapshot is, in the folder of a pool or our own."""
+        if files.folder is not None and not os.path.isdir(files.folder):
+            raise HypervisorError(
+                f"the folder {files.folder} of the snapshots is not on this host",
+                "make or mount it",
+            )
+        root = self._root if files.folder is None else Path(files.folder)
+        return self._folder(self._folder(root / SNAPSHOTS, files.instance), files.snapshot)
+
+    def _kept(self, disk: SnapshotDisk) -> str:
+        """The image that a disk of a snapshot was copied to."""
+        path = str(self._kept_in(disk) / f"disk{disk.n}.qcow2")
+        if not os.path.isfile(path):
+            raise HypervisorError(f"no snapshot {path} on this host", "is it on another one?")
+        return path
+
+    def _from_snapshot(
+        self, kept: SnapshotDisk, wanted: int | None, part: str, alive: Callable[[], None]
+    ) -> None:
+        path = self._kept(kept)
+        _require_room(path, "qcow2", Path(part))
+        qemu_img.convert(path, "qcow2", part, alive)
+        if wanted is not None and wanted > qemu_img.info(part).virtual_size:
+            qemu_img.resize(part, wanted)
+
     def _make_one(self, spec: DiskSpec, part: str, alive: Callable[[], None]) -> None:
         wanted = spec.size_gib * GIB if spec.size_gib is not None else None
+        if spec.snapshot is not None:
+            self._from_snapshot(spec.snapshot, wanted, part, alive)
+            return
         if spec.source is None:
             qemu_img.create(part, size=wanted or GIB)
             return
@@ -172,16 +251,7 @@ class Disks:
         if not spec.copy:
             qemu_img.create(part, size=wanted or size, backing=(template, kind))
             return
-        needed, free = (
-            qemu_img.copy_bytes(template, kind),
-            shutil.disk_usage(Path(part).parent).free,
-        )
-        if needed > free:
-            raise HypervisorError(
-                f"a copy of {spec.source.url} takes {needed} bytes, and {Path(part).parent} has"
-                f" {free} left",
-                "make room in the pool, or use an overlay",
-            )
+        _require_room(template, kind, Path(part), spec.source.url)
         qemu_img.convert(template, kind, part, alive)
         if wanted is not None and wanted > size:
             qemu_img.resize(part, wanted)
@@ -226,6 +296,22 @@ class Disks:
                 f"could not remove {exc.filename or folder}: {exc.strerror}",
                 "check the folder, then delete the instance again",
             ) from exc
+
+
+def is_new(spec: DiskSpec) -> bool:
+    """True for a disk that is made for its guest, and goes with it."""
+    is_iso = spec.source is not None and spec.source.format is TemplateFormat.ISO
+    return spec.path is None and not is_iso
+
+
+def _require_room(image: str, kind: str, part: Path, name: str = "") -> None:
+    """HypervisorError unless there is room for a whole copy of an image."""
+    needed, free = qemu_img.copy_bytes(image, kind), shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise HypervisorError(
+            f"a copy of {name or image} takes {needed} bytes, and {part.parent} has {free} left",
+            "make room in the pool, or use an overlay",
+        )
 
 
 def _format_of(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 # Anybody may pass through to a file whose name he knows, and nobody needs to list them.
@@ -14,3 +15,12 @@ def make(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         path.chmod(MODE)
+
+
+def sync(folder: Path) -> None:
+    """What was renamed in this folder stays so when the power is lost. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

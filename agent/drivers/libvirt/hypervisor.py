@@ -20,6 +20,7 @@ from agent.drivers.base import Doing, Listing, OwnedGuest
 from agent.drivers.libvirt import domains, making, probe
 from agent.drivers.libvirt.connection import Connection
 from agent.drivers.libvirt.making import Maker
+from agent.drivers.libvirt.resizing import Resizer
 from common.conf.libvirt import Libvirt
 from common.conf.rbd import Rbd
 from common.errors import (
@@ -28,7 +29,16 @@ from common.errors import (
     HypervisorError,
     HypervisorUnavailable,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+    SnapshotFiles,
+)
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -50,6 +60,7 @@ class Hypervisor:
         self._runtime = runtime
         self._connection = Connection(settings.connection_uri, settings.keepalive_interval, runtime)
         self._maker = Maker(settings, rbd, self._connection, runtime)
+        self._resizer = Resizer(self._connection, settings.instances_path)
 
     def open(self, on_change: Callable[[str | None], None]) -> None:
         self._connection.open(on_change)
@@ -198,6 +209,31 @@ class Hypervisor:
             ),
         )
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        def require_off(conn: Any) -> None:
+            domain = domains.ours(conn, guest)
+            if domain.isActive() or domain.hasManagedSaveImage():
+                raise HypervisorError(f"guest {guest.seen.name} is not off", "who uses it?")
+
+        # Its image files are locked by a guest that runs; before and after, nobody holds it off.
+        self._connection.call(f"look at {guest.seen.name}", require_off)
+        self._maker.keep(spec, guest.mark, files, doing)
+        self._connection.call(f"look at {guest.seen.name}", require_off)
+
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        self._resizer.resize(guest, spec, doing)
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        return self._resizer.keeps(guest)
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        self._resizer.confirm(guest, spec)
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        self._resizer.revert(guest, spec)
+
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         definition = self._connection.call(
             f"look at {guest.seen.name}", lambda conn: domains.ours(conn, guest).XMLDesc()
@@ -232,6 +268,10 @@ class Hypervisor:
                 if self.look(remains.bearer) is not None:
                     raise checks.still_there(remains)
                 self._maker.remove_files(remains)
+            case SnapshotFiles():
+                self._maker.drop(remains)
+            case RbdImage():
+                self._maker.remove_image(remains)
 
     # parts of the changes
 

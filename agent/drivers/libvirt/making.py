@@ -27,7 +27,7 @@ from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.conf.rbd import Rbd
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import Attachment, GuestFiles, GuestSpec
+from common.messages import Attachment, GuestFiles, GuestSpec, RbdImage, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -54,7 +54,7 @@ class Maker:
         instance, bearer = mark.instance, mark.bearer
         disks = self._disks.plan(instance, bearer, spec.disks)
         kernels = [s for s in (spec.kernel_source, spec.initrd_source) if s is not None]
-        if kernels or any(disk.source is not None for disk in spec.disks):
+        if kernels or any(d.source is not None and d.snapshot is None for d in spec.disks):
             doing("template")
             self._disks.fetch(spec.disks, kernels, partial(doing, "template"))
         doing("network")
@@ -117,11 +117,29 @@ class Maker:
         images = sorted(xml.belongings(definition).images, key=lambda image: image.image)
         return tuple(self._images.attached(image) for image in images)
 
+    def keep(self, spec: GuestSpec, mark: Mark, files: SnapshotFiles, doing: Doing) -> None:
+        """Copy the disks of a guest that is off into the snapshot store."""
+        self._disks.keep(mark.bearer, spec.disks, files, doing)
+
+    def drop(self, files: SnapshotFiles) -> None:
+        """Remove a snapshot from its store."""
+        self._disks.drop(files)
+
     def remove_files(self, files: GuestFiles) -> None:
         """Remove what is left of a guest whose domain, which named it all, is gone."""
         names = self._filters.left_of(files.instance, files.bearer)
         self._filters.remove(files.instance, files.bearer, names)
-        self._disks.remove(files.instance, files.bearer, files.folders)
+        self._disks.remove(files.instance, files.bearer, files.folders, files.images)
+
+    def remove_image(self, image: RbdImage) -> None:
+        """Shut out whoever has an image in Ceph open, and remove it."""
+        words = f"{image.target.pool}/{image.target.image}"
+        self._images.fence_and_remove(
+            image.target,
+            image.addresses,
+            image.expiry_s,
+            lambda told: LOG.warning("image %s: %s", words, told),
+        )
 
     # inside
 

@@ -66,6 +66,11 @@ def convert(source: str, kind: str, path: str, alive: Callable[[], None]) -> Non
     _run("convert", "-f", kind, "-O", "qcow2", source, path, alive=alive)
 
 
+def check(path: str) -> None:
+    """HypervisorError unless a qcow2 is whole in itself."""
+    _run("check", "-q", "-f", "qcow2", path)
+
+
 def copy_raw(source: str, kind: str, place: str, alive: Callable[[], None]) -> None:
     """A new raw image with the content of another; ended by what `alive` raises meanwhile."""
     _run("convert", "-f", kind, "-O", "raw", source, place, alive=alive)

@@ -90,8 +90,17 @@ class Images:
                 still_alone()
                 self._rbd.RBD().rename(ioctx, part, name)
 
-    def make(self, target: RbdTarget, spec: DiskSpec, alive: Callable[[], None]) -> None:
-        """A new image: empty, a clone of its template or with `copy` a full copy."""
+    def make(
+        self,
+        target: RbdTarget,
+        spec: DiskSpec,
+        alive: Callable[[], None],
+        kept: str | None = None,
+    ) -> None:
+        """A new image: empty, a clone of its template or with `copy` a full copy.
+
+        Or what is in `kept`, a qcow2 file.
+        """
         words = f"image {target.pool}/{target.image}"
         wanted = spec.size_gib * GIB if spec.size_gib is not None else None
         rbd = self._rbd.RBD()
@@ -99,7 +108,13 @@ class Images:
             part = f"{target.image}{PART}"
             with contextlib.suppress(self._rbd.ImageNotFound):
                 rbd.remove(ioctx, part)
-            if spec.source is None:
+            if kept is not None:
+                place = ceph.qemu_path(self._settings, target.monitors, target.pool, part)
+                qemu_img.copy_raw(kept, "qcow2", place, alive)
+                with self._image(ioctx, part) as image:
+                    if wanted is not None and wanted > image.size():
+                        image.resize(wanted)
+            elif spec.source is None:
                 rbd.create(ioctx, part, wanted or GIB)
             else:
                 template = _template(spec.source.sha256)

@@ -139,12 +139,7 @@ def define(
             ET.SubElement(made, _IMAGE_TAG, pool=image.pool, name=image.image, monitors=monitors)
     _text(domain, "memory", str(spec.memory_mib), unit="MiB")
     _text(domain, "vcpu", str(spec.vcpus))
-    if cpu is not None:
-        tune = ET.SubElement(domain, "cputune")
-        _text(tune, "shares", str(cpu.shares))
-        if cpu.quota is not None:
-            _text(tune, "period", str(CPU_PERIOD_US))
-            _text(tune, "quota", str(cpu.quota))
+    _tune(domain, cpu)
 
     os = ET.SubElement(domain, "os")
     # The mock driver knows one architecture and no machine types.
@@ -240,6 +235,54 @@ def without_cpu_tuning(xml: str) -> str | None:
         return None
     domain.remove(tune)
     return ET.tostring(domain, encoding="unicode")
+
+
+class Size(NamedTuple):
+    """What a resize changes of a definition."""
+
+    vcpus: int
+    memory_mib: int
+    cpu: Cpu | None
+
+
+def size(xml: str) -> Size:
+    """How large a definition makes its guest."""
+    domain = _parse(xml)
+    shares, quota = (domain.findtext(f"cputune/{tag}") for tag in ("shares", "quota"))
+    return Size(
+        int(domain.findtext("vcpu") or 1),
+        _mib(domain.find("memory")),
+        None if shares is None else Cpu(int(shares), None if quota is None else int(quota)),
+    )
+
+
+def resized(xml: str, to: Size) -> str:
+    """The same definition of another size."""
+    domain = _parse(xml)
+    for tag in ("memory", "currentMemory", "vcpu", "cputune"):
+        for old in domain.findall(tag):
+            domain.remove(old)
+    _text(domain, "memory", str(to.memory_mib), unit="MiB")
+    _text(domain, "vcpu", str(to.vcpus))
+    _tune(domain, to.cpu)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def disks_below(xml: str, prefix: str) -> tuple[str, ...]:
+    """The files of a definition's disks whose names begin like this, in their order."""
+    sources = _parse(xml).iterfind("devices/disk/source")
+    files = (source.get("file", "") for source in sources)
+    return tuple(file for file in files if file.rpartition("/")[2].startswith(prefix))
+
+
+def _tune(domain: ET.Element, cpu: Cpu | None) -> None:
+    if cpu is None:
+        return
+    tune = ET.SubElement(domain, "cputune")
+    _text(tune, "shares", str(cpu.shares))
+    if cpu.quota is not None:
+        _text(tune, "period", str(CPU_PERIOD_US))
+        _text(tune, "quota", str(cpu.quota))
 
 
 def _parse(xml: str) -> ET.Element:

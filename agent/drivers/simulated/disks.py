@@ -11,13 +11,19 @@ from pathlib import Path
 from urllib.parse import quote
 
 from common.errors import HypervisorError
-from common.messages import GuestSpec
+from common.messages import GuestSpec, RbdTarget
 
 
 def folders_of(spec: GuestSpec | None) -> set[str]:
-    """The folders of pools in which a guest of this spec has disks."""
+    """The folders of pools in which a guest of this spec has disks, and what stands for Ceph's."""
     disks = spec.disks if spec is not None else ()
-    return {disk.folder for disk in disks if disk.folder is not None}
+    images = {of_ceph(disk.rbd) for disk in disks if disk.rbd is not None}
+    return images | {disk.folder for disk in disks if disk.folder is not None}
+
+
+def of_ceph(target: RbdTarget) -> str:
+    """The folder that stands for a pool in Ceph."""
+    return f"rbd:{target.pool}"
 
 
 class Disks:

@@ -9,8 +9,8 @@ import msgspec
 
 from agent.drivers import checks
 from agent.drivers.base import Doing, Driver, Listing, OwnedGuest
-from agent.drivers.simulated.disks import folders_of
-from agent.drivers.simulated.store import Guest, Store
+from agent.drivers.simulated.disks import folders_of, of_ceph
+from agent.drivers.simulated.store import Before, Guest, Store
 from common.conf import Settings
 from common.errors import (
     GuestMissing,
@@ -19,7 +19,16 @@ from common.errors import (
     MusterError,
     NotOurs,
 )
-from common.messages import Attachment, Capacity, GuestFiles, GuestReport, GuestSpec, Remains
+from common.messages import (
+    Attachment,
+    Capacity,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    RbdImage,
+    Remains,
+    SnapshotFiles,
+)
 from common.ownership import Mark, why_not_ours
 from common.runtime import Runtime
 from common.states import PowerState
@@ -27,7 +36,8 @@ from common.states import PowerState
 UP = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name, PowerState.PAUSED.name})
 CHANGING = frozenset(
     {"create", "remark", "start", "stop", "reboot", "pause", "unpause"}
-    | {"suspend", "resume", "destroy", "clean_up"}
+    | {"suspend", "resume", "resize", "confirm_resize", "revert_resize"}
+    | {"snapshot", "destroy", "clean_up"}
 )
 _ON = frozenset({PowerState.RUNNING.name, PowerState.BLOCKED.name})
 _PAUSED = frozenset({PowerState.PAUSED.name})
@@ -133,6 +143,9 @@ class SimulatedDriver:
         with self._fault("create"), self._store.lock():
             if self._store.read(mark.bearer) is not None:
                 raise HypervisorError(f"guest {mark.bearer} exists already", "look at the host")
+            for disk in spec.disks:
+                if disk.snapshot is not None:
+                    self._store.require_snapshot(disk.snapshot)
             guest = Guest(
                 uuid=mark.bearer,
                 name=self._store.free_name(spec.name, mark.bearer),
@@ -208,6 +221,59 @@ class SimulatedDriver:
             self._store.write(found)
             self._note(verb, found)
 
+    def snapshot(
+        self, guest: OwnedGuest, spec: GuestSpec, files: SnapshotFiles, doing: Doing
+    ) -> None:
+        doing("snapshot")
+        with self._fault("snapshot"), self._ours(guest) as found:
+            if found.power_state != PowerState.SHUTOFF.name:
+                raise HypervisorError(f"guest {found.name} is {found.power_state}", "not off")
+            self._store.write_snapshot(files, spec)
+            self._note("snapshot", found)
+
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+        doing("resize")
+        with self._fault("resize"), self._ours(guest) as found:
+            _must_be_off(found)
+            if found.before is None or found.before.generation != guest.mark.generation:
+                found.before = Before(
+                    generation=guest.mark.generation,
+                    vcpus=found.vcpus,
+                    memory_mib=found.memory_mib,
+                    spec=found.spec,
+                )
+            found.vcpus, found.memory_mib, found.spec = spec.vcpus, spec.memory_mib, spec
+            self._store.write(found)
+            self._note("resize", found)
+
+    def keeps(self, guest: OwnedGuest) -> bool:
+        with self._fault("look"), self._ours(guest) as found:
+            return found.before is not None
+
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+        with self._fault("confirm_resize"), self._ours(guest) as found:
+            if found.before is None:
+                _must_have_size(found, spec)
+                return
+            found.before = None
+            self._store.write(found)
+            self._note("confirm_resize", found)
+
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+        with self._fault("revert_resize"), self._ours(guest) as found:
+            before, found.before = found.before, None
+            if before is None:
+                _must_have_size(found, spec)
+                return
+            _must_be_off(found)
+            found.vcpus, found.memory_mib, found.spec = (
+                before.vcpus,
+                before.memory_mib,
+                before.spec,
+            )
+            self._store.write(found)
+            self._note("revert_resize", found)
+
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         return ()
 
@@ -223,7 +289,13 @@ class SimulatedDriver:
                 case GuestFiles():
                     if self._store.read(remains.bearer) is not None:
                         raise checks.still_there(remains)
-                    self._store.disks.remove(remains.bearer, remains.folders)
+                    places = {*remains.folders, *map(of_ceph, remains.images)}
+                    self._store.disks.remove(remains.bearer, places)
+                case RbdImage():
+                    # A simulated guest writes nothing that it would have to be kept from.
+                    self._store.disks.remove(remains.target.guest, {of_ceph(remains.target)})
+                case SnapshotFiles():
+                    self._store.remove_snapshot(remains)
 
     def _note(self, verb: str, guest: Guest) -> None:
         self._store.note("agent", verb, guest)
@@ -277,3 +349,17 @@ class SimulatedDriver:
     def _unlucky(self, op: str) -> bool:
         rate = self._settings.failure_rate
         return op in CHANGING and rate > 0 and self._runtime.random_below(10**6) < rate * 10**6
+
+
+def _must_be_off(guest: Guest) -> None:
+    if guest.power_state in UP:
+        raise HypervisorError(f"guest {guest.name} is {guest.power_state}", "stop it first")
+
+
+def _must_have_size(guest: Guest, spec: GuestSpec | None) -> None:
+    if spec is not None:
+        checks.check_size(spec, guest.vcpus, guest.memory_mib, _root_gib(guest.spec))
+
+
+def _root_gib(spec: GuestSpec | None) -> int | None:
+    return spec.disks[0].size_gib if spec is not None and spec.disks else None

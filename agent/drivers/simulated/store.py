@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import fcntl
 import os
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,23 @@ import msgspec
 
 from agent.drivers.simulated.disks import Disks
 from common.errors import HypervisorError, HypervisorUnavailable
-from common.messages import GuestReport, GuestSpec
+from common.messages import DiskSpec, GuestReport, GuestSpec, SnapshotDisk, SnapshotFiles
 from common.ownership import Mark
 from common.states import PowerState
 
 FAULTS = "faults.json"
 ACCOUNT = "account.jsonl"
+SNAPSHOTS = "snapshots"
+SHARED = ".shared"  # what several hosts reach, beside their own folders
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest was before a resize that nobody has confirmed or reverted yet."""
+
+    generation: int
+    vcpus: int
+    memory_mib: int
+    spec: GuestSpec | None = None
 
 
 class Guest(msgspec.Struct, kw_only=True):
@@ -42,6 +54,7 @@ class Guest(msgspec.Struct, kw_only=True):
     template: bool = False
     mark: Mark | None = None
     spec: GuestSpec | None = None
+    before: Before | None = None
 
     def report(self) -> GuestReport:
         """The guest as a driver reports it; KeyError for a power state that does not exist."""
@@ -130,6 +143,32 @@ class Store:
     def remove(self, guest_uuid: str) -> None:
         """Take a guest away; harmless when it is gone."""
         self._path(guest_uuid).unlink(missing_ok=True)
+
+    def write_snapshot(self, files: SnapshotFiles, spec: GuestSpec) -> None:
+        """Keep what is known of a guest's disks, where its hosts share it or here alone."""
+        path = self._snapshot(files)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._replace(path, msgspec.json.encode(spec.disks))
+
+    def remove_snapshot(self, files: SnapshotFiles) -> None:
+        """Take a snapshot away; harmless when it is gone."""
+        self._snapshot(files).unlink(missing_ok=True)
+
+    def require_snapshot(self, disk: SnapshotDisk) -> None:
+        """HypervisorError unless a snapshot is there, with that disk."""
+        files = SnapshotFiles(instance=disk.instance, snapshot=disk.snapshot, folder=disk.folder)
+        path = self._snapshot(files)
+        try:
+            disks = msgspec.json.decode(path.read_bytes(), type=tuple[DiskSpec, ...])
+        except (OSError, msgspec.DecodeError) as exc:
+            raise HypervisorError(f"no snapshot {path}: {exc}", "is it on another host?") from exc
+        if disk.n >= len(disks):
+            raise HypervisorError(f"snapshot {path} has no disk {disk.n}", "look at it")
+
+    def _snapshot(self, files: SnapshotFiles) -> Path:
+        shared = self.folder.parent / SHARED / urllib.parse.quote(files.folder or "", safe="")
+        folder = self.folder / SNAPSHOTS if files.folder is None else shared
+        return folder / f"{files.instance}.{files.snapshot}.json"
 
     def note(self, by: str, verb: str, guest: Guest) -> None:
         """Add a change to the hypervisor's own account; call it under the lock, after the change.

@@ -210,6 +210,10 @@ def upgrade() -> None:
         sa.Column("missing_reports", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("deletion_owed", sa.Boolean(), nullable=False),
+        sa.Column("snapshot", sa.Text(), nullable=True),
+        sa.Column("offload_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("resize", sa.Text(), nullable=True),
+        sa.Column("resize_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("reclaim_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
@@ -220,6 +224,7 @@ def upgrade() -> None:
     op.create_index(op.f("ix_instances_host"), "instances", ["host"], unique=False)
     op.create_index(op.f("ix_instances_name"), "instances", ["name"], unique=False)
     op.create_index(op.f("ix_instances_project"), "instances", ["project"], unique=False)
+    op.create_index(op.f("ix_instances_resize_at"), "instances", ["resize_at"], unique=False)
     op.create_index(op.f("ix_instances_vm_state"), "instances", ["vm_state"], unique=False)
     op.create_table(
         "jobs",
@@ -369,6 +374,7 @@ def upgrade() -> None:
         sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("host", sa.Text(), nullable=True),
         sa.Column("cleanup", sa.Text(), nullable=True),
+        sa.Column("connector", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("instance", "n", name=op.f("pk_volumes")),
     )
     op.create_index(op.f("ix_volumes_pool"), "volumes", ["pool"], unique=False)

@@ -1,0 +1,165 @@
+"""Unshelve: a shelved VM runs again, where its guest still is or on whichever host takes it.
+
+What has left its host is placed and made as at its first start (first_start), its disks copies of
+its snapshot. What fails leaves the VM shelved as it was: it keeps its snapshot and its addresses.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from common.conf import Settings
+from common.errors import WrongState
+from common.messages import CommandKind, Result
+from common.states import CommandState, JobEvent, PowerState, TombstoneState, VmState
+from manager.flows import (
+    commands,
+    first_start,
+    inventory,
+    jobs,
+    made,
+    power,
+    reap,
+    restore,
+    shelve,
+    snapshots,
+)
+from manager.flows.jobs import Wish
+from manager.rules import verbs
+from manager.store.commands import CommandRow
+from manager.store.engine import Tx
+from manager.store.instances import Instance
+from manager.store.jobs import Job
+
+
+def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
+    """Accept an unshelve; raises what the verb table refuses, and NoValidHost."""
+    verb = verbs.VERBS["unshelve"]
+    restore.require_none(tx, (vm.host,) if vm.host else ())
+    power.require_wanted(vm)
+    if verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job) is not verbs.Admission.CAST:
+        job = jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=vm.host)
+        job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
+        job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
+        return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+    if vm.vm_state is VmState.SHELVED and not _may_be_given_up(tx, vm):
+        return _on_its_host(tx, cfg, wish, vm)
+    if vm.vm_state is VmState.SHELVED:
+        vm = _give_up_its_host(tx, vm)
+    return _anew(tx, cfg, wish, vm)
+
+
+def _may_be_given_up(tx: Tx, vm: Instance) -> bool:
+    """True for a guest that is off, by an operator's word, with the host that it is on."""
+    kept = vm.snapshot
+    if vm.host is None or kept is None or kept.host is not None or kept.overtaken:
+        return False
+    return kept.taken_at is not None and reap.is_fenced(tx, vm.host)
+
+
+def _give_up_its_host(tx: Tx, vm: Instance) -> Instance:
+    """Its disks are elsewhere: the guest on a fenced host goes when that is back."""
+    host = vm.host or ""
+    reason = f"{host} is fenced, and {vm.name} is unshelved elsewhere"
+    reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0))
+    tx.event("instance.offloaded", vm.uuid, "manager", reason)
+    return shelve.let_go(tx, tx.get(Instance, vm.uuid))
+
+
+def _on_its_host(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
+    """Its guest is where it was, with its disks."""
+    host = vm.host or ""
+    if shelve.leaving(tx, vm) is not None:
+        raise WrongState(
+            f"{host} is removing the guest of {vm.name}, and has not answered yet",
+            f"unshelve it once it has: muster vm show {vm.name}",
+        )
+    job = jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=host)
+    generation = vm.generation + 1
+    verb = verbs.VERBS["unshelve"]
+    vm = tx.swap(vm, task_state=verb.task, job=job.uuid, generation=generation, offload_at=None)
+    # Where it is not, after all, it is made again; not from a snapshot that it has outrun.
+    make = vm.snapshot is not None and not vm.snapshot.overtaken
+    if make:
+        vm = made.record(tx, cfg, vm, host)
+    command = commands.issue(
+        tx,
+        cfg,
+        kind=CommandKind.START_VM,
+        instance=vm.uuid,
+        host=host,
+        generation=generation,
+        job=job.uuid,
+        trail=job.trail,
+        spec={"guest": snapshots.spec_from(vm), "create": True} if make else {},
+        timeout_s=cfg.manager.create_timeout,
+    )
+    job = jobs.add_step(tx, job, f"{CommandKind.START_VM} on {host}", host, command.id)
+    return jobs.start(tx, job, deadline_at=command.deadline_at)
+
+
+def _anew(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
+    """It is on no host: placed like a new one, where its snapshot can be read."""
+    shown = [h for h in inventory.hosts_showing(tx, vm.uuid) if not reap.is_fenced(tx, h)]
+    unclean = first_start.unclean(tx, vm.uuid)
+    if shown and not unclean:
+        raise WrongState(
+            f"a guest of {vm.name} is on {', '.join(shown)}, which nobody has asked for",
+            "look at that host, and remove it there",
+        )
+    if vm.host is not None:  # where a start was withdrawn before anybody was told of it
+        vm = shelve.let_go(tx, vm)
+    job = jobs.start(tx, jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=None))
+    task = verbs.VERBS["unshelve"].task
+    vm = tx.swap(vm, task_state=task, job=job.uuid, error="")
+    if not unclean:
+        return first_start.place(tx, cfg, job, vm, {})
+    patience = tx.now + dt.timedelta(seconds=cfg.manager.command_timeout)
+    told = f"{unclean} to answer that nothing of {vm.name} is left there"
+    return tx.swap(job, check_at=tx.now, deadline_at=patience, waiting_for=told)
+
+
+def command_ended(
+    tx: Tx, cfg: Settings, job: Job, command: CommandRow, result: Result | None
+) -> None:
+    """The guest runs on its host, or is as it was; what was placed anew goes its own way."""
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is None or vm.vm_state is not VmState.SHELVED:
+        first_start.command_ended(tx, cfg, job, command, result)
+        return
+    mine = vm.job == job.uuid
+    power.command_ended(tx, cfg, job, command, result)
+    if not mine:
+        return
+    vm = tx.get(Instance, vm.uuid)
+    if command.state is CommandState.SUCCEEDED:
+        snapshots.drop(tx, cfg, vm, f"{vm.name} runs again")
+        return
+    if command.state is CommandState.UNKNOWN:
+        vm = tx.swap(vm, vm_state=VmState.SHELVED)
+    if command.state is CommandState.NOT_RUN:
+        return
+    if _is_off(result):
+        snapshots.renewed(tx, vm)
+    else:
+        snapshots.overtaken(tx, vm, "manager")
+
+
+def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
+    """Nobody says whether it runs: it is shelved as before, and no copy of it is to be made."""
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is None or vm.vm_state is not VmState.SHELVED:
+        first_start.lost(tx, cfg, job, command, code=code, error=error)
+        return
+    mine = vm.job == job.uuid
+    power.lost(tx, cfg, job, command, code=code, error=error)
+    if mine:
+        snapshots.overtaken(tx, tx.get(Instance, vm.uuid), "manager")
+
+
+def _is_off(result: Result | None) -> bool:
+    """True when the agent has looked, and the guest did not run."""
+    if result is None or result.look is None:
+        return False
+    guest = result.look.guest
+    return guest is None or guest.power_state in (PowerState.SHUTOFF, PowerState.NOSTATE)
