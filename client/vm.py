@@ -101,16 +101,27 @@ class _OnVms(ActionCommand):
         """The managers' answers; a VM for which it was refused has a line of its own."""
         if args.job is not None:
             raise usage.Usage("--job names the job of one VM", "repeat the request for that VM")
-        new_id = self.app.runtime.new_id
+        new_id, vms, found = self.app.runtime.new_id, list(dict.fromkeys(args.vm)), []
         answers = self.app.client.change_all(
             [
                 (self.method, {"job": new_id(), "reason": args.reason, **self.wish_for(args, vm)})
-                for vm in dict.fromkeys(args.vm)
+                for vm in vms
             ]
         )
-        for answer in answers:
-            self.object_to(RemoteError(answer["error"]) if "error" in answer else None)
-        return [answer["answer"] for answer in answers if "error" not in answer]
+        for vm, answer in zip(vms, answers, strict=True):
+            if "error" not in answer:
+                found.append(answer["answer"])
+                continue
+            error = RemoteError(answer["error"])
+            if (settled := self.settled(args, vm, error)) is not None:
+                found.append(settled)
+            else:
+                self.object_to(error)
+        return found
+
+    def settled(self, args: argparse.Namespace, vm: str, error: MusterError) -> Answer | None:
+        """What stands for the job of a VM when the refusal is as good as one that succeeded."""
+        return None
 
 
 class Start(_OnVms):
@@ -337,12 +348,17 @@ class Delete(_OnVms):
         try:
             answer = self.ask(parsed_args)
         except MusterError as exc:
-            if exc.code != AlreadyDeleted.code or not parsed_args.idempotent:
+            gone = self.settled(parsed_args, parsed_args.vm[0], exc)
+            if gone is None:
                 raise
-            self.tell({"notices": [exc.message]})
-            gone = {"instance": parsed_args.vm[0], "state": str(JobState.SUCCEEDED)}
             return self.one(JOB_COLUMNS, gone)
         if parsed_args.dry_run:
             self.tell(answer)
             return self.rows(DECISION_COLUMNS, answer.get("decisions", ()))
         return self.job(answer, parsed_args.wait)
+
+    def settled(self, args: argparse.Namespace, vm: str, error: MusterError) -> Answer | None:
+        if error.code != AlreadyDeleted.code or not args.idempotent:
+            return None
+        self.tell({"notices": [error.message]})
+        return {"instance": vm, "state": str(JobState.SUCCEEDED)}

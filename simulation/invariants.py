@@ -63,6 +63,8 @@ _JUDGE = {
     "put": "held",
 }
 
+IN_CEPH = "rbd:"  # the places of images, see agent/drivers/simulated/disks.py
+
 
 class Broken(AssertionError):
     """An invariant does not hold; `about` is the instance or job concerned, if one is."""
@@ -487,6 +489,7 @@ class Invariants:
             found.append((text, item.instance))
         found += self._left_behind(live, unowned)
         found += self._guests(live)
+        found += self._images(live)
         found += self._sightings(tx)
         found += self._stale_for_nothing(tx)
         return found
@@ -513,6 +516,31 @@ class Invariants:
         if row.host in self._ahead_of_us:
             return accepted_at is None or row.accepted_at <= accepted_at
         return (row.instance, row.generation) in self._faults.lost.generations
+
+    def _images(self, live: dict[str, Instance]) -> list[tuple[str, str | None]]:
+        """Every guest has its images in Ceph, and no image is without its guest."""
+        guests = {
+            (place, g.uuid): g.mark.instance
+            for agent in self._fleet.agents.values()
+            for g in agent.hypervisor.guests.values()
+            if g.mark is not None and g.mark.bearer == g.uuid and not g.stranger
+            for place in g.folders
+            if place.startswith(IN_CEPH)
+        }
+        images = {k: v for k, v in self._fleet.world.disks.items() if k[0].startswith(IN_CEPH)}
+        unowned = self._faults.moved | self._faults.lost.instances
+        unowned |= self._faults.removed & live.keys()  # by hand: its delete removes the image
+        found: list[tuple[str, str | None]] = [
+            (f"an image of {instance} is left", instance)
+            for key, instance in images.items()
+            if key not in guests and instance not in unowned
+        ]
+        found += [
+            (f"a guest of {instance} has lost its image", instance)
+            for key, instance in guests.items()
+            if key not in images and instance in live
+        ]
+        return found
 
     def _sightings(self, tx: Tx) -> list[tuple[str, str | None]]:
         """What the managers have seen is what is there, strangers included."""

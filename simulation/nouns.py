@@ -48,7 +48,9 @@ class Nouns:
                 *({"name": host, "cluster": "c2"} for host in far),
             ],
             "pools": [
-                _pool("shared", 9, scope="cluster", cluster="c1"),
+                _pool(
+                    "shared", 9, in_ceph=len(self._hosts) % 2 == 0, scope="cluster", cluster="c1"
+                ),
                 *(_pool(f"own-{host}", 5, scope="host", host=host) for host in far),
             ],
             "networks": [
@@ -90,8 +92,11 @@ class Nouns:
         return asked
 
 
-def _pool(name: str, capacity_gib: int, **where: str) -> dict[str, Any]:
-    return {"name": name, "capacity_gib": capacity_gib, "path": f"/pools/{name}", **where}
+def _pool(name: str, capacity_gib: int, *, in_ceph: bool = False, **where: str) -> dict[str, Any]:
+    place: dict[str, Any] = {"path": f"/pools/{name}"}
+    if in_ceph:
+        place = {"kind": "rbd", "rbd_pool": name, "monitors": ["10.0.0.1"]}
+    return {"name": name, "capacity_gib": capacity_gib, **place, **where}
 
 
 def _network(name: str, cidr: str, **more: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import msgspec
 from common.bus.base import ANY_MANAGER
 from common.errors import BrokerUnavailable, MusterError, NoManager
 from common.messages import AGENT_TOPIC
+from common.ownership import Mark
 from common.states import PowerState
 from simulation.fleet import Process
 from simulation.hypervisor import Hypervisor, SimGuest
@@ -346,6 +347,13 @@ class Script:
     def stranger(self, name: str, host: str) -> None:
         guest = self._hv(host).make_stranger(name)
         self._stage.call_it(guest.uuid, f"stranger {name}")
+
+    @says(r"guest NAME of another fleet on HOST, which names VM")
+    def of_another_fleet(self, name: str, host: str, vm: str) -> None:
+        mark = Mark(fleet="another", instance=self._stage.uuid_of(vm), generation=9, bearer="")
+        guest = self._hv(host).make_stranger(name, mark)
+        guest.mark = msgspec.structs.replace(mark, bearer=guest.uuid)
+        self._stage.call_it(guest.uuid, name)
 
     @says(r"clone of VM on HOST")
     def clone(self, vm: str, host: str) -> None:

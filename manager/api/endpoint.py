@@ -19,7 +19,7 @@ from common.errors import (
 )
 from common.model import Kind
 from common.since import earliest
-from common.states import VmState
+from common.states import JobState, VmState
 from manager.api import cleanups, doctor, history, holders, larger, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
@@ -153,12 +153,13 @@ def vm_restore(tx: Tx, _cfg: Settings, r: ask.VmVerb) -> Any:
 
 
 def _done_before(tx: Tx, r: ask.VmDelete, instance: str) -> Job:
-    """The job that deleted it, or one that says so when that is forgotten."""
+    """The job that deleted it; AlreadyDeleted when that is forgotten, or had given up before."""
     columns = Job.__table__.c
     done = tx.all(
         Job,
         columns.instance == instance,
         columns.kind == "delete",
+        columns.state == JobState.SUCCEEDED,
         columns.same_as.is_(None),
         order=[columns.accepted_at.desc()],
         limit=1,
@@ -312,8 +313,7 @@ def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
 
 def db_accept_restore(tx: Tx, cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
-    # What was restored since the backup must not be reclaimed before somebody has looked.
-    soft.keep_all_anew(tx, cfg)
+    soft.after_restore(tx, cfg, done["raised"])
     alive = {stone.uuid for stone in done["tombstones"]}
     stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
     return {**done, "tombstones": stones}

@@ -10,7 +10,7 @@ from common.conf import Settings
 from common.errors import NotFound, WrongState
 from common.messages import TrailEntry
 from common.states import CommandEvent, CommandState, JobEvent, JobState
-from manager.flows import commands, first_start, jobs, outcome, power
+from manager.flows import commands, first_start, jobs, outcome, power, soft
 from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.instances import Instance
@@ -121,6 +121,8 @@ def _delete(tx: Tx, cfg: Settings, job: Job, rows: list[CommandRow]) -> Job:
     for row in rows:
         commands.move(tx, row, CommandEvent.NOT_RUN, error_code="CANCELLED", error=WITHDRAWN)
     text = f"{jobs.cancelled_by(job)} before it was sent"
+    if job.request.get("by") == soft.RECLAIM:
+        return soft.take_back(tx, cfg, job, text)
     job = jobs.end_steps(tx, job, JobEvent.CANCEL, text)
     job = jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=text)
     vm = tx.find(Instance, job.instance) if job.instance else None

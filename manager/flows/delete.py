@@ -110,8 +110,15 @@ def request(
             f"if it is meant: muster vm set {vm.name} --unprotected --reason TEXT",
         )
     if current is not None:
-        if strength > current.strength:
-            current = tx.swap(current, strength=strength, trail=current.trail + wish.trail(tx.now))
+        if strength > current.strength or "by" in current.request:
+            # What only the clock wanted is somebody's wish from now on: no freeze holds it up.
+            asked = {key: value for key, value in current.request.items() if key != "by"}
+            current = tx.swap(
+                current,
+                strength=max(strength, current.strength),
+                request=asked,
+                trail=current.trail + wish.trail(tx.now),
+            )
         jobs.accept_same(tx, wish, current)
         pursue(tx, cfg, current)
         return tx.get(Job, current.uuid)
@@ -210,7 +217,8 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
     if vm.task_state is TaskState.SOFT_DELETING:
         held = _take_over(tx, cfg, held, vm)
     # What nobody has asked for waits for the end of a freeze, and its time does not run.
-    job, waiting, frozen = held, [], "by" in held.request and freeze.why(tx) != ""
+    why = freeze.why(tx) if "by" in held.request else ""
+    job, waiting, frozen = held, [], why != ""
     for n, step in enumerate(job.steps):
         if step.state is not JobState.RUNNING or step.host is None:
             continue
@@ -222,7 +230,8 @@ def pursue(tx: Tx, cfg: Settings, job: Job, under_way: list[Job] | None = None) 
             )
             job = jobs.end_step(tx, job, n, JobEvent.SUCCEED, f"DB-only: {decision.reason}")
         else:
-            job, awaited = _terminate(tx, cfg, job, n, decision.reason)
+            told = f"{why}; what nobody has asked for waits for muster unfreeze" if why else ""
+            job, awaited = _terminate(tx, cfg, job, n, told or decision.reason)
             waiting.append(awaited)
             frozen = frozen or decision.outcome is rule.Outcome.FROZEN
     if not waiting:

@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.errors import Refused
 from common.states import TaskState, VmState
-from manager.flows import delete, freeze, restore
+from manager.flows import delete, freeze, restore, soft
 from manager.flows.jobs import Wish
 from manager.store.engine import Tx
 from manager.store.instances import Instance
+from manager.store.rollbacks import Rollback
 from manager.store.statements import Query, ask
 
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as C, J and T elsewhere
@@ -25,6 +26,8 @@ IS_DUE = sa.and_(
     I.task_state == TaskState.NONE,
     I.protected.is_(False),
     I.reclaim_at <= ask("now"),
+    # Its delete would be refused, and it would keep the others from their turn.
+    sa.not_(sa.exists().where(Rollback.__table__.c.host == I.host)),
 )
 DUE = Query(Instance, IS_DUE, order=[I.reclaim_at], limit=20)
 
@@ -39,7 +42,7 @@ def delete_due(tx: Tx, cfg: Settings) -> int:
             job=tx.new_id(),
             operator="manager",
             reason=f"it could be restored until {vm.reclaim_at:%Y-%m-%dT%H:%M:%SZ}",
-            request={"verb": "delete", "vm": vm.uuid, "by": "reclaim"},
+            request={"verb": "delete", "vm": vm.uuid, "by": soft.RECLAIM},
         )
         with contextlib.suppress(Refused):  # by its host, which belongs to another database
             delete.request(tx, cfg, wish, vm, force=False)

@@ -8,6 +8,7 @@ takes the job over, `reclaim` deletes what nobody has restored in time.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 
 from common.conf import Settings
 from common.errors import GuestMissing
@@ -32,7 +33,10 @@ from manager.store.jobs import Job
 from manager.store.statements import Query, among, ask
 
 BASE_BACK_OFF_S = 1.0
-C = CommandRow.__table__.c
+RECLAIM = "reclaim"  # who asks for the delete of what nobody has restored in time
+DELETING = (TaskState.DELETING, TaskState.SOFT_DELETING)
+C, J = CommandRow.__table__.c, Job.__table__.c
+I = Instance.__table__.c  # noqa: E741 - the table's columns, as the others
 STARTS = Query(
     CommandRow,
     C.instance == ask("instance"),
@@ -54,10 +58,38 @@ def reclaim_at(tx: Tx, cfg: Settings) -> dt.datetime:
     return tx.now + dt.timedelta(seconds=keep_s)
 
 
-def keep_all_anew(tx: Tx, cfg: Settings) -> int:
-    """All of them can be restored for as long as if they had been deleted now; how many."""
-    is_soft = Instance.__table__.c.vm_state == VmState.SOFT_DELETED
-    return tx.change_where(Instance, is_soft, reclaim_at=reclaim_at(tx, cfg))
+def after_restore(tx: Tx, cfg: Settings, raised: Iterable[str]) -> None:
+    """Believe no soft delete that an older database tells of more than it has to.
+
+    All are kept as if they had been deleted now, and a reclaim that had begun is taken back. One
+    of which an agent knows later commands (`raised`) was restored or reclaimed in what was lost:
+    it is SHUTOFF, or what its host shows.
+    """
+    for job in tx.all(Job, J.kind == "delete", among(J.state, jobs.OPEN)):
+        if job.request.get("by") == RECLAIM:
+            take_back(tx, cfg, job, "the database was restored from a backup")
+    tx.change_where(Instance, I.vm_state == VmState.SOFT_DELETED, reclaim_at=reclaim_at(tx, cfg))
+    for instance in raised:
+        vm = tx.find(Instance, instance)
+        if vm is None or vm.vm_state is not VmState.SOFT_DELETED or vm.task_state in DELETING:
+            continue
+        tx.swap(vm, vm_state=VmState.SHUTOFF, reclaim_at=None)
+        text = f"{vm.name}: {vm.host} knows later commands of it than this database"
+        tx.event("instance.restore", vm.uuid, "manager", text)
+
+
+def take_back(tx: Tx, cfg: Settings, job: Job, why: str) -> Job:
+    """End a reclaim; the VM is kept as if it had been deleted softly now."""
+    for command in _end_commands(tx, job, why):
+        commands.owe_void(tx, command)
+        tx.commands_due = True
+    job = jobs.end_steps(tx, job, JobEvent.CANCEL, why)
+    job = jobs.end(tx, job, JobEvent.CANCEL, code="CANCELLED", error=why)
+    vm = tx.find(Instance, job.instance) if job.instance else None
+    if vm is not None and vm.job == job.uuid:
+        kept = tx.swap(vm, reclaim_at=reclaim_at(tx, cfg))
+        power.settle(tx, cfg, kept, kept.vm_state, looked=True)
+    return job
 
 
 def begin(tx: Tx, wish: Wish, job: Job, vm: Instance) -> Job:
@@ -83,7 +115,7 @@ def pursue(tx: Tx, cfg: Settings, job: Job, vm: Instance, place: rule.Place | No
     """Have the guest stopped, or mark the VM where nobody can be asked; the job is held."""
     decision = rule.soft_at_host(place)
     if decision.outcome is rule.Outcome.MARK:
-        if vm.vm_state is VmState.BUILDING:
+        if not _made(tx, vm):
             _harden(tx, job, f"nothing was made yet that could be kept, and {decision.reason}")
         else:
             _mark(tx, cfg, job, vm, decision.reason, proven=False)
@@ -149,7 +181,7 @@ def command_ended(
             _mark(tx, cfg, job, vm, f"{answered}it is off", proven=True)
         else:
             _harden(tx, job, "its first start has failed: there is nothing to keep")
-    elif command.error_code == GuestMissing.code and vm.vm_state is VmState.BUILDING:
+    elif command.error_code == GuestMissing.code and not _made(tx, vm):
         _harden(tx, job, f"{answered}nothing was made")
     elif command.error_code == GuestMissing.code:
         _mark(tx, cfg, job, vm, f"{answered}there is no guest of it", proven=True)
@@ -227,8 +259,14 @@ def _harden(tx: Tx, job: Job, why: str) -> None:
 
 def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: str) -> None:
     """After delete_timeout: the VM is what it was, and its guest as its host reports it."""
-    if vm.vm_state is VmState.BUILDING:
-        _harden(tx, job, f"nothing was made yet that could be kept, and {waiting}")
+    made = _made(tx, vm)
+    if made is None:
+        # Its first start has a limit of its own, and only its end tells what there is to keep.
+        soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
+        tx.swap(job, waiting_for=waiting, check_at=soon)
+        return
+    if not made:
+        _harden(tx, job, f"nothing was made that could be kept, and {waiting}")
         return
     for command in _end_commands(tx, job, "its soft delete has run out of time"):
         commands.owe_void(tx, command)
@@ -241,7 +279,8 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: str) -> Non
     jobs.end(tx, job, JobEvent.FAIL, code="DELETE_TIMEOUT", error=error)
     if vm.resize is not None and vm.resize.phase is Phase.CHANGING:
         vm = resize.nobody_asks(tx, vm)  # this delete had taken it over
-    power.settle(tx, cfg, vm, vm.vm_state, looked=True)
+    state = VmState.ACTIVE if vm.vm_state is VmState.BUILDING else vm.vm_state
+    power.settle(tx, cfg, vm, state, looked=True)
 
 
 def _end_commands(tx: Tx, job: Job, why: str) -> list[CommandRow]:

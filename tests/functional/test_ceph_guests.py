@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("libvirt")
 
 from agent.drivers.base import OwnedGuest
+from agent.effects import Mode
+from common import messages as m
 from common.conf.rbd import Rbd
 from common.errors import HypervisorError
 from common.messages import DiskSpec, GuestSpec, RbdTarget
-from common.ownership import Mark
+from common.ownership import Mark, new_bearer
 from common.states import PowerState
 from devstack.fleet import image_folder
 from devstack.image import Image, ImageError, build
 from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
+from tests.functional.dying_agent import Host
 from tests.functional.libvirt_rig import FLEET, Rig, at_work
 from tests.wait import wait_until
 
@@ -146,7 +152,7 @@ def test_a_guest_that_can_not_be_made_leaves_nothing_in_ceph(
     )
     first = writing.spec.disks[0]
     both: dict[str, Any] = {"disks": (first, DiskSpec(size_gib=1, rbd=nowhere))}
-    writing.spec = type(writing.spec)(**{**_fields(writing.spec), **both})
+    writing.spec = msgspec.structs.replace(writing.spec, **both)
     with pytest.raises(HypervisorError, match="has no pool nowhere"):
         writing.made()
     assert images(ceph) == before
@@ -158,5 +164,68 @@ def test_a_disk_that_is_named_by_another_guest_is_refused(rig: Rig, writing: Wri
         writing.made()
 
 
-def _fields(spec: GuestSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in spec.__struct_fields__}
+@pytest.mark.parametrize(
+    ("phase", "times", "wanted"),
+    [("root disk", 2, True), ("start", 1, True), ("root disk", 2, False)],
+)
+def test_an_agent_that_dies_over_an_image_leaves_nothing_that_is_not_found(
+    ceph: Ceph,
+    writing: Writing,
+    libvirtd_near: Libvirtd,
+    tmp_path: Path,
+    phase: str,
+    times: int,
+    wanted: bool,
+) -> None:
+    instance = str(uuid.uuid4())
+    writing.target = msgspec.structs.replace(
+        writing.target, image=f"muster-{new_bearer(FLEET, instance, 1)}-disk0"
+    )
+    spec = msgspec.structs.replace(writing.spec, disks=(DiskSpec(size_gib=1, rbd=writing.target),))
+    start = command("start_vm", 1, instance, {"guest": m.builtins(spec), "create": True})
+    program = [sys.executable, "-m", "tests.functional.dying_agent"]
+    access = [str(times), ceph.user, str(ceph.keyring)]
+    dying = subprocess.Popen(
+        [*program, libvirtd_near.qemu_uri, str(tmp_path), phase, *access],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert dying.stdin is not None
+        assert dying.stdout is not None
+        dying.stdin.write(m.encode(start).decode())
+        dying.stdin.close()
+        assert dying.stdout.readline() == f"{phase}\n"
+    finally:
+        dying.kill()
+        dying.wait()
+
+    host = Host(libvirtd_near.qemu_uri, tmp_path, Rbd(user=ceph.user, keyring=str(ceph.keyring)))
+    try:
+        again = host.carry_out(start, Mode.RESUME if wanted else Mode.ABANDON)
+        if wanted:
+            assert again.outcome is m.Outcome.SUCCEEDED, again.error
+            [attached] = again.attached
+            assert (attached.image, len(attached.addresses)) == (writing.target.image, 1)
+        gone = host.carry_out(command("terminate_instance", 2, instance, {}))
+        assert gone.outcome is m.Outcome.SUCCEEDED, gone.error
+    finally:
+        host.close()
+    assert writing.target.image not in images(ceph)
+    assert f"{writing.target.image}.part" not in images(ceph)
+    assert libvirtd_near.virsh("list", "--all", "--name").split() == []
+
+
+def command(kind: str, generation: int, instance: str, spec: dict[str, Any]) -> m.Command:
+    return m.Command(
+        id=str(uuid.uuid4()),
+        kind=m.CommandKind(kind),
+        fleet=FLEET,
+        host="host-1",
+        session=1,
+        instance=instance,
+        generation=generation,
+        timeout_s=120.0,
+        spec=spec,
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import BrokerUnavailable, NotFound, WrongState
+from common.errors import AlreadyDeleted, BrokerUnavailable, NotFound, WrongState
 from tests.functional.fakemanager import DONE, JOB, Fleet
 
 OTHER = {**JOB, "uuid": "5f0c1b0e-0000-4000-8000-000000000002", "instance": "web-2"}
@@ -58,6 +58,19 @@ def test_one_that_is_refused_has_its_line_and_the_others_go_on(fleet: Fleet) -> 
         "muster: WRONG_STATE: web-3 is PAUSED (unpause)",
     ]
     assert done.code == busy.exit_code
+
+
+@pytest.mark.parametrize(("option", "code"), [("--idempotent", 0), ("", 3)])
+def test_what_was_deleted_already_is_an_error_unless_that_is_as_good(
+    fleet: Fleet, option: str, code: int
+) -> None:
+    gone = AlreadyDeleted("web-1 was deleted already", "nothing to do")
+    fleet.answers["wishes"] = answers(gone, {**OTHER, "state": "SUCCEEDED"})
+    done = fleet.typed(f"vm delete web-1 web-2 {option} -f json")
+    assert done.code == code, done.err
+    assert "web-1 was deleted already" in done.err
+    names = [job["instance"] for job in done.json]
+    assert names == (["web-1", "web-2"] if option else ["web-2"])
 
 
 def test_waiting_for_several_follows_each_and_fails_for_the_one_that_failed(fleet: Fleet) -> None:

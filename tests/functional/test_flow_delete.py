@@ -361,6 +361,19 @@ def test_section3_row_8_an_owed_deletion_goes_on_and_ends_when_the_agent_answers
     assert len(fleet.events("instance.delete.end")) == 1
 
 
+def test_section3_row_1_a_vm_whose_owed_deletion_is_done_is_already_deleted(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    """The job that had given up did not delete it, and does not answer for it."""
+    owed(fleet, h1)
+    h1.beat(full=True)
+    h1.carry_out(resent_terminate(fleet))
+    fleet.tick()
+    for idempotent in (True, False):
+        with pytest.raises(AlreadyDeleted):
+            fleet.delete(idempotent=idempotent)
+
+
 def test_section3_row_8_an_owed_deletion_is_tried_again_while_it_fails(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:

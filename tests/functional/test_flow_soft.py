@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from common import messages as m
@@ -24,6 +25,7 @@ from manager.flows import limits
 from manager.store.commands import Void
 from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.rollbacks import AgentFloor, Rollback
 from manager.store.tombstones import Tombstone
 from manager.store.volumes import Volume
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent, fall_silent
@@ -402,6 +404,67 @@ def test_section3_row_5_a_create_that_ends_well_is_stopped_and_kept(
     assert fleet.shown(created)["state"] == "SUCCEEDED"
 
 
+def made_and_not_stopped(fleet: Fleet, h1: ScriptedAgent) -> dict[str, Any]:
+    """A soft delete amid a create, which has ended well; its stop is still to be answered."""
+    fleet.create(host="h1")
+    start = cast(fleet)
+    job = soft(fleet)
+    h1.ours(start.instance, generation=start.generation, power_state=ON)
+    h1.succeed(start)
+    return job
+
+
+def test_section3_row_5_a_vm_that_was_made_is_kept_though_its_stop_fails_for_ever(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    job = made_and_not_stopped(fleet, h1)
+    for _ in range(80):
+        for sent in fleet.publish():
+            if sent.method == "stop_vm":
+                h1.fail(sent.command, error="it hangs")
+        fleet.pass_(INTERVAL_S, h1)
+    assert (fleet.shown(job)["state"], fleet.shown(job)["error_code"]) == (
+        "FAILED",
+        "DELETE_TIMEOUT",
+    )
+    assert h1.terminates() == []
+    vm = fleet.vm()
+    assert (vm.vm_state, vm.task_state, vm.deletion_owed) == (
+        VmState.ACTIVE,
+        TaskState.NONE,
+        False,
+    )
+
+
+def test_section3_row_5_a_vm_that_was_made_is_kept_though_its_host_dies_before_the_stop(
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
+) -> None:
+    job = made_and_not_stopped(fleet, h1)
+    fall_silent(fleet, h1, others)
+    fleet.pass_(INTERVAL_S, *others)
+    assert (fleet.vm().vm_state, fleet.stones()) == (SOFT, [])
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+
+
+def test_section3_row_5_a_create_that_takes_longer_than_the_delete_may_is_waited_for(
+    fleet_of: Callable[..., Fleet],
+) -> None:
+    fleet = fleet_of(delete_timeout=60.0)
+    h1 = ScriptedAgent(fleet).up()
+    fleet.create(host="h1")
+    start = cast(fleet)
+    h1.receipt(start.id, m.Step.STARTED)
+    soft(fleet)
+    fleet.publish()
+    fleet.pass_(90.0, h1)
+    assert h1.terminates() == []
+    assert fleet.vm().task_state is TaskState.SOFT_DELETING
+    h1.ours(start.instance, generation=start.generation, power_state=ON)
+    h1.succeed(start)
+    fleet.pass_(INTERVAL_S, h1)
+    assert (fleet.vm().vm_state, h1.terminates()) == (VmState.ACTIVE, [])
+
+
 def test_section3_row_4_a_create_that_has_failed_leaves_nothing_to_keep(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
@@ -755,3 +818,82 @@ def test_reclaim_is_held_by_a_protection_that_was_set_later(
     brief.ask("vm_set", vm="web-1", protected=False, reason="go")
     brief.tick()
     assert len(kept.terminates()) == 1
+
+
+def begun_without_its_host(fleet: Fleet, kept: ScriptedAgent) -> dict[str, Any]:
+    """A reclaim that nobody has been told of."""
+    fleet.pass_(590.0, kept, step=295.0)
+    kept.end_session()
+    fleet.clock.move(20.0)
+    fleet.tick()
+    (job,) = [j for j in fleet.rows(Job) if j.state is JobState.RUNNING]
+    return {"uuid": job.uuid}
+
+
+def test_reclaim_that_an_operator_joins_is_somebodys_wish_which_no_freeze_holds_up(
+    brief: Fleet, kept: ScriptedAgent
+) -> None:
+    job = begun_without_its_host(brief, kept)
+    brief.ask("freeze", operator="ann", reason="odd")
+    brief.pass_(INTERVAL_S)
+    assert "FROZEN" in brief.shown(job)["waiting_for"]
+    joined = brief.delete(operator="bob", reason="it is not needed")
+    assert joined["uuid"] == job["uuid"]
+    assert [line[:2] for line in brief.shown(job)["reason"]][-1] == ["bob", "it is not needed"]
+    kept.hello()
+    brief.tick()
+    (sent,) = [c for c in brief.publish() if c.method == "terminate_instance"]
+    kept.carry_out(sent.command)
+    assert brief.vm().vm_state is VmState.DELETED
+
+
+def test_reclaim_that_is_cancelled_keeps_the_vm_as_if_it_had_been_deleted_now(
+    brief: Fleet, kept: ScriptedAgent
+) -> None:
+    job = begun_without_its_host(brief, kept)
+    assert brief.ask("job_cancel", job=job["uuid"], operator="ann")["state"] == "CANCELLED"
+    kept.hello()
+    brief.pass_(500.0, kept, step=250.0)
+    assert (brief.vm().vm_state, brief.vm().task_state) == (SOFT, TaskState.NONE)
+    assert [c for c in brief.publish() if c.method == "terminate_instance"] == []
+    assert restore(brief)["state"] == "SUCCEEDED"
+
+
+def test_reclaim_is_not_kept_from_others_by_vms_whose_host_belongs_to_another_database(
+    brief: Fleet, kept: ScriptedAgent
+) -> None:
+    h2 = ScriptedAgent(brief, "h2").up()
+    brief.pass_(INTERVAL_S, kept, h2)
+    brief.create("web-2", host="h2")
+    start = cast(brief)
+    h2.carry_out(start)
+    soft(brief, "web-2")
+    h2.carry_out(brief.publish()[-1].command)
+    first = brief.vm()
+    for _ in range(20):  # as many as are looked at in one round
+        more = msgspec.structs.replace(first, uuid=str(uuid.uuid4()), name="more")
+        brief.store.run(lambda tx, row=more: tx.insert(row))
+    kept.end_session()
+    other = Rollback(host="h1", timeline="another", mark=9, since=brief.clock.now())
+    brief.store.run(lambda tx: tx.insert(other))
+    pass_over(brief, h2)
+    assert len(h2.terminates()) == 1
+    assert brief.vm().task_state is TaskState.NONE
+
+
+def test_an_accepted_restore_takes_reclaims_back_and_believes_agents_that_know_of_later_commands(
+    brief: Fleet, kept: ScriptedAgent
+) -> None:
+    job = begun_without_its_host(brief, kept)
+    vm = brief.vm()
+    ahead = Rollback(host="h1", timeline=kept.timeline, mark=10**6, since=brief.clock.now())
+    floor = AgentFloor(host="h1", instance=vm.uuid, generation=vm.generation + 5)
+    brief.store.run(lambda tx: (tx.insert(ahead), tx.insert(floor)))
+    brief.ask("db_accept_restore", operator="ann", reason="the disk died")
+    assert brief.shown(job)["state"] == "CANCELLED"
+    assert (brief.vm().vm_state, brief.vm().task_state) == (VmState.SHUTOFF, TaskState.NONE)
+    kept.power(vm.uuid, ON)
+    kept.up()
+    kept.beat(full=True)
+    assert brief.vm().vm_state is VmState.ACTIVE
+    assert [c.method for c in brief.publish() if c.method != "noop"] == []
