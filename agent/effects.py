@@ -302,7 +302,25 @@ class _Attempt:
             return (yield from self._finder.at(self.uuid, command.instance))
         except MusterError:
             yield from self._undo()
+            if self._work.mode is Mode.RESUME:
+                yield from self._clean_up_after_a_death(spec)
             raise
+
+    def _clean_up_after_a_death(self, spec: m.GuestSpec) -> Steps[None]:
+        """What the agent that died had made is nobody's if its guest was removed meanwhile."""
+        command = self._command
+        if (command.instance, command.generation) in self._parts.making:
+            return
+        files = m.GuestFiles(
+            instance=command.instance,
+            bearer=bearer_of(command),
+            folders=tuple(sorted({d.folder for d in spec.disks if d.folder is not None})),
+            images=tuple(d.rbd for d in spec.disks if d.rbd is not None),
+        )
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except MusterError as exc:
+            LOG.warning("files of a failed start of %s stay behind: %s", command.instance, exc)
 
     def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
