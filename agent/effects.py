@@ -445,7 +445,7 @@ class _Attempt:
 
     def _revert(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         if self._work.note != CHANGED:
             if (yield from self._effect("keeps", self._driver.keeps, guest)):
                 yield from self._off(guest, spec.timeout_s)
@@ -456,8 +456,17 @@ class _Attempt:
 
     def _confirm(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         yield from self._effect("confirm", self._driver.confirm_resize, guest, spec.guest)
+
+    def _find_no_copy(self) -> Steps[OwnedGuest]:
+        """As `_find`; somebody's copy of our guest is not our guest, which is gone."""
+        try:
+            return (yield from self._find())
+        except NotOurs as exc:
+            if not exc.data.get("copies"):
+                raise
+            raise GuestMissing(exc.message, exc.remedy) from exc
 
     def _on(self, guest: OwnedGuest) -> Steps[None]:
         try:
