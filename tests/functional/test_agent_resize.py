@@ -132,3 +132,13 @@ def test_killed_in_a_confirm_or_a_revert_it_is_finished(
     assert (result.outcome, result.error) == ("succeeded", None)
     assert (size(rig), keeps(rig)) == ((after["vcpus"], after["memory_mib"]), False)
     assert rig.state_of("i-1") == "RUNNING"
+
+
+@pytest.mark.parametrize("kind", ["revert_resize", "confirm_resize"])
+def test_a_copy_of_a_guest_is_not_the_guest_which_is_gone(rig: Rig, kind: str) -> None:
+    rig.up()
+    guest = rig.running("i-1")
+    rig.store.remove(guest.uuid)
+    copy = rig.by_hand("copy", mark=guest.mark)
+    assert rig.manager.result(send(rig, kind, 2, SMALL)).error_code == "GUEST_MISSING"
+    assert rig.store.read(copy.uuid) == copy
