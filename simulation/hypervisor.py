@@ -42,7 +42,7 @@ _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 class Before(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest was before a resize that is neither confirmed nor reverted."""
 
-    generation: int
+    key: str
     vcpus: int
     memory_mib: int
     root_gib: int | None
@@ -380,13 +380,13 @@ class SimDriver:
         self._hv.note("agent", "snapshot", found)
         self._after("snapshot")
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
         doing("resize")
         self._before("resize")
         found = self._off(guest)
-        if found.before is None or found.before.generation != guest.mark.generation:
+        if found.before is None or found.before.key != key:
             found.before = Before(
-                generation=guest.mark.generation,
+                key=key,
                 vcpus=found.vcpus,
                 memory_mib=found.memory_mib,
                 root_gib=found.root_gib,
@@ -398,31 +398,32 @@ class SimDriver:
 
     # What these do is not called as their commands are: traps are laid for either.
 
-    def keeps(self, guest: OwnedGuest) -> bool:
+    def keeps(self, guest: OwnedGuest) -> str | None:
         self._before("look", changing=False)
-        return self._current(guest).before is not None
+        before = self._current(guest).before
+        return None if before is None else before.key
 
-    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
         self._before("give_up")
         found = self._current(guest)
-        if found.before is None:
-            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        if found.before is None or found.before.key != key:
+            _check_size(spec, found)
         else:
             found.before = None
             self._hv.note("agent", "give_up", found)
         self._after("give_up")
 
-    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
         self._before("put_back")
         found = self._current(guest)
         before = found.before
-        if before is not None:
+        if before is not None and before.key == key:
             self._off(guest)
             found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
             found.root_gib, found.before = before.root_gib, None
             self._hv.note("agent", "put_back", found)
         elif spec is not None:
-            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+            _check_size(spec, found)
         self._after("put_back")
 
     def _off(self, guest: OwnedGuest) -> SimGuest:
@@ -510,6 +511,11 @@ class SimDriver:
     def _take_time(self) -> None:
         if self._hv.slow_s:
             self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))
+
+
+def _check_size(spec: GuestSpec, guest: SimGuest) -> None:
+    other = None if guest.before is None else guest.before.key
+    check_size(spec, guest.vcpus, guest.memory_mib, guest.root_gib, other)
 
 
 def _root_gib(spec: GuestSpec) -> int | None:
