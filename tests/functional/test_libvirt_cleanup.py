@@ -40,8 +40,9 @@ def pool(tmp_path: Path) -> Path:
 
 
 def files_of(folder: Path) -> list[str]:
-    """All that is below a folder, and the folders themselves."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """All that is below a folder but for what says that it is mounted."""
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(name for name in found if name != ".muster-pool")
 
 
 def command(kind: str, generation: int, instance: str, spec: dict[str, Any]) -> m.Command:
