@@ -306,7 +306,25 @@ class _Attempt:
             return (yield from self._finder.at(self.uuid, command.instance))
         except MusterError:
             yield from self._undo()
+            if self._work.mode is Mode.RESUME:
+                yield from self._clean_up_after_a_death(spec)
             raise
+
+    def _clean_up_after_a_death(self, spec: m.GuestSpec) -> Steps[None]:
+        """What the agent that died had made is nobody's if its guest was removed meanwhile."""
+        command = self._command
+        if (command.instance, command.generation) in self._parts.making:
+            return
+        files = m.GuestFiles(
+            instance=command.instance,
+            bearer=bearer_of(command),
+            folders=tuple(sorted({d.folder for d in spec.disks if d.folder is not None})),
+            images=tuple(d.rbd for d in spec.disks if d.rbd is not None),
+        )
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except MusterError as exc:
+            LOG.warning("files of a failed start of %s stay behind: %s", command.instance, exc)
 
     def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
@@ -433,7 +451,7 @@ class _Attempt:
 
     def _revert(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         if self._work.note != CHANGED:
             if (yield from self._effect("keeps", self._driver.keeps, guest)) == spec.key:
                 yield from self._off(guest, spec.timeout_s)
@@ -445,9 +463,18 @@ class _Attempt:
 
     def _confirm(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         confirm = self._driver.confirm_resize
         yield from self._effect("confirm", confirm, guest, spec.guest, spec.key)
+
+    def _find_no_copy(self) -> Steps[OwnedGuest]:
+        """As `_find`; somebody's copy of our guest is not our guest, which is gone."""
+        try:
+            return (yield from self._find())
+        except NotOurs as exc:
+            if not exc.data.get("copies"):
+                raise
+            raise GuestMissing(exc.message, exc.remedy) from exc
 
     def _on(self, guest: OwnedGuest) -> Steps[None]:
         try:

@@ -230,6 +230,12 @@ class ResizeOver(MusterError):
     code = "RESIZE_OVER"
 
 
+class ResizeReverting(MusterError):
+    """A resize is half reverted at its host: it can not be confirmed any more."""
+
+    code = "RESIZE_REVERTING"
+
+
 class TemplateInvalid(MusterError):
     """What a template's url gave is not what the template says: checksum, format, or safety."""
 
