@@ -14,7 +14,15 @@ import msgspec
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import Conflict, GuestMissing, NotSupported, NoValidHost, ResizeOver, WrongState
+from common.errors import (
+    Conflict,
+    GuestMissing,
+    NotSupported,
+    NoValidHost,
+    ResizeOver,
+    UnknownKind,
+    WrongState,
+)
 from common.messages import CommandKind, Result
 from common.model import Kind, Template
 from common.states import CommandState, JobEvent, TaskState, VmState
@@ -293,8 +301,8 @@ def _resize_ended(
         return
     event, code, error = power.ending(job, command)
     job = jobs.end_steps(tx, job, event, f"{code}: {error}")
-    if command.published_at is None:
-        # No agent can have seen it.
+    if command.published_at is None or code == UnknownKind.code:
+        # No agent can have seen it, or one that is too old to know what it is.
         jobs.end(tx, job, event, code=code, error=error)
         _become(tx, cfg, vm, change, change.old, looked=True)
         return

@@ -307,6 +307,16 @@ def test_a_resize_that_was_never_sent_is_withdrawn(fleet: Fleet, h1: ScriptedAge
     assert claims(fleet) == (1, 256)
 
 
+def test_an_agent_that_is_too_old_for_it_has_done_nothing(fleet: Fleet, h1: ScriptedAgent) -> None:
+    fleet.deploy(h1)
+    job = fleet.ask("vm_resize", vm="web-1", memory_mib=512)
+    result = h1.result(cast(fleet), m.Outcome.NOT_RUN, error_code="UNKNOWN_KIND", error="upgrade")
+    h1.say(results=(result,))
+    vm = fleet.vm()
+    assert (fleet.job(job).error_code, vm.vm_state) == ("UNKNOWN_KIND", VmState.ACTIVE)
+    assert (vm.resize, claims(fleet), fleet.publish()) == (None, (1, 256), [])
+
+
 def test_a_resize_whose_host_is_lost_is_undone_by_the_managers_when_it_is_back(
     fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
 ) -> None:
