@@ -11,7 +11,7 @@ from common.conf import Settings
 from common.errors import NotFound
 from common.messages import GuestReport
 from common.states import PowerState
-from manager.flows import addresses, reap, shared_files
+from manager.flows import addresses, holdings, reap, shared_files
 from manager.rules import quarantine as rule
 from manager.store.engine import Tx
 from manager.store.statements import Query, ask
@@ -35,7 +35,7 @@ def fenced(tx: Tx, host: str, operator: str) -> list[Tombstone]:
     why = f"{host} is fenced"
     let_go = [_let_go(tx, s, rule.after_fence(s.holds), operator, why) for s in held]
     for stone in let_go:
-        reap.release(tx, stone.instance)
+        holdings.release(tx, stone.instance)
     return let_go
 
 
@@ -65,7 +65,7 @@ def forget(tx: Tx, cfg: Settings, stone: Tombstone, operator: str, reason: str) 
     stone = _let_go(tx, stone, (), operator, reason)
     if disk:
         shared_files.owe(tx, cfg, stone, f"its tombstone was forgotten by {operator}: {reason}")
-    reap.release(tx, stone.instance)
+    holdings.release(tx, stone.instance)
     return stone
 
 

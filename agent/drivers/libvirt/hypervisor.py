@@ -267,7 +267,9 @@ class Hypervisor:
             case GuestFiles():
                 if self.look(remains.bearer) is not None:
                     raise checks.still_there(remains)
-                self._maker.remove_files(remains)
+                found = self.list_guests()
+                of_it = (g.mark and g.mark.instance == remains.instance for g in found.guests)
+                self._maker.remove_files(remains, others=bool(found.errors) or any(of_it))
             case SnapshotFiles():
                 self._maker.drop(remains)
             case RbdImage():
