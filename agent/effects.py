@@ -21,6 +21,7 @@ from common import messages as m
 from common.errors import (
     BadMessage,
     CallTimeout,
+    GuestIsNewer,
     GuestMissing,
     HypervisorError,
     MusterError,
@@ -305,7 +306,25 @@ class _Attempt:
             return (yield from self._finder.at(self.uuid, command.instance))
         except MusterError:
             yield from self._undo()
+            if self._work.mode is Mode.RESUME:
+                yield from self._clean_up_after_a_death(spec)
             raise
+
+    def _clean_up_after_a_death(self, spec: m.GuestSpec) -> Steps[None]:
+        """What the agent that died had made is nobody's if its guest was removed meanwhile."""
+        command = self._command
+        if (command.instance, command.generation) in self._parts.making:
+            return
+        files = m.GuestFiles(
+            instance=command.instance,
+            bearer=bearer_of(command),
+            folders=tuple(sorted({d.folder for d in spec.disks if d.folder is not None})),
+            images=tuple(d.rbd for d in spec.disks if d.rbd is not None),
+        )
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except MusterError as exc:
+            LOG.warning("files of a failed start of %s stay behind: %s", command.instance, exc)
 
     def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
@@ -432,7 +451,7 @@ class _Attempt:
 
     def _revert(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         if self._work.note != CHANGED:
             if (yield from self._effect("keeps", self._driver.keeps, guest)) == spec.key:
                 yield from self._off(guest, spec.timeout_s)
@@ -444,9 +463,18 @@ class _Attempt:
 
     def _confirm(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         confirm = self._driver.confirm_resize
         yield from self._effect("confirm", confirm, guest, spec.guest, spec.key)
+
+    def _find_no_copy(self) -> Steps[OwnedGuest]:
+        """As `_find`; somebody's copy of our guest is not our guest, which is gone."""
+        try:
+            return (yield from self._find())
+        except NotOurs as exc:
+            if not exc.data.get("copies"):
+                raise
+            raise GuestMissing(exc.message, exc.remedy) from exc
 
     def _on(self, guest: OwnedGuest) -> Steps[None]:
         try:
@@ -457,9 +485,9 @@ class _Attempt:
 
     def _terminate(self) -> Steps[None]:
         """Every guest of the instance, then what is left of those that other hands have removed."""
-        made = m.convert(self._command.spec, m.TerminateSpec).made
-        destroyed = yield from self._destroy_all()
-        for files in made:
+        spec = m.convert(self._command.spec, m.TerminateSpec)
+        destroyed = yield from self._destroy_all(spec.up_to)
+        for files in spec.made:
             if files.bearer not in destroyed:
                 yield from self._effect("clean up", self._driver.clean_up, files)
 
@@ -472,8 +500,8 @@ class _Attempt:
             )
         yield from self._effect("clean up", self._driver.clean_up, remains)
 
-    def _destroy_all(self) -> Steps[frozenset[str]]:
-        """The hypervisor uuids of the guests that were there."""
+    def _destroy_all(self, up_to: int | None) -> Steps[frozenset[str]]:
+        """The hypervisor uuids of the guests that were there; none goes while one is newer."""
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
         making = any(made == instance for made, _ in self._parts.making)
@@ -491,9 +519,17 @@ class _Attempt:
                 return frozenset()
             raise
         for guest in guests:
+            if up_to is not None and guest.mark.generation > up_to:
+                raise GuestIsNewer(
+                    f"guest {guest.hypervisor_uuid} was used at generation"
+                    f" {guest.mark.generation}, after the {up_to} at which it was to go",
+                    "it is left alone",
+                )
+        for guest in guests:
             self.uuid = guest.hypervisor_uuid
             try:
-                guest = yield from self._remark(guest)
+                # With our own generation in its mark the next try could not tell it from a newer.
+                guest = guest if up_to is not None else (yield from self._remark(guest))
             except (HypervisorError, CallTimeout) as exc:
                 # A hung guest can refuse its new mark and still be destroyed; what is destroyed
                 # needs no generation, and the floor is in the journal.
