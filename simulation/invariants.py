@@ -32,6 +32,7 @@ from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
 from simulation.hypervisor import Act, SimGuest
 from simulation.operators import Operators
+from simulation.waiting import Waiting
 from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
@@ -84,6 +85,7 @@ class Invariants:
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._holdings = Holdings(fleet.database.raw)
+        self._waiting = Waiting(fleet)
         # Hosts whose agents knew a later state of a restored database; when that was accepted.
         self._ahead_of_us: set[str] = set()
         self._accepted_at: dict[str, dt.datetime] = {}
@@ -397,6 +399,7 @@ class Invariants:
             busy = hv.slow_s or hv.hang_rate or hv.hung_until_s > now or self._fleet.world.lag
             if since == now or busy or not self._fleet.broker.up:
                 self._idle_since[name] = now
+        self._must_not(self._waiting.look(self._heard_since))
         self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
 
     # at the end
