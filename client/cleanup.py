@@ -34,6 +34,7 @@ class List(ListCommand):
         "age_s",
         "next_try_s",
         "answer",
+        "waits_for",
         "reason",
     )
 

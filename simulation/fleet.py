@@ -150,6 +150,7 @@ class SimFleet:
 
     tick_s = 5.0
     resend_after_s = 5.0
+    keep_s = 604_800.0  # a VM that was deleted softly
     manager_type: type[ManagerProcess] = ManagerProcess
     agent_type: type[AgentProcess] = AgentProcess
 
@@ -187,6 +188,7 @@ class SimFleet:
                 command_timeout=60.0,
                 create_timeout=60.0,
                 delete_timeout=300.0,
+                soft_delete_keep=self.keep_s,
                 tick_interval=self.tick_s,
                 auto_enable_hosts=True,
             ),

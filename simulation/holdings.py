@@ -19,8 +19,10 @@ NICS = f"""
     FROM instances i, json_each(i.nics) n
     WHERE {HOLDS} AND json_extract(n.value, '$.{{}}') IS NOT NULL
 """  # noqa: S608 - all of it is ours
+# What was deleted softly does not count, also when its deletion is owed by now.
+RUNS = "(i.vm_state != 'SOFT_DELETED' AND NOT (i.deletion_owed AND i.reclaim_at IS NOT NULL))"
 USED = f"""
-    SELECT i.project, count(*), sum(i.vcpus), sum(i.memory_mib),
+    SELECT i.project, sum({RUNS}), sum({RUNS} * i.vcpus), sum({RUNS} * i.memory_mib),
         sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid)),
         sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v WHERE v.instance = i.uuid)),
         sum((SELECT count(a.number) FROM addresses a WHERE a.instance = i.uuid))
@@ -43,9 +45,12 @@ class Holdings:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def broken(self, moved: AbstractSet[str]) -> Iterator[Problem]:
-        """What may not be after any commit; `moved` are VMs that are not where we put them."""
-        yield from self._limits()
+    def broken(self, moved: AbstractSet[str], *, limited: bool = True) -> Iterator[Problem]:
+        """What may not be after any commit; `moved` are VMs that are not where we put them.
+
+        Not `limited`: a restored database may tell of more than was ever granted.
+        """
+        yield from self._limits() if limited else ()
         yield from self._owners()
         yield from self._pools()
         yield from self._crowded(moved)
@@ -89,11 +94,17 @@ class Holdings:
                 text = f"{instance} is tried on {host} while its start on {before} is {state}"
                 yield text, instance
 
+    def used(self) -> dict[str, dict[str, int]]:
+        """What each project's VMs hold, by resource."""
+        return {
+            project: dict(zip(RESOURCES, used, strict=True)) for project, *used in self._rows(USED)
+        }
+
     def _limits(self) -> Iterator[Problem]:
         projects = "SELECT name, spec FROM model WHERE kind = 'project'"
         limits = {name: json.loads(spec) for name, spec in self._rows(projects)}
-        for project, *used in self._rows(USED) if limits else ():
-            for resource, has in zip(RESOURCES, used, strict=True):
+        for project, used in self.used().items() if limits else ():
+            for resource, has in used.items():
                 limit = limits.get(project, {}).get(resource)
                 if limit is not None and has > limit:
                     yield f"project {project} has {has} {resource} of {limit}", None

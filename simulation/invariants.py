@@ -16,7 +16,7 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, jobs
+from manager.flows import commands, jobs, limits
 from manager.store import timeline
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
@@ -40,7 +40,7 @@ _OFF = (PowerState.SHUTOFF, PowerState.CRASHED)
 # Off, its memory saved or not.
 _STILL = (PowerState.SHUTOFF, PowerState.SUSPENDED)
 HELD = (VmState.PAUSED, VmState.SUSPENDED)
-HALTED = (VmState.SHUTOFF, *HELD)
+HALTED = (VmState.SHUTOFF, VmState.SOFT_DELETED, *HELD)
 TURNS = ("pause", "unpause", "suspend", "resume", "resize", "put_back", "give_up")
 HOSTS_EVERY_S = 5.0
 # A host with which nothing has been wrong for so long can not be called DOWN, whatever the
@@ -234,7 +234,8 @@ class Invariants:
     def _held(self) -> None:
         """What a VM holds was changed, or which VMs there are."""
         lost = self._faults.lost
-        self._must_not(self._holdings.broken(self._faults.moved | lost.displaced | lost.revived))
+        elsewhere = self._faults.moved | lost.displaced | lost.revived
+        self._must_not(self._holdings.broken(elsewhere, limited=not lost.restored))
 
     def _tried(self, command: str) -> None:
         self._must_not(self._holdings.tried_again(command))
@@ -260,6 +261,24 @@ class Invariants:
         row = self._fleet.read(lambda tx: tx.find(Job, job))
         if row is not None and self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
             raise Broken(f"a frozen fleet deletes {row.instance} from the database", row.instance)
+
+    def _reclaimed(self, job: str) -> None:
+        """The clock has deleted what was not SOFT_DELETED, or was protected, or all is frozen."""
+        row = self._fleet.read(lambda tx: tx.find(Job, job))
+        if row is not None:
+            raise Broken(f"{row.instance} was reclaimed, and may not be", row.instance)
+
+    def _softly(self, instance: str) -> None:
+        """It is SOFT_DELETED: its agent has stopped it, if there was one that could be asked."""
+        vm = self._fleet.read(lambda tx: tx.find(Instance, instance))
+        host = self._fleet.read(lambda tx: tx.find(Host, vm.host)) if vm and vm.host else None
+        if vm is None or vm.vm_state is not VmState.SOFT_DELETED or host is None:
+            return
+        if host.state is not HostState.UP or not host.session_open:
+            return
+        for at, guest in self._guests_of(instance):
+            if at == host.name and guest.power_state in _ON and not guest.by_hand:
+                raise Broken(f"{vm.name} was called SOFT_DELETED and runs on {at}", instance)
 
     def _older_power(self, instance: str) -> None:
         raise Broken(f"an older power state of {instance} overwrote a newer one", instance)
@@ -397,7 +416,8 @@ class Invariants:
                 since = now
             self._well_since[name] = (runtime, since)
             busy = hv.slow_s or hv.hang_rate or hv.hung_until_s > now or self._fleet.world.lag
-            if since == now or busy or not self._fleet.broker.up:
+            idle = agent.alive and agent.service.session.current is not None
+            if since == now or busy or not idle or not self._fleet.broker.up:
                 self._idle_since[name] = now
         self._must_not(self._waiting.look(self._heard_since))
         self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
@@ -461,6 +481,10 @@ class Invariants:
             gone = {k: v for k, v in wanted.items() if macs.get(k) != v}
             found.append((f"MACs do not balance: {extra} too many, {gone} lost", None))
         found += self._holdings.unbalanced(unowned)
+        for project, used in self._holdings.used().items():
+            counted = limits.usage(tx, project)
+            if counted != used:
+                found.append((f"{project} uses {used}, and is told {counted}", None))
         found += self._guests(live)
         found += self._images(live)
         found += self._sightings(tx)
@@ -565,7 +589,7 @@ class Invariants:
             )
             if (vm.host, vm.uuid) in shown or elsewhere:
                 continue
-            if vm.host is None and vm.vm_state is VmState.SHUTOFF:
+            if vm.host is None and vm.vm_state in (VmState.SHUTOFF, VmState.SOFT_DELETED):
                 continue  # created with --no-start
             if vm.missing and vm.host in self._faults.forgetful:
                 continue  # undone by an agent that had forgotten how its start ended

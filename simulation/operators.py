@@ -6,6 +6,7 @@ from typing import Any
 
 from common.bus.base import ANY_MANAGER
 from common.errors import BrokerUnavailable, MusterError, NoManager
+from common.states import SettableState
 from manager.store import freezing
 from manager.store.rollbacks import Rollback
 from simulation.fleet import SimFleet
@@ -27,13 +28,21 @@ VERBS = (
     ("several", 2),
     ("cancel", 1),
     ("change_of_mind", 4),
+    ("undone", 5),
     ("force", 2),
     ("set_down", 2),
     ("fence", 2),
     ("freeze", 1),
+    ("protect", 1),
+    ("set_state", 1),
 )
 # What is tried on a VM in this state; a start in every other.
-OUT_OF = {"ACTIVE": "stop", "PAUSED": "unpause", "SUSPENDED": "resume"}
+OUT_OF = {
+    "ACTIVE": "stop",
+    "PAUSED": "unpause",
+    "SUSPENDED": "resume",
+    "SOFT_DELETED": "restore",
+}
 
 
 class Operators:
@@ -97,7 +106,22 @@ class Operators:
             verb = world.random.choice(("stop", "start", "reboot", "pause", "suspend", "resize"))
             self._wish(verb, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
-            self._wish("delete", name)
+            self._wish(world.random.choice(("delete", "delete", "soft")), name)
+            return
+        if verb == "undone":
+            self._wish("soft", name)
+            for n in range(world.random.choice((0, 2))):
+                # What was released is wanted by others.
+                self._wish("create", f"{name}-next{n}")
+            for then in ("restore", "start") if world.chance(0.6) else ():
+                self._fleet.operator.sleep(world.random.uniform(0.0, 40.0))
+                self._wish(then, name)
+            return
+        if verb == "protect":
+            for protected in (True, False):
+                why = {"vm": name, "operator": "op", "reason": "at random"}
+                self.ask("vm_set", {"job": world.new_id(), "protected": protected, **why})
+                self._fleet.operator.sleep(world.random.uniform(0.0, 60.0))
             return
         if verb == "held":
             there, back = world.random.choice((("pause", "unpause"), ("suspend", "resume")))
@@ -132,6 +156,11 @@ class Operators:
             self.ask("vm_create", {**common, **size, **more})
         elif verb in ("delete", "force"):
             self.ask("vm_delete", {**common, "vm": name, "force": verb == "force"})
+        elif verb == "soft":
+            self.ask("vm_delete", {**common, "vm": name, "soft": True})
+        elif verb == "set_state":
+            state = world.random.choice(list(SettableState))
+            self.ask("vm_set_state", {**common, "vm": name, "vm_state": state})
         else:
             force = {"force": world.chance(0.5)} if verb == "reboot" else {}
             self.ask(f"vm_{verb}", {**common, "vm": name, **force})

@@ -31,6 +31,7 @@ from simulation.hypervisor import Hypervisor, SimGuest
 from simulation.scenario import BadScenario, Scenario
 from simulation.script import Script
 from simulation.stage import NOOP, Stage
+from simulation.world import EPOCH
 
 
 def act_out(play: Scenario) -> list[str]:
@@ -99,6 +100,8 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
         flags = [f"task {vm.task_state}"] if vm.task_state is not TaskState.NONE else []
         flags += ["missing"] if vm.missing else []
         flags += ["deletion owed"] if vm.deletion_owed else []
+        if vm.reclaim_at is not None:
+            flags.append(f"kept until {(vm.reclaim_at - EPOCH).total_seconds():.1f}")
         flags += [f"resize {vm.resize.phase}"] if vm.resize is not None else []
         where = f" on {vm.host}" if vm.host else ""
         words = [f"vm {ours[vm.uuid]}: {vm.vm_state}{where}, power {vm.power_state.name}", *flags]

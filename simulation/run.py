@@ -20,6 +20,8 @@ FIRST_S, LAST_S = 15.0, 215.0
 FAULTS_END_S = 280.0
 LOOK_EVERY_S = 10.0
 PATIENCE_S = 1800.0
+# What is deleted softly is reclaimed soon, or is there to the end.
+KEEP_S = (60.0, 7200.0)
 
 
 @dataclass
@@ -48,6 +50,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     Its story is kept when something broke, or when it is to be `told`.
     """
     fleet = CalmFleet(seed)
+    fleet.keep_s = KEEP_S[seed % len(KEEP_S)]
     outcome = Outcome(seed)
     try:
         operators, faults = Operators(fleet), Faults(fleet)

@@ -147,7 +147,11 @@ class Script:
     def change(self, who: str, verb: str, vm: str, force: str | None) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm, "force": force is not None})
 
-    @says(r"(\w+): vm (pause|unpause|suspend|resume) VM")
+    @says(r"(\w+): vm delete VM --soft")
+    def soft(self, who: str, vm: str) -> None:
+        self._wish(who, "vm_delete", {"vm": vm, "soft": True})
+
+    @says(r"(\w+): vm (pause|unpause|suspend|resume|restore) VM")
     def turn(self, who: str, verb: str, vm: str) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm})
 

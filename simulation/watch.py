@@ -15,6 +15,11 @@ from manager.rules.deletion import FORCED
 
 FROZEN = "EXISTS (SELECT 1 FROM meta WHERE key = 'frozen')"
 
+RECLAIMABLE = (
+    "EXISTS (SELECT 1 FROM instances i WHERE i.uuid = NEW.instance"
+    " AND i.vm_state IN ('SOFT_DELETED', 'DELETED') AND NOT i.protected)"
+)
+
 # name: what it fires on, when, and what it tells
 _WATCHES = {
     "older_power": (
@@ -60,6 +65,16 @@ _WATCHES = {
         f"NEW.kind = 'delete' AND NEW.strength < {FORCED} AND {FROZEN} AND"
         " length(replace(NEW.steps, '\"DB-only', '')) - length(NEW.steps)"
         " != length(replace(OLD.steps, '\"DB-only', '')) - length(OLD.steps)",
+        "NEW.uuid",
+    ),
+    "reclaimed": (
+        "INSERT ON jobs",
+        f"json_extract(NEW.request, '$.by') = 'reclaim' AND ({FROZEN} OR NOT {RECLAIMABLE})",
+        "NEW.uuid",
+    ),
+    "softly": (
+        "UPDATE OF vm_state ON instances",
+        "NEW.vm_state = 'SOFT_DELETED' AND OLD.vm_state != 'SOFT_DELETED'",
         "NEW.uuid",
     ),
     "tried": ("INSERT ON commands", "NEW.kind = 'start_vm'", "NEW.id"),

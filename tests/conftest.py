@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
+from agent.drivers.libvirt.ceph import libraries
+from common.errors import BadConfig
 from devstack.parts.base import Part, PartMissing
 from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
@@ -73,7 +75,15 @@ def postgres() -> Iterator[Part]:
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[Part]:
     """A Ceph cluster of this session, with a pool and a user as agents need them."""
-    yield from started(Ceph)
+
+    def make() -> Part:
+        try:
+            libraries()
+        except BadConfig as exc:  # the system's Python is another one
+            raise PartMissing(f"{exc.message}: {exc.remedy}") from exc
+        return Ceph()
+
+    yield from started(make)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ from typing import Any
 
 from common.conf import Settings
 from common.errors import NotFound, WrongState
-from common.states import TombstoneState
+from common.messages import CommandKind
+from common.states import CommandState, TombstoneState
 from manager.api import requests as ask
 from manager.api import views
-from manager.flows import cleanup, quarantine, reap
+from manager.flows import cleanup, commands, freeze, quarantine, reap
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.engine import Tx
+from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.statements import Query
 from manager.store.tombstones import Tombstone
@@ -51,7 +53,6 @@ def cleanup_show(tx: Tx, _cfg: Settings, r: ask.CleanupShow) -> Any:
     volumes = tx.all(Volume, Volume.__table__.c.cleanup == item.uuid)
     return {
         **_item(tx, item),
-        "waits_for": item.waits_for or None,
         "guest_host": item.guest_host,
         "remains": item.remains,
         "holds": [f"{v.size_gib} GiB in pool {v.pool}" for v in volumes],
@@ -66,8 +67,9 @@ def cleanup_show(tx: Tx, _cfg: Settings, r: ask.CleanupShow) -> Any:
 def cleanup_retry(tx: Tx, cfg: Settings, r: ask.CleanupRetry) -> Any:
     stone = _owed(tx, r.cleanup)
     if stone is None:
-        return _item(tx, cleanup.retry(tx, cfg, cleanup.named(tx, r.cleanup), r.operator))
-    reap.issue(tx, cfg, stone, f"asked for by {r.operator}")
+        item = cleanup.named(tx, r.cleanup)
+        return _item(tx, cleanup.retry(tx, cfg, item, r.operator, r.reason))
+    reap.issue(tx, cfg, stone, f"asked for by {r.operator}" + (f": {r.reason}" if r.reason else ""))
     return _deletion(tx, tx.get(Tombstone, stone.host, stone.instance))
 
 
@@ -112,7 +114,8 @@ def _item(tx: Tx, item: Cleanup) -> dict[str, Any]:
         "tries": item.tries,
         "age_s": _age_s(tx, item.created_at),
         "next_try_s": _until_s(tx, item.next_try_at),
-        "answer": item.answer or item.waits_for or None,
+        "answer": item.answer or None,
+        "waits_for": item.waits_for or None,
         "reason": item.reason,
     }
 
@@ -130,8 +133,21 @@ def _deletion(tx: Tx, stone: Tombstone) -> dict[str, Any]:
         "age_s": _age_s(tx, stone.created_at),
         "next_try_s": _until_s(tx, stone.issue_at),
         "answer": stone.answer or None,
+        "waits_for": _waits_for(tx, stone),
         "reason": stone.reason,
     }
+
+
+def _waits_for(tx: Tx, stone: Tombstone) -> str | None:
+    """What an owed deletion waits for, in words; None where only its time has to come."""
+    host = tx.find(Host, stone.host)
+    if host is None or not host.session_open:
+        return f"{stone.host} to say hello"
+    kind = CommandKind.TERMINATE_INSTANCE
+    sent = commands.in_flight(tx, stone.instance, stone.host, kind)
+    if sent is not None and sent.state is not CommandState.ACCEPTED:
+        return f"{stone.host} to answer"
+    return freeze.why(tx) or None
 
 
 def _age_s(tx: Tx, since: dt.datetime) -> float:

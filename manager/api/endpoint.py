@@ -23,6 +23,7 @@ from common.states import JobState, VmState
 from manager.api import cleanups, doctor, history, holders, larger, model, order, services, views
 from manager.api import requests as ask
 from manager.flows import (
+    attaching,
     cancel,
     delete,
     deploy,
@@ -183,6 +184,7 @@ def vm_show(tx: Tx, _cfg: Settings, r: ask.VmShow) -> Any:
         "snapshot": snapshots.shown(vm),
         "offload_at": vm.offload_at,
         "resize": resize.shown(vm),
+        "volumes": attaching.shown(tx, vm.uuid),
         "spec": vm.spec,
     }
     return {**views.vm(tx, vm, host), **told}

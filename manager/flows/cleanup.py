@@ -101,11 +101,14 @@ def retry_due(tx: Tx, cfg: Settings) -> int:
     return len(items)
 
 
-def retry(tx: Tx, cfg: Settings, item: Cleanup, operator: str) -> Cleanup:
+def retry(
+    tx: Tx, cfg: Settings, item: Cleanup, operator: str, reason: str | None = None
+) -> Cleanup:
     """Try an item now, as an operator asks for; WrongState for one that has ended."""
     if item.state is not CleanupState.OPEN:
         raise WrongState(f"clean-up item {item.uuid} is {item.state}", "muster cleanup list --all")
-    tx.event("cleanup.retry", item.instance, operator, f"{item.name}: {_what(item)}")
+    said = f"{item.name}: {_what(item)}" + (f": {reason}" if reason else "")
+    tx.event("cleanup.retry", item.instance, operator, said)
     return _try(tx, cfg, item)
 
 
@@ -231,13 +234,26 @@ def _hand(tx: Tx, item: Cleanup) -> tuple[str | None, str]:
     """The host that is to remove it; None and why there is none, in words."""
     if why := freeze.why(tx) or _in_use(tx, item):
         return None, why
+    # A newer generation would make its agent refuse what it was asked for before.
+    busy = {command.host for command in tx.ask(commands.OPEN_OF_GUEST, instance=item.instance)}
     if item.host is not None:
         host = tx.find(Host, item.host)
-        there = host is not None and host.session_open
-        return (item.host, "") if there else (None, f"{item.host} to say hello")
+        if host is None or not host.session_open:
+            return None, f"{item.host} to say hello"
+        if item.host in busy:
+            return None, f"{item.host} to answer what was asked for {item.name} before"
+        return item.host, ""
     able = _hosts_of(tx, item.pool) if item.pool is not None else []
+    if not able:
+        return None, f"a host of pool {item.pool}"
+    free = [host for host in able if host not in busy]
+    if not free:
+        return None, f"{', '.join(able)} to answer what was asked for {item.name} before"
+    vm = tx.find(Instance, item.instance)
+    lives_on = vm.host if vm is not None and vm.live else None
+    free = [host for host in free if host != lives_on] or free
     # Another one each time: what keeps one from it need not keep the next.
-    return (able[item.tries % len(able)], "") if able else (None, f"a host of pool {item.pool}")
+    return free[item.tries % len(free)], ""
 
 
 def _in_use(tx: Tx, item: Cleanup) -> str:

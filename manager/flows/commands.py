@@ -45,6 +45,9 @@ UNDER_WAY = Query(
     order=[C.deadline_at],
     limit=1,
 )
+OPEN_OF_GUEST = Query(
+    CommandRow, C.instance == ask("instance"), C.kind != CommandKind.CLEAN_UP.value, IS_OPEN
+)
 OPEN_OF_JOB = Query(CommandRow, C.job == ask("job"), IS_OPEN)
 HIGHEST_STONE = Query(
     Tombstone, T.instance == ask("instance"), order=[T.generation.desc()], limit=1

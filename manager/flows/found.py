@@ -7,7 +7,7 @@ and what it holds must not be given to another.
 from __future__ import annotations
 
 from common.errors import OutcomeUnknown
-from common.messages import GuestReport
+from common.messages import CommandKind, GuestReport
 from common.states import CommandEvent, CommandState, JobEvent, PowerState, TaskState, VmState
 from manager.flows import commands, jobs, placing
 from manager.store.commands import CommandRow
@@ -23,6 +23,7 @@ SENT = Query(
     C.instance == ask("instance"),
     C.host == ask("host"),
     C.generation >= ask("generation"),
+    C.kind != CommandKind.CLEAN_UP.value,
     limit=1,
 )
 STATES = {

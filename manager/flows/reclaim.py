@@ -1,7 +1,7 @@
 """Reclaim: VMs that were deleted softly, and that nobody has restored in time, are deleted.
 
-Held by a freeze and by delete protection, and while an agent knows a later state of this database:
-the VM may have been restored in what was lost.
+Held by a freeze and by delete protection, and while an agent knows a later state of this database,
+or may: the VM may have been restored in what was lost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DUE = Query(Instance, IS_DUE, order=[I.reclaim_at], limit=20)
 
 def delete_due(tx: Tx, cfg: Settings) -> int:
     """A hard delete for each of them, nobody's wish but the clock's; returns how many."""
-    if freeze.why(tx) or restore.noticed_at(tx) is not None:
+    if freeze.why(tx) or restore.is_doubtful(tx):
         return 0
     due = tx.due(DUE, now=tx.now)
     for vm in due:

@@ -34,6 +34,7 @@ J = Job.__table__.c
 R = Rollback.__table__.c
 AHEAD = Query(Rollback, R.timeline == ask("timeline"))
 RISE_S = 10.0
+STOOD_STILL_S = 3 * RISE_S  # nobody has used this database, or it is an older one
 STARTING = (TaskState.SPAWNING, TaskState.UNSHELVING)
 M = Meta.__table__.c
 # Risen too long ago, or by a clock that was ahead of the one that the database has now.
@@ -48,12 +49,19 @@ def limits(tx: Tx) -> dict[str, str]:
     return {"risen": (tx.now - age).isoformat(), "risen_ahead": (tx.now + age).isoformat()}
 
 
-def rise(tx: Tx, _cfg: Settings) -> None:
+def rise(tx: Tx, cfg: Settings) -> None:
     """Raise the mark by the clock, not by what happens: a restored database must not catch up
     with its agents before they have compared. While one is known to be ahead, it stands still;
     one that belongs to another database holds up nobody."""
     if timeline.age_s(tx) >= RISE_S and noticed_at(tx) is None:
+        if timeline.age_s(tx) > STOOD_STILL_S:
+            timeline.doubt(tx, cfg.manager.service_down_time + 2 * cfg.manager.canary_interval)
         timeline.advance(tx)
+
+
+def is_doubtful(tx: Tx) -> bool:
+    """True while an agent is known to be ahead of this database, or may not have said so yet."""
+    return timeline.is_doubted(tx) or noticed_at(tx) is not None
 
 
 def noticed_at(tx: Tx) -> dt.datetime | None:

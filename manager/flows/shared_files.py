@@ -68,12 +68,14 @@ def forgotten(tx: Tx, cfg: Settings, vm: Instance) -> None:
 
 def _owe_images(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
     vm = tx.find(Instance, stone.instance)
+    if vm is not None and vm.live and vm.host == stone.host:
+        return  # it lives there, by one of these images
     disks = vm.spec.get("disks", ()) if vm is not None and vm.live else ()
     in_use = {disk["rbd"]["image"] for disk in disks if disk.get("rbd") is not None}
     for made in stone.made:
         for image in made.images:
             if image.target.image in in_use:
-                continue  # whatever its tombstone says, the VM lives by it
+                continue  # it lives elsewhere by this one
             volume = tx.find(Volume, stone.instance, image.n)
             known = (volume.connector if volume is not None else None) or {}
             same = known.get("image") == image.target.image

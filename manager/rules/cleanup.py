@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.states import TombstoneState
-from manager.rules import quarantine
 
 # How long an item waits before it is looked at again when nobody can do it now.
 LOOK_AGAIN_S = 30.0
@@ -29,13 +28,14 @@ def in_use(guest: Guest) -> str:
 
     A directory can not be taken away from a host that is cut off, so somebody has to vouch that
     nothing runs there: its agent, or an operator who forgets the tombstone. A fence vouches for
-    now, and keeps the disk: who is switched on again finds it until then.
+    now, and keeps the disk: who is switched on again finds it until then. A tombstone that was
+    forgotten and holds something again has seen its guest run.
     """
     if guest.state is TombstoneState.CLOSED:
         return ""
     if guest.speaks:
         return f"{guest.host} to answer its terminate, which removes them"
-    if any(what in quarantine.DISK for what in guest.holds):
+    if guest.holds:
         return (
             f"somebody to vouch that it does not run on {guest.host}: bring its agent back, or:"
             " muster tombstone forget"

@@ -12,6 +12,7 @@ from manager.store.statements import MARK, TIMELINE, Query
 
 RISEN_AT = "mark_risen_at"
 ACCEPTED = "accepted:"
+DOUBTED_UNTIL = "doubted_until"
 ALL = Query(Meta)
 
 
@@ -57,6 +58,19 @@ def age_s(tx: Tx) -> float:
     if risen is None or not risen.value:
         return float("inf")
     return abs((tx.now - dt.datetime.fromisoformat(risen.value)).total_seconds())
+
+
+def doubt(tx: Tx, seconds: float) -> None:
+    """This database may just have been put back; agents that know better have not said so yet."""
+    until = (tx.now + dt.timedelta(seconds=seconds)).isoformat()
+    if not tx.insert_if_new(Meta(key=DOUBTED_UNTIL, value=until)):
+        tx.put(Meta(key=DOUBTED_UNTIL, value=""), value=until)
+
+
+def is_doubted(tx: Tx) -> bool:
+    """True while agents may still have to compare what they know with this database."""
+    until = _value(tx, DOUBTED_UNTIL)
+    return until is not None and tx.now < dt.datetime.fromisoformat(until.value)
 
 
 def _value(tx: Tx, key: str) -> Meta | None:

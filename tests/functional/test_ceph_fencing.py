@@ -130,10 +130,10 @@ def test_section3_a_guest_that_still_writes_is_shut_out_before_its_image_goes(
 ) -> None:
     guest = Guest(stage, image)
     guest.says("WROTE", 2)
-    [name] = images(ceph)
     [connector] = [json.loads(row[0]) for row in stage.rows("SELECT connector FROM volumes")]
     [address] = connector["addresses"]
-    assert connector["image"] == name
+    name = connector["image"]
+    assert name in images(ceph)
 
     # Its agent is cut off; the guest knows nothing of that.
     agent = stage.fleet.agents["alpha"]
@@ -147,7 +147,7 @@ def test_section3_a_guest_that_still_writes_is_shut_out_before_its_image_goes(
         return [i["state"] for i in stage.ask("cleanup", "list", "--all")] == ["DONE"]
 
     wait_until(cleaned, 60, "beta has removed the image")
-    assert images(ceph) == []
+    assert name not in images(ceph)
     assert address in blocklist(ceph)
     steps = re.findall(rf"{name}: (fenced \S+|broke the lock|removed)", stage.log("beta"))
     assert steps == [f"fenced {address}", "broke the lock", "removed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -22,10 +23,11 @@ from common import messages as m
 from common.conf.rbd import Rbd
 from common.errors import HypervisorError
 from common.messages import DiskSpec, GuestSpec, RbdTarget
+from common.model import TemplateFormat
 from common.ownership import Mark, new_bearer
 from common.states import PowerState
 from devstack.fleet import image_folder
-from devstack.image import Image, ImageError, build
+from devstack.image import Image, ImageError, bootable, build
 from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
 from tests.functional.dying_agent import Host
@@ -126,6 +128,28 @@ def test_a_guest_writes_to_its_disk_in_ceph_and_takes_it_along(
     [again] = rig.driver.attached(guest)
     assert again.addresses != attached.addresses, "another process, another client"
     writing.says("WROTE")
+    rig.driver.destroy(guest)
+    assert writing.target.image not in images(ceph)
+
+
+def test_a_guest_boots_from_a_clone_of_its_template(
+    rig: Rig, ceph: Ceph, writing: Writing, image: Image
+) -> None:
+    template = bootable(image)
+    source = m.ImageSource(
+        url=template.as_uri(),
+        sha256=hashlib.sha256(template.read_bytes()).hexdigest(),
+        format=TemplateFormat.QCOW2,
+    )
+    root = DiskSpec(size_gib=2, rbd=writing.target, source=source)
+    writing.spec = GuestSpec(name="booter", vcpus=1, memory_mib=128, disks=(root,))
+    guest = writing.made()
+    assert rig.phases == ["template", "network", "define", "root disk"]
+    info = ceph.rbd("info", f"{ceph.pool}/{writing.target.image}")
+    assert f"parent: {ceph.pool}/muster-template-{source.sha256}@muster" in info
+    rig.driver.start(guest)
+    writing.says("DISK vda 2048 MiB")
+    wait_until(lambda: writing.said("UP"), BOOT_S, "the guest is up")
     rig.driver.destroy(guest)
     assert writing.target.image not in images(ceph)
 

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.drivers.libvirt import ceph as link
@@ -262,6 +263,21 @@ def test_who_has_a_disk_open_is_fenced_before_it_goes_and_nobody_else_of_its_hos
         neighbour.close()
     images.fence_and_remove(target, (), HOUR_S)
     images.fence_and_remove(target, (address,), HOUR_S)  # again, after it has gone
+
+
+def test_who_is_still_making_a_disk_is_fenced_as_well(
+    ceph: Ceph, images: Images, target: RbdTarget, tmp_path: Path
+) -> None:
+    half = msgspec.structs.replace(target, image=f"{target.image}.part")
+    ceph.rbd("create", f"{half.pool}/{half.image}", "--size", "64")
+    maker = Writer(ceph, half, tmp_path / "maker.log")
+    try:
+        assert "wrote" in maker.write()
+        images.fence_and_remove(target, (), HOUR_S)
+        assert half.image not in listed(ceph)
+        assert "failed" in maker.write()
+    finally:
+        maker.close()
 
 
 def test_what_is_not_one_client_is_never_fenced(

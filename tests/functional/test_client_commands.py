@@ -33,7 +33,7 @@ LISTINGS = {
     ),
     "cleanup list": (
         "cleanups",
-        "uuid kind name instance host pool state tries age_s next_try_s answer reason",
+        "uuid kind name instance host pool state tries age_s next_try_s answer waits_for reason",
     ),
     "event list": ("events", "at kind object source text"),
     "address list": ("addresses", "ip mac network instance vm why since"),

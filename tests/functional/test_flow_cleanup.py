@@ -10,7 +10,7 @@ from common import messages as m
 from common.errors import BadRequest, NotFound, WrongState
 from common.ownership import new_bearer
 from common.states import CommandState, HostState
-from manager.flows import retention
+from manager.flows import found, retention
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow, Void
 from manager.store.instances import Instance
@@ -209,6 +209,91 @@ def test_files_in_a_pool_of_the_host_alone_are_nobodys_to_remove(
     assert fleet.rows(Volume) == []
 
 
+def test_section3_files_of_a_guest_that_was_seen_to_run_wait_although_it_was_forgotten(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    agents["h1"].restart().hello()
+    agents["h1"].beat(full=True)
+    forget_stone(fleet)
+    agents["h1"].beat(full=True)  # its guest runs
+    fleet.pass_(DOWN_S + 4 * INTERVAL_S, agents["h2"], agents["h3"])
+    assert agents["h1"].row.state is HostState.DOWN
+    assert told(fleet) == []
+    assert item(fleet).waits_for.startswith("somebody to vouch that it does not run on h1")
+    forget_stone(fleet)
+    fleet.pass_(4 * INTERVAL_S, agents["h2"], agents["h3"])
+    assert told(fleet) != []
+
+
+# a VM that lives meanwhile
+
+
+def moved_on(fleet: Fleet, agents: Agents) -> str:
+    """The host of a VM that was started on another one first, of which nothing is known since."""
+    deploy(fleet)
+    first = started(fleet)
+    others = {name: agent for name, agent in agents.items() if name != first.host}
+    fleet.pass_(DOWN_S + INTERVAL_S, *others.values())
+    said = {"operator": "ann", "reason": "its power is cut"}
+    fleet.ask("host_fence", host=first.host, **said)
+    fleet.pass_(fleet.cfg.manager.create_timeout, *others.values())
+    second = fleet.wire.take("start_vm")[-1].command
+    agents[second.host].carry_out(second)
+    agents[second.host].beat(full=True)
+    fleet.ask("host_delete", host=first.host, **said)
+    forget_stone(fleet)
+    return second.host
+
+
+def test_the_host_of_a_vm_that_lives_cleans_up_only_when_nobody_else_can(
+    fleet: Fleet, agents: Agents
+) -> None:
+    lives_on = moved_on(fleet, agents)
+    (first,) = told(fleet)
+    agents[first.host].fail(first)
+    fleet.pass_(INTERVAL_S, *agents.values())
+    (second,) = told(fleet)
+    assert lives_on not in (first.host, second.host)
+    agents[second.host].fail(second)
+    fleet.ask("host_set_down", host=second.host, operator="ann", reason="smoke")
+    fleet.pass_(4 * INTERVAL_S, agents[lives_on])
+    assert {command.host for command in told(fleet)} == {lives_on}
+
+
+def test_a_clean_up_waits_until_its_host_has_answered_a_verb_on_the_same_vm(
+    fleet: Fleet, agents: Agents
+) -> None:
+    lives_on = moved_on(fleet, agents)
+    (command,) = told(fleet)
+    fleet.ask("host_set_down", host=command.host, operator="ann", reason="smoke")
+    agents[command.host].fail(command)
+    job = fleet.ask("vm_stop", vm="web-1")
+    (stop,) = [c.command for c in fleet.wire.take("stop_vm")]
+    fleet.pass_(4 * INTERVAL_S, agents[lives_on])
+    assert told(fleet) == []
+    assert item(fleet).waits_for == f"{lives_on} to answer what was asked for web-1 before"
+    agents[lives_on].carry_out(stop)
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+    fleet.pass_(4 * INTERVAL_S, agents[lives_on])
+    assert {command.host for command in told(fleet)} == {lives_on}
+
+
+def test_a_guest_on_a_host_that_only_cleaned_up_there_is_one_that_nobody_has_started(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    (command,) = told(fleet)
+
+    def is_on_record(generation: int) -> bool:
+        asked = command.instance, command.host, generation
+        return fleet.store.run(lambda tx: found.is_on_record(tx, *asked))
+
+    assert command.generation == 2
+    assert not is_on_record(1)
+
+
 # what terminates tell
 
 
@@ -277,6 +362,7 @@ def test_open_items_are_listed_with_their_age_their_next_try_and_the_last_answer
     assert (row["kind"], row["instance"], row["pool"]) == ("files", instance, "wide")
     assert (row["age_s"], row["tries"], row["next_try_s"]) == (5.0, 1, 1.0)
     assert row["answer"].endswith("it said no")
+    assert row["waits_for"] == "try 2"
     shown = fleet.ask("cleanup_show", cleanup=row["uuid"])
     assert shown["holds"] == ["5 GiB in pool wide"]
     assert shown["remains"]["type"] == "guest_files"
@@ -315,6 +401,15 @@ def test_an_item_that_is_forgotten_gives_back_what_it_stood_for_and_says_who_and
     assert told(fleet) == []
 
 
+def test_who_retries_an_item_and_why_is_on_record(fleet: Fleet, agents: Agents) -> None:
+    db_only(fleet, agents)
+    forget_stone(fleet)
+    said = {"operator": "ann", "reason": "it is mounted"}
+    fleet.ask("cleanup_retry", cleanup=item(fleet).uuid, **said)
+    (event,) = fleet.events("cleanup.retry")
+    assert (event.source, event.text.endswith(": it is mounted")) == ("ann", True)
+
+
 def test_an_item_is_retried_before_its_time_and_not_once_it_has_ended(
     fleet: Fleet, agents: Agents
 ) -> None:
@@ -350,7 +445,12 @@ def test_a_deletion_that_is_owed_is_listed_as_an_item_and_its_terminate_issued_o
     assert row["uuid"] == fleet.stone().uuid
     with pytest.raises(WrongState, match="still to be deleted on h1"):
         fleet.ask("cleanup_forget", cleanup=row["uuid"], operator="ann", reason="x")
-    fleet.ask("cleanup_retry", cleanup=row["uuid"], operator="ann")
+    fleet.ask("freeze", operator="ann", reason="a test")
+    said = {"cleanup": row["uuid"], "operator": "ann", "reason": "it is mounted"}
+    assert fleet.ask("cleanup_retry", **said)["waits_for"].startswith("FROZEN since")
+    fleet.ask("unfreeze", operator="ann")
+    assert fleet.ask("cleanup_retry", **said)["waits_for"] == "h1 to answer"
+    assert h1.terminates()[-1].trail[-1].text == "asked for by ann: it is mounted"
     command = h1.terminates()[-1]
     assert command.state is CommandState.PUBLISHED
     h1.carry_out(m.convert(fleet.wire.take("terminate_instance")[-1].kwargs["command"], m.Command))

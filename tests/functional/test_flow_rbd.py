@@ -116,6 +116,8 @@ def test_from_where_an_image_is_open_is_kept_and_follows_the_guest(
     assert kept["addresses"] == [ADDRESS]
     assert (kept["host"], kept["pool"], kept["image_id"]) == ("h1", "vms", "10f6")
     assert kept["image"] == target(instance).image
+    (shown,) = fleet.ask("vm_show", vm="web-1")["volumes"]
+    assert (shown["pool"], shown["connector"]["addresses"]) == ("ceph", [ADDRESS])
 
     fleet.ask("vm_reboot", vm="web-1", force=True, operator="ann", job=fleet.store.runtime.new_id())
     [reboot] = [c.command for c in fleet.publish() if c.method == "reboot_vm"]

@@ -732,8 +732,8 @@ def test_section3_quota_a_deletion_that_is_owed_takes_nothing_again(
 
 @pytest.fixture
 def brief(fleet_of: Callable[..., Fleet]) -> Fleet:
-    """Deletes are soft, for ten minutes."""
-    return fleet_of(reclaim_interval=600.0)
+    """Deletes are soft, for two minutes."""
+    return fleet_of(reclaim_interval=120.0)
 
 
 @pytest.fixture
@@ -746,19 +746,19 @@ def kept(brief: Fleet) -> ScriptedAgent:
 
 def pass_over(fleet: Fleet, h1: ScriptedAgent) -> None:
     """The time in which it could be restored."""
-    fleet.pass_(660.0, h1, step=220.0)
+    fleet.pass_(140.0, h1, step=20.0)
 
 
 def test_reclaim_deletes_in_its_time_what_nobody_has_restored(
     brief: Fleet, kept: ScriptedAgent
 ) -> None:
-    brief.pass_(580.0, kept, step=290.0)
+    brief.pass_(100.0, kept, step=20.0)
     assert brief.vm().task_state is TaskState.NONE
     brief.pass_(20.0, kept)
     sent = brief.publish()[-1]
     job = brief.row(Job, brief.vm().job or "")
     assert (job.kind, job.trail[-1].source) == ("delete", "manager")
-    assert "could be restored until 2026-11-20T12:10" in job.trail[-1].text
+    assert "could be restored until 2026-11-20T12:02" in job.trail[-1].text
     kept.carry_out(sent.command)
     assert brief.vm().vm_state is VmState.DELETED
     assert brief.job({"uuid": job.uuid}).state is JobState.SUCCEEDED
@@ -767,8 +767,7 @@ def test_reclaim_deletes_in_its_time_what_nobody_has_restored(
 
 def test_reclaim_of_a_vm_on_a_dead_host_is_db_only(brief: Fleet, kept: ScriptedAgent) -> None:
     others = [ScriptedAgent(brief, f"other-{n}").up() for n in range(2)]
-    brief.pass_(80.0, *others, step=20.0)
-    brief.pass_(580.0, *others, step=290.0)
+    brief.pass_(140.0, *others, step=20.0)
     assert kept.row.state is HostState.DOWN
     assert brief.vm().vm_state is VmState.DELETED
     assert brief.one(Tombstone).holds
@@ -792,7 +791,7 @@ def test_reclaim_is_held_by_a_freeze(brief: Fleet, kept: ScriptedAgent) -> None:
 def test_reclaim_that_has_begun_is_held_by_a_freeze_as_long_as_it_was_not_sent(
     brief: Fleet, kept: ScriptedAgent
 ) -> None:
-    brief.pass_(590.0, kept, step=295.0)
+    brief.pass_(110.0, kept, step=22.0)
     kept.end_session()
     brief.clock.move(20.0)
     brief.tick()
@@ -822,7 +821,7 @@ def test_reclaim_is_held_by_a_protection_that_was_set_later(
 
 def begun_without_its_host(fleet: Fleet, kept: ScriptedAgent) -> dict[str, Any]:
     """A reclaim that nobody has been told of."""
-    fleet.pass_(590.0, kept, step=295.0)
+    fleet.pass_(110.0, kept, step=22.0)
     kept.end_session()
     fleet.clock.move(20.0)
     fleet.tick()
@@ -853,7 +852,7 @@ def test_reclaim_that_is_cancelled_keeps_the_vm_as_if_it_had_been_deleted_now(
     job = begun_without_its_host(brief, kept)
     assert brief.ask("job_cancel", job=job["uuid"], operator="ann")["state"] == "CANCELLED"
     kept.hello()
-    brief.pass_(500.0, kept, step=250.0)
+    brief.pass_(80.0, kept, step=20.0)
     assert (brief.vm().vm_state, brief.vm().task_state) == (SOFT, TaskState.NONE)
     assert [c for c in brief.publish() if c.method == "terminate_instance"] == []
     assert restore(brief)["state"] == "SUCCEEDED"

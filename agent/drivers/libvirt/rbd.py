@@ -35,7 +35,7 @@ _OURS = re.compile(
     r"muster-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-disk(0|[1-9][0-9]{0,2})", re.ASCII
 )
 # Without the nonce it would be every client of its host.
-_ONE_CLIENT = re.compile(r"[0-9A-Fa-f.:\[\]]+:[0-9]{1,5}/[1-9][0-9]{0,9}", re.ASCII)
+_ONE_CLIENT = re.compile(r"(v[12]:)?[0-9A-Fa-f.:\[\]]+:[0-9]{1,5}/[1-9][0-9]{0,9}", re.ASCII)
 
 
 def image_is_ours(image: str) -> bool:
@@ -173,10 +173,13 @@ class Images:
         words = f"fence {target.pool}/{target.image}"
         # What breaks a lock shuts its owner out once more, and would shorten the time.
         options = {"rbd_blocklist_expire_seconds": expiry_s}
+        # One that is being made is open as well.
+        names = (target.image, f"{target.image}{PART}")
         with self._cluster(target).pool(target.pool, words, **options) as (handle, ioctx):
             fenced: set[str] = set()
             for _ in range(ROUNDS):
-                clients, lockers = self._users(ioctx, target.image)
+                found = {name: self._users(ioctx, name) for name in names}
+                clients = {address for users, _ in found.values() for address in users}
                 fence = (clients | set(known)) - fenced
                 for address in sorted(fence):
                     _require_one_client(address)
@@ -186,12 +189,13 @@ class Images:
                 # From here on each of our own requests carries the map that shuts them out, and
                 # no OSD answers it before it has that map.
                 handle.wait_for_latest_osdmap()
-                for client, cookie in lockers:
-                    with self._image(ioctx, target.image) as image:
-                        image.break_lock(client, cookie)
-                    told(f"broke the lock of {client}")
+                for name, (_, lockers) in found.items():
+                    for client, cookie in lockers:
+                        with self._image(ioctx, name) as image:
+                            image.break_lock(client, cookie)
+                        told(f"broke the lock of {client}")
                 try:
-                    for name in (target.image, f"{target.image}{PART}"):
+                    for name in names:
                         self._remove(ioctx, name)
                 except ceph.Busy:
                     self._runtime.pause(LOCK_TURN_S)
