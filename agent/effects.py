@@ -84,10 +84,13 @@ class ResizeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The spec of resize_vm, confirm_resize and revert_resize.
 
     `guest`: what it is to be, or to be again; with `on` it runs afterwards. `timeout_s` is how
-    long to ask it politely to go off.
+    long to ask it politely to go off. `key`: the command of the resize that is confirmed or
+    reverted. `undo`: one of which nobody knows what it did; nothing kept of it is fine.
     """
 
     guest: m.GuestSpec
+    key: str = ""
+    undo: bool = False
     on: bool = False
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
@@ -302,7 +305,25 @@ class _Attempt:
             return (yield from self._finder.at(self.uuid, command.instance))
         except MusterError:
             yield from self._undo()
+            if self._work.mode is Mode.RESUME:
+                yield from self._clean_up_after_a_death(spec)
             raise
+
+    def _clean_up_after_a_death(self, spec: m.GuestSpec) -> Steps[None]:
+        """What the agent that died had made is nobody's if its guest was removed meanwhile."""
+        command = self._command
+        if (command.instance, command.generation) in self._parts.making:
+            return
+        files = m.GuestFiles(
+            instance=command.instance,
+            bearer=bearer_of(command),
+            folders=tuple(sorted({d.folder for d in spec.disks if d.folder is not None})),
+            images=tuple(d.rbd for d in spec.disks if d.rbd is not None),
+        )
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except MusterError as exc:
+            LOG.warning("files of a failed start of %s stay behind: %s", command.instance, exc)
 
     def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
@@ -401,8 +422,9 @@ class _Attempt:
         try:
             if self._work.note != CHANGED:
                 yield from self._off(guest, spec.timeout_s)
-                doing = self.phases.begin
-                yield from self._effect("resize", self._driver.resize, guest, spec.guest, doing)
+                key, doing = self._command.id, self.phases.begin
+                resize = self._driver.resize
+                yield from self._effect("resize", resize, guest, spec.guest, key, doing)
                 self._parts.journal.note(self._command.id, CHANGED)
             if spec.on:
                 yield from self._on(guest)
@@ -418,28 +440,40 @@ class _Attempt:
 
     def _unresize(self, guest: OwnedGuest, spec: ResizeSpec) -> Steps[None]:
         """The guest as it was; where nothing was changed it is only switched on again."""
-        if (yield from self._effect("keeps", self._driver.keeps, guest)):
+        key = self._command.id
+        if (yield from self._effect("keeps", self._driver.keeps, guest)) == key:
             now = yield from self._finder.at(guest.hypervisor_uuid, self._command.instance)
             yield from self._off(now, 0.0)
-            yield from self._effect("revert", self._driver.revert_resize, guest, None)
+            yield from self._effect("revert", self._driver.revert_resize, guest, None, key)
         if spec.on:
             yield from self._on(guest)
 
     def _revert(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         if self._work.note != CHANGED:
-            if (yield from self._effect("keeps", self._driver.keeps, guest)):
+            if (yield from self._effect("keeps", self._driver.keeps, guest)) == spec.key:
                 yield from self._off(guest, spec.timeout_s)
-            yield from self._effect("revert", self._driver.revert_resize, guest, spec.guest)
+            was = None if spec.undo else spec.guest
+            yield from self._effect("revert", self._driver.revert_resize, guest, was, spec.key)
             self._parts.journal.note(self._command.id, CHANGED)
         if spec.on:
             yield from self._on(guest)
 
     def _confirm(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find()))
-        yield from self._effect("confirm", self._driver.confirm_resize, guest, spec.guest)
+        guest = yield from self._remark((yield from self._find_no_copy()))
+        confirm = self._driver.confirm_resize
+        yield from self._effect("confirm", confirm, guest, spec.guest, spec.key)
+
+    def _find_no_copy(self) -> Steps[OwnedGuest]:
+        """As `_find`; somebody's copy of our guest is not our guest, which is gone."""
+        try:
+            return (yield from self._find())
+        except NotOurs as exc:
+            if not exc.data.get("copies"):
+                raise
+            raise GuestMissing(exc.message, exc.remedy) from exc
 
     def _on(self, guest: OwnedGuest) -> Steps[None]:
         try:

@@ -143,7 +143,9 @@ class Holdings:
             )
         }
         for table in ("addresses", "hostnames", "volumes"):
-            query = f"SELECT instance, count(*) FROM {table} GROUP BY instance"  # noqa: S608
+            # What an item stands for goes with the item.
+            owed = " WHERE cleanup IS NULL" if table == "volumes" else ""
+            query = f"SELECT instance, count(*) FROM {table}{owed} GROUP BY instance"  # noqa: S608
             held = dict(self._rows(query))
             for instance in held.keys() - live.keys() - stones:
                 yield f"{held[instance]} {table} of {instance} were never given back", instance

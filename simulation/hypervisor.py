@@ -34,6 +34,7 @@ from simulation.runtime import SimRuntime
 from simulation.world import World
 
 MEMORY_MIB = 8192
+CLEAN_UP = "clean_up"
 _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
@@ -41,7 +42,7 @@ _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 class Before(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest was before a resize that is neither confirmed nor reverted."""
 
-    generation: int
+    key: str
     vcpus: int
     memory_mib: int
     root_gib: int | None
@@ -114,6 +115,7 @@ class Hypervisor:
         self.off = False
         self.partial = False
         self.failure_rate = 0.0
+        self.untidiness = 0.0  # how often a clean-up fails
         self.after_error_rate = 0.0
         self.hang_rate = 0.0
         self.hung_until_s = 0.0
@@ -174,8 +176,18 @@ class Hypervisor:
             there = disks.pop((place, guest), None) is not None or there
         return there
 
-    def cleaned(self, instance: str) -> None:
-        """An agent has removed what was left of a guest."""
+    def cleaned(self, instance: str, guest: str = "") -> None:
+        """An agent has removed what was left of an instance; `guest`: of one that is not there."""
+        act = Act(
+            at_s=self.world.now_s,
+            by="agent",
+            verb=CLEAN_UP,
+            guest=guest,
+            instance=instance,
+            generation=None,
+            stranger=False,
+        )
+        self.acts.append(act)
         self.world.news = True
 
     # by hand
@@ -368,13 +380,13 @@ class SimDriver:
         self._hv.note("agent", "snapshot", found)
         self._after("snapshot")
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
         doing("resize")
         self._before("resize")
         found = self._off(guest)
-        if found.before is None or found.before.generation != guest.mark.generation:
+        if found.before is None or found.before.key != key:
             found.before = Before(
-                generation=guest.mark.generation,
+                key=key,
                 vcpus=found.vcpus,
                 memory_mib=found.memory_mib,
                 root_gib=found.root_gib,
@@ -386,31 +398,32 @@ class SimDriver:
 
     # What these do is not called as their commands are: traps are laid for either.
 
-    def keeps(self, guest: OwnedGuest) -> bool:
+    def keeps(self, guest: OwnedGuest) -> str | None:
         self._before("look", changing=False)
-        return self._current(guest).before is not None
+        before = self._current(guest).before
+        return None if before is None else before.key
 
-    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
         self._before("give_up")
         found = self._current(guest)
-        if found.before is None:
-            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+        if found.before is None or found.before.key != key:
+            _check_size(spec, found)
         else:
             found.before = None
             self._hv.note("agent", "give_up", found)
         self._after("give_up")
 
-    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
         self._before("put_back")
         found = self._current(guest)
         before = found.before
-        if before is not None:
+        if before is not None and before.key == key:
             self._off(guest)
             found.vcpus, found.memory_mib = before.vcpus, before.memory_mib
             found.root_gib, found.before = before.root_gib, None
             self._hv.note("agent", "put_back", found)
         elif spec is not None:
-            check_size(spec, found.vcpus, found.memory_mib, found.root_gib)
+            _check_size(spec, found)
         self._after("put_back")
 
     def _off(self, guest: OwnedGuest) -> SimGuest:
@@ -431,20 +444,22 @@ class SimDriver:
         self._after("destroy")
 
     def clean_up(self, remains: Remains) -> None:
-        self._before("clean_up")
+        self._before("cleaning")
+        if self._hv.world.chance(self._hv.untidiness):
+            raise HypervisorError("cleaning fails", "")
         match remains:
             case GuestFiles():
                 if remains.bearer in self._hv.guests:
                     raise HypervisorError(f"guest {remains.bearer} is there", "")
                 places = {*remains.folders, *map(of_ceph, remains.images)}
                 if self._hv.remove_disks(remains.bearer, places):
-                    self._hv.cleaned(remains.instance)
+                    self._hv.cleaned(remains.instance, remains.bearer)
             case RbdImage():
                 self._remove_image(remains)
             case SnapshotFiles():
                 if self._hv.drop(remains):
                     self._hv.cleaned(remains.instance)
-        self._after("clean_up")
+        self._after("cleaning")
 
     def _remove_image(self, image: RbdImage) -> None:
         """The image goes, whoever has it open: they are shut out before."""
@@ -496,6 +511,11 @@ class SimDriver:
     def _take_time(self) -> None:
         if self._hv.slow_s:
             self._runtime.sleep(self._hv.world.random.uniform(0.0, self._hv.slow_s))
+
+
+def _check_size(spec: GuestSpec, guest: SimGuest) -> None:
+    other = None if guest.before is None else guest.before.key
+    check_size(spec, guest.vcpus, guest.memory_mib, guest.root_gib, other)
 
 
 def _root_gib(spec: GuestSpec) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from common.states import CommandState, TombstoneState
 from manager.flows import commands, jobs
 from manager.store.addresses import Mac
+from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow, Void
 from manager.store.hosts import Host
 from manager.store.instances import Instance
@@ -45,4 +46,5 @@ HOSTS = Query(Host)
 VOIDS = Query(Void)
 ROLLBACKS = Query(Rollback)
 MACS = Query(Mac)
+CLEANUPS = Query(Cleanup, Cleanup.__table__.c.state == CleanupState.OPEN)
 SIGHTINGS = Query(Sighting, S.present)

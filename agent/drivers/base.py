@@ -123,24 +123,28 @@ class Driver(Protocol):
         that can not be copied. Its phase is "snapshot".
         """
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
         """A guest that is off has the size of `spec` afterwards: vCPUs, memory, first disk.
 
-        What it was, disks included, is kept under the generation of its mark until that is
-        confirmed or reverted; called again for that generation, it goes on where it was cut short.
-        What an earlier resize has kept is given up first.
+        What it was, disks included, is kept under `key` until that is confirmed or reverted; called
+        again with that key, it goes on where it was cut short. What an earlier resize has kept is
+        given up first.
         """
 
-    def keeps(self, guest: OwnedGuest) -> bool:
-        """True while something is kept of what the guest was before a resize."""
+    def keeps(self, guest: OwnedGuest) -> str | None:
+        """The key of what is kept of the guest as it was before a resize; None: nothing is."""
 
-    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
-        """Nothing is kept afterwards. ResizeOver when nothing was, and its size is not `spec`'s."""
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
+        """Nothing is kept under this key afterwards.
 
-    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
-        """What was kept of a guest is what it is again; it must be off.
+        When nothing was: ResizeOver if its size is not that of `spec`, or another key is kept.
+        """
 
-        With nothing kept there is nothing to do; ResizeOver if its size is not that of `spec`.
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
+        """What was kept of a guest under this key is what it is again; it must be off.
+
+        When nothing was, there is nothing to do; ResizeOver if its size is not that of `spec`, or
+        another key is kept. Without `spec` neither is asked.
         """
 
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:

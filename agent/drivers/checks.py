@@ -25,8 +25,16 @@ def check(spec: GuestSpec) -> None:
         raise BadRequest(fields, remedies, field=found[0][0])
 
 
-def check_size(spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | None) -> None:
-    """ResizeOver for a guest of which nothing is kept, and which has not the size of `spec`."""
+def check_size(
+    spec: GuestSpec, vcpus: int, memory_mib: int, root_gib: float | None, other: str | None = None
+) -> None:
+    """ResizeOver for a guest of which nothing is kept for who asks: it has not the size of `spec`,
+    or another resize keeps something."""
+    if other is not None:
+        raise ResizeOver(
+            f"what is kept of the guest is of another resize ({other})",
+            "this one was confirmed or reverted before: muster vm history",
+        )
     disk = spec.disks[0].size_gib if spec.disks else None
     has: list[float] = [vcpus, memory_mib]
     wanted: list[float] = [spec.vcpus, spec.memory_mib]

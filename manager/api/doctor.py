@@ -7,7 +7,7 @@ from typing import Any
 
 from common.conf import Settings
 from common.states import GuestKind, HostState, TaskState, TombstoneState, VmState
-from manager.flows import freeze, liveness, restore
+from manager.flows import freeze, inventory, liveness, restore
 from manager.flows import hosts as host_flow
 from manager.flows import jobs as job_flow
 from manager.rules.liveness import is_blind
@@ -16,7 +16,7 @@ from manager.store.commands import Void
 from manager.store.engine import Tx
 from manager.store.events import DeadLetter, Event
 from manager.store.hosts import Host
-from manager.store.instances import Instance
+from manager.store.instances import Instance, Phase
 from manager.store.jobs import Job
 from manager.store.rollbacks import Rollback
 from manager.store.sightings import Sighting
@@ -174,11 +174,39 @@ def _vms(tx: Tx) -> list[Finding]:
         elif vm.vm_state is VmState.ERROR:
             remedy = "muster vm start, or muster vm delete" if vm.reserved else "muster vm delete"
             found.append(_finding("VM_ERROR", WARNING, what, vm.error or "in ERROR", remedy))
+        found += _size(tx, vm, what)
         if vm.missing:
             text = f"{vm.host} does not show it any more"
             remedy = "look for it in the hypervisor; muster vm delete if it is gone for good"
             found.append(_finding("VM_MISSING", ERROR, what, text, remedy))
     return found
+
+
+def _size(tx: Tx, vm: Instance, what: str) -> list[Finding]:
+    """A resize that waits for somebody, and a guest that was given a size behind our back."""
+    change = vm.resize
+    if vm.task_state is not TaskState.NONE:
+        return []
+    if change is not None and change.phase is Phase.RESIZED:
+        text = "what it was is kept, and takes space, until its resize is confirmed or reverted"
+        remedy = "muster vm confirm-resize, or revert-resize"
+        return [_finding("RESIZE_UNCONFIRMED", INFO, what, text, remedy)]
+    if change is not None:
+        text = f"its resize is {change.phase}: {change.error or f'{vm.host} has to be told'}"
+        remedy = f"look at {vm.host}: it goes on by itself once that answers"
+        return [_finding("RESIZE_OWED", WARNING, what, text, remedy)]
+    return [
+        _finding(
+            "SIZE_DIFFERS",
+            WARNING,
+            what,
+            f"{vm.host} shows it with {seen.vcpus} vCPUs and {seen.memory_mib} MiB, and it holds"
+            f" {vm.vcpus} and {vm.memory_mib}",
+            "muster vm resize it to what it has and confirm that, or to what it should have",
+        )
+        for seen in inventory.sightings(tx, vm.uuid)
+        if seen.host == vm.host and (seen.vcpus, seen.memory_mib) != (vm.vcpus, vm.memory_mib)
+    ]
 
 
 def _tombstones(tx: Tx) -> list[Finding]:

@@ -15,9 +15,17 @@ from manager.store.commands import CommandRow, Void
 from manager.store.engine import Tx
 from manager.store.instances import Instance
 from manager.store.jobs import Job
+from manager.store.statements import Query, ask
 
-C = CommandRow.__table__.c
+C, J = CommandRow.__table__.c, Job.__table__.c
 WITHDRAWN = "withdrawn before it was sent"
+WITHDRAWN_BY = Query(
+    Job,
+    J.instance == ask("instance"),
+    J.error_code == "SUPERSEDED",
+    J.ended_at == ask("at"),
+    limit=1,
+)
 
 
 def cancel(tx: Tx, cfg: Settings, uuid: str, operator: str, reason: str | None) -> Job:
@@ -113,7 +121,13 @@ def _delete(tx: Tx, cfg: Settings, job: Job, rows: list[CommandRow]) -> Job:
     """A delete is taken back only as a whole: not one host may have heard of it."""
     waiting = {row.id for row in rows if row.state is CommandState.ACCEPTED}
     others = [other for other in jobs.open_of(tx, job.instance or "") if other.uuid != job.uuid]
-    if others or not all(s.state is JobState.RUNNING and s.command in waiting for s in job.steps):
+    # What it has withdrawn does not come back: a VM whose create went with it would be left over.
+    withdrawn = tx.ask(WITHDRAWN_BY, instance=job.instance, at=job.accepted_at)
+    if (
+        others
+        or withdrawn
+        or not all(s.state is JobState.RUNNING and s.command in waiting for s in job.steps)
+    ):
         raise WrongState(
             "a delete can not be cancelled once it has been sent or has taken another job's place",
             f"wait for its end: muster job wait {job.uuid}",

@@ -15,10 +15,19 @@ import sqlalchemy as sa
 
 from common.conf import Settings
 from common.errors import NotFound, WrongState
-from common.messages import CommandKind, GuestFiles, Outcome, Remains, Result, TrailEntry, builtins
+from common.messages import (
+    CommandKind,
+    GuestFiles,
+    Outcome,
+    RbdImage,
+    Remains,
+    Result,
+    TrailEntry,
+    builtins,
+)
 from common.model import Kind, PoolScope
 from common.states import CommandEvent, CommandState, HostState
-from manager.flows import commands, freeze
+from manager.flows import commands, freeze, holdings
 from manager.flows import model as nouns
 from manager.rules import cleanup as rule
 from manager.rules import quarantine
@@ -27,7 +36,7 @@ from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
-from manager.store.statements import Query, Removal, ask
+from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
 from manager.store.volumes import Volume
 
@@ -40,7 +49,7 @@ DUE = Query(Cleanup, IS_DUE, order=[C.next_try_at], limit=50)
 # As a cluster's hosts tell it: a pool's hosts that could do something for it now.
 WELL = (H.state == HostState.UP, H.session_open, sa.not_(sa.or_(H.fenced, H.clash)))
 OF_CLUSTERS = sa.select(H.name, H.cluster).where(*WELL).order_by(H.name)
-STANDS_FOR = Removal(Volume, V.instance == ask("instance"), V.cleanup == ask("cleanup"))
+HELD_BY = Query(Volume, V.instance == ask("instance"), V.cleanup == ask("cleanup"))
 
 
 def add(
@@ -189,11 +198,35 @@ def _bearer(item: Cleanup) -> str | None:
 
 
 def _end(tx: Tx, item: Cleanup, state: CleanupState, source: str, text: str) -> Cleanup:
-    tx.remove(STANDS_FOR, instance=item.instance, cleanup=item.uuid)
+    _give_back(tx, item, state)
     tx.event(
         f"cleanup.{state.lower()}", item.instance, source, f"{item.name}: {_what(item)}: {text}"
     )
     return tx.swap(item, state=state, ended_at=tx.now, next_try_at=None, waits_for="", answer=text)
+
+
+def _give_back(tx: Tx, item: Cleanup, state: CleanupState) -> None:
+    """The space that it stood for, unless another guest or attempt may have files there too."""
+    others = [other for other in tx.ask(OPEN_OF, instance=item.instance) if other.uuid != item.uuid]
+    for volume in tx.ask(HELD_BY, instance=item.instance, cleanup=item.uuid):
+        heir = next((other for other in others if _may_hold(other, volume)), None)
+        if heir is not None:
+            tx.put(volume, cleanup=heir.uuid)
+        elif state is CleanupState.DONE and isinstance(_remains(item), GuestFiles):
+            tx.put(volume, cleanup=None)  # as long as a tombstone holds the disk
+        else:
+            tx.delete(volume)
+    holdings.release(tx, item.instance)
+
+
+def _may_hold(item: Cleanup, volume: Volume) -> bool:
+    """True for an item of files that a disk may have in its pool, or of its image there."""
+    if item.pool != volume.pool:
+        return False
+    remains = _remains(item)
+    if isinstance(remains, RbdImage):
+        return remains.target.image.endswith(f"-disk{volume.n}")
+    return isinstance(remains, GuestFiles)
 
 
 def _what(item: Cleanup) -> str:

@@ -30,6 +30,7 @@ from manager.flows import (
     commands,
     deploy,
     freeze,
+    holdings,
     inventory,
     jobs,
     leftovers,
@@ -479,7 +480,7 @@ def _forget(
         tx.remove(deploy.USED_BY, instance=vm.uuid)
     vm = tx.swap(vm, **changes)
     leftovers.forget(tx, cfg, vm)
-    reap.release(tx, vm.uuid, stones)
+    holdings.release(tx, vm.uuid, stones)
     tx.event("instance.delete.end", vm.uuid, "manager", f"{vm.name}: {text}")
     deleted_by = tx.find(Job, job) if job is not None else None
     notices.tell(tx, "instance.delete.end", vm, deleted_by, text=text, proven=proven)

@@ -26,7 +26,18 @@ from common.states import (
     TombstoneState,
     VmState,
 )
-from manager.flows import commands, found, inventory, jobs, made, placing, power, reap, snapshots
+from manager.flows import (
+    commands,
+    found,
+    holdings,
+    inventory,
+    jobs,
+    made,
+    placing,
+    power,
+    reap,
+    snapshots,
+)
 from manager.flows import model as nouns
 from manager.rules import retry as rule
 from manager.store.commands import CommandRow
@@ -224,6 +235,8 @@ def command_ended(
     unseen = command.state is CommandState.NOT_RUN and command.published_at is not None
     bury = decision.hold or unseen
     left_on = command.host if bury else None
+    if not bury:
+        vm = made.undone(tx, cfg, vm, command.generation)
     # Meanwhile a host that was left for being fenced may have been unfenced: it answers first.
     again = decision.next is rule.Next.SAME_HOST_AGAIN and not unclean(tx, vm.uuid)
     if decision.next in (rule.Next.NEXT_HOST, rule.Next.SAME_HOST_AGAIN) and not again:
@@ -340,7 +353,7 @@ def _fail(
             snapshots.unplace(tx, vm)
         return
     tx.swap(vm, vm_state=VmState.ERROR, reserved=False, address=None, **ended)
-    reap.release(tx, vm.uuid)
+    holdings.release(tx, vm.uuid)
 
 
 def _is_bound(tx: Tx, vm: Instance) -> bool:

@@ -13,7 +13,7 @@ from common.conf import Settings
 from common.errors import NotFound
 from common.messages import GuestReport
 from common.states import PowerState
-from manager.flows import addresses, reap, shared_files
+from manager.flows import addresses, holdings, reap, shared_files
 from manager.rules import quarantine as rule
 from manager.store.engine import Tx
 from manager.store.hosts import Host
@@ -50,7 +50,7 @@ def fenced(tx: Tx, cfg: Settings, host: Host, operator: str) -> None:
     for stone in held:
         _let_go(tx, stone, rule.after_fence(stone.holds), operator, why)
     for stone in held:
-        reap.release(tx, stone.instance)
+        holdings.release(tx, stone.instance)
 
 
 def silent_in_s(tx: Tx, cfg: Settings, host: Host) -> float:
@@ -94,7 +94,7 @@ def forget(tx: Tx, cfg: Settings, stone: Tombstone, operator: str, reason: str) 
     stone = _let_go(tx, stone, (), operator, reason)
     if disk:
         shared_files.owe(tx, cfg, stone, f"its tombstone was forgotten by {operator}: {reason}")
-    reap.release(tx, stone.instance)
+    holdings.release(tx, stone.instance)
     return stone
 
 

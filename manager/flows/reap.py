@@ -13,26 +13,22 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.messages import CommandKind, Outcome, Result, TrailEntry
 from common.states import TombstoneState
-from manager.flows import addresses, cleanup, commands, freeze, made
+from manager.flows import addresses, cleanup, commands, freeze, holdings, made
 from manager.rules import quarantine
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.rollbacks import Rollback
-from manager.store.statements import Query, Removal, ask
+from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
-from manager.store.volumes import Volume
 
 T = Tombstone.__table__.c
 BASE_BACK_OFF_S = 1.0
 IS_OPEN = T.state == TombstoneState.OPEN
-OF_INSTANCE = Query(Tombstone, T.instance == ask("instance"))
 OPEN_OF_HOST = Query(Tombstone, T.host == ask("host"), IS_OPEN)
 IS_DUE = sa.and_(IS_OPEN, T.issue_at <= ask("now"))
 DUE = Query(Tombstone, IS_DUE, order=[T.issue_at], limit=50)
-V = Volume.__table__.c
-VOLUMES = Removal(Volume, V.instance == ask("instance"), V.cleanup.is_(None))
 
 
 def at(tx: Tx, host: str, instance: str) -> Tombstone | None:
@@ -42,7 +38,7 @@ def at(tx: Tx, host: str, instance: str) -> Tombstone | None:
 
 def of(tx: Tx, instance: str) -> list[Tombstone]:
     """The tombstones of an instance, on all hosts."""
-    return tx.ask(OF_INSTANCE, instance=instance)
+    return tx.ask(holdings.OF_INSTANCE, instance=instance)
 
 
 def bury(
@@ -176,23 +172,7 @@ def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
     if vm is not None and not vm.live and vm.terminated_at is None:
         tx.swap(vm, terminated_at=tx.now)
     cleanup.answered_for(tx, stone)
-    release(tx, stone.instance)
-
-
-def release(tx: Tx, instance: str, stones: list[Tombstone] | None = None) -> None:
-    """Give back what neither the live record of an instance nor an open tombstone holds.
-
-    `stones`: all that it has, where they are known.
-    """
-    vm = tx.find(Instance, instance)
-    if vm is not None and vm.live and vm.reserved:
-        return
-    stones = of(tx, instance) if stones is None else stones
-    held = {what for s in stones if s.state is TombstoneState.OPEN for what in s.holds}
-    if not held & set(quarantine.IDENTITY):
-        addresses.release(tx, instance, vm)
-    if not held & set(quarantine.DISK) and (vm is None or vm.wishes.disks):
-        tx.remove(VOLUMES, instance=instance)
+    holdings.release(tx, stone.instance)
 
 
 def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:

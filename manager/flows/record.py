@@ -47,7 +47,7 @@ def set_state(tx: Tx, wish: Wish, vm: Instance, wanted: VmState) -> Job:
         changes["error"] = said if wanted is VmState.ERROR else ""
     if vm.resize is not None and vm.resize.phase is Phase.RESIZED:
         # What it was is not wanted any more by whoever says that it is something else.
-        vm = resize.nobody_asks(tx, vm)
+        vm = resize.confirm_by_state(tx, vm)
         text += "; its resize is confirmed by that"
     tx.swap(vm, **changes)
     return _done(tx, wish, "set-state", vm, "instance.state", text)

@@ -50,6 +50,9 @@ USES_ANY = sa.select(U.name).where(U.instance == ask("instance")).limit(1)
 NOT_USED = Removal(
     Use, U.instance == ask("instance"), U.kind == Kind.OFFERING, U.name == ask("name")
 )
+BESIDE = Query(
+    Host, Host.__table__.c.cluster == ask("cluster"), order=[Host.__table__.c.name], limit=200
+)
 DUE = Query(Instance, I.resize_at <= ask("now"), order=[I.resize_at], limit=20)
 IS_DUE = soonest(I.resize_at) <= ask("now")
 
@@ -96,6 +99,11 @@ def admit(tx: Tx, verb: str, vm: Instance) -> None:
     power.require_wanted(vm)
     power.require_settled(vm)
     verbs.admit(verbs.VERBS[verb], vm.name, vm.vm_state, vm.task_state, vm.job)
+    if verb == RESIZE and vm.snapshot is not None:
+        raise WrongState(
+            f"{vm.name} still has a snapshot of its old size, and {vm.host} has not shown it since",
+            f"wait until it is seen again: muster vm show {vm.name}",
+        )
     if vm.host is None:
         raise WrongState(f"{vm.name} is on no host", f"start it first: muster vm start {vm.name}")
 
@@ -122,7 +130,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, new: Shape) -> Job:
             f"{vm.host} can not hold {vm.name} with {new.vcpus} vCPUs and {new.memory_mib} MiB:"
             f" it {why}",
             "a smaller size, or free that host: muster host list",
-            hosts={vm.host: why},
+            hosts={vm.host: why, **_others(tx, vm)},
         )
     if grown is not None:
         _root_is(tx, vm, grown)
@@ -159,6 +167,14 @@ def _settle_by(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, verb: str) -> Jo
         )
     job = jobs.accept(tx, wish, verb, instance=vm.uuid, host=vm.host)
     return _cast(tx, cfg, jobs.start(tx, job), vm, vm.resize, COMMANDS[verb])
+
+
+def _others(tx: Tx, vm: Instance) -> dict[str, str]:
+    """Why the other hosts of its cluster are not asked."""
+    host = tx.find(Host, vm.host) if vm.host is not None else None
+    beside = tx.ask(BESIDE, cluster=host.cluster) if host is not None and host.cluster else []
+    why = f"what {vm.name} was is kept where its disks are, on {vm.host}"
+    return {other.name: why for other in beside if other.name != vm.host}
 
 
 def _reserve(tx: Tx, vm: Instance, old: Shape, new: Shape) -> None:
@@ -215,9 +231,14 @@ def _cast(tx: Tx, cfg: Settings, job: Job, vm: Instance, change: Resize, kind: C
             "guest": to.spec,
             "on": change.was is VmState.ACTIVE and vm.vm_state in RUNS_IN,
             "timeout_s": cfg.libvirt.stop_timeout,
+            "key": change.key,
+            "undo": not change.done,
         },
         timeout_s=cfg.manager.create_timeout,
     )
+    if kind is CommandKind.RESIZE_VM:
+        vm = tx.get(Instance, vm.uuid)
+        tx.swap(vm, resize=msgspec.structs.replace(change, key=command.id))
     job = jobs.add_step(tx, job, kind.value, vm.host, command.id)
     return tx.swap(job, deadline_at=command.deadline_at)
 
@@ -263,7 +284,7 @@ def _resize_ended(
             vm,
             spec=change.new.spec,
             wishes=change.new.wishes,
-            resize=msgspec.structs.replace(change, phase=Phase.RESIZED),
+            resize=msgspec.structs.replace(change, phase=Phase.RESIZED, done=True),
             resize_at=tx.now + dt.timedelta(seconds=window_s) if window_s else None,
         )
         told = f"{_told(change.old)} -> {_told(change.new)}"
@@ -424,13 +445,11 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
     return len(due)
 
 
-def nobody_asks(tx: Tx, vm: Instance) -> Instance:
-    """The VM is in other hands: what is done is confirmed, what was under way undone, in time."""
-    if vm.resize is None:
+def confirm_by_state(tx: Tx, vm: Instance) -> Instance:
+    """An operator has called a resized VM something else: its resize is confirmed by that."""
+    if vm.resize is None or vm.resize.phase is not Phase.RESIZED:
         return vm
-    phases = {Phase.RESIZED: Phase.CONFIRMING, Phase.CHANGING: Phase.REVERTING}
-    phase = phases.get(vm.resize.phase, vm.resize.phase)
-    change = msgspec.structs.replace(vm.resize, phase=phase)
+    change = msgspec.structs.replace(vm.resize, phase=Phase.CONFIRMING)
     return tx.swap(vm, resize=change, resize_at=tx.now)
 
 

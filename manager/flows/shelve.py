@@ -57,6 +57,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
     restore.require_none(tx, (vm.host,) if vm.host else ())
     power.require_wanted(vm)
     power.require_settled(vm)
+    power.require_settled(vm)
     if verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job) is not verbs.Admission.CAST:
         return _again(tx, cfg, wish, vm, offload=offload)
     if vm.host is None:

@@ -21,14 +21,14 @@ from common.states import (
     TaskState,
     VmState,
 )
-from manager.flows import commands, jobs, limits, notices, power, resize, restore
+from manager.flows import commands, jobs, limits, notices, power, restore
 from manager.flows.jobs import Wish
 from manager.rules import deletion as rule
 from manager.rules import quarantine, verbs
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
 from manager.store.hosts import Host
-from manager.store.instances import Instance, Phase
+from manager.store.instances import Instance
 from manager.store.jobs import Job
 from manager.store.statements import Query, among, ask
 
@@ -238,8 +238,7 @@ def _mark(tx: Tx, cfg: Settings, job: Job, vm: Instance, text: str, *, proven: b
     _end_commands(tx, job, "the VM is SOFT_DELETED")
     job = jobs.end_steps(tx, job, JobEvent.SUCCEED, text)
     until = reclaim_at(tx, cfg)
-    vm = tx.swap(resize.nobody_asks(tx, vm), reclaim_at=until)
-    vm = power.settle(tx, cfg, vm, VmState.SOFT_DELETED, looked=proven)
+    vm = power.settle(tx, cfg, tx.swap(vm, reclaim_at=until), VmState.SOFT_DELETED, looked=proven)
     told = f"{vm.name}: {text}; it can be restored until {until:%Y-%m-%dT%H:%M:%SZ}"
     tx.event("instance.soft_delete.end", vm.uuid, "manager", told)
     about = "instance.soft_delete.end"
@@ -277,8 +276,6 @@ def _give_up(tx: Tx, cfg: Settings, job: Job, vm: Instance, waiting: str) -> Non
     tx.event("instance.soft_delete.error", vm.uuid, "manager", f"{vm.name}: {why}")
     error = f"{why}; nothing was deleted, ask again"
     jobs.end(tx, job, JobEvent.FAIL, code="DELETE_TIMEOUT", error=error)
-    if vm.resize is not None and vm.resize.phase is Phase.CHANGING:
-        vm = resize.nobody_asks(tx, vm)  # this delete had taken it over
     state = VmState.ACTIVE if vm.vm_state is VmState.BUILDING else vm.vm_state
     power.settle(tx, cfg, vm, state, looked=True)
 

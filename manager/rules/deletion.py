@@ -122,7 +122,12 @@ def admit_soft(vm: str, state: VmState, task: TaskState, job: str | None) -> Non
             job=job,
         )
     if state in NOT_SOFTLY:
-        raise WrongState(f"{vm} is {state}: it can not be kept for a restore", otherwise)
+        shelved = state in (VmState.SHELVED, VmState.SHELVED_OFFLOADED)
+        first = "unshelve" if shelved else "confirm-resize"
+        raise WrongState(
+            f"{vm} is {state}: it can not be kept for a restore",
+            f"muster vm {first} {vm} first; or {otherwise}",
+        )
 
 
 def admit_protection(vm: str, state: VmState, task: TaskState, job: str | None) -> None:

@@ -120,7 +120,8 @@ class Phase(enum.StrEnum):
 class Resize(msgspec.Struct, frozen=True, kw_only=True):
     """A change of size that is not settled; meanwhile the VM holds the larger of both.
 
-    `was`: ACTIVE or SHUTOFF before; `tries`: of an undo, confirm or revert that is owed; `error`:
+    `was`: ACTIVE or SHUTOFF before; `key`: the command that made it; `done`: by what its host has
+    answered; `tries`: of an undo, confirm or revert that is owed; `error`:
     what it is undone for.
     """
 
@@ -128,6 +129,8 @@ class Resize(msgspec.Struct, frozen=True, kw_only=True):
     new: Shape
     was: VmState
     phase: Phase = Phase.CHANGING
+    key: str = ""
+    done: bool = False
     tries: int = 0
     error: str = ""
 

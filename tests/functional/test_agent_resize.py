@@ -22,8 +22,17 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     rig.close()
 
 
-def send(rig: Rig, kind: str, generation: int, guest: dict[str, Any], *, on: bool = True) -> str:
-    spec = {"guest": guest, "on": on, "timeout_s": 1}
+def send(
+    rig: Rig,
+    kind: str,
+    generation: int,
+    guest: dict[str, Any],
+    *,
+    on: bool = True,
+    of: str = "",
+    undo: bool = False,
+) -> str:
+    spec = {"guest": guest, "on": on, "timeout_s": 1, "key": of, "undo": undo}
     return rig.manager.send(kind, "i-1", generation, spec=spec)
 
 
@@ -76,10 +85,11 @@ def test_a_guest_that_does_not_start_with_its_new_size_is_what_it_was(rig: Rig) 
     rig.up()
     rig.running("i-1")
     rig.fault(start="fail")
-    result = rig.manager.result(send(rig, "resize_vm", 2, LARGE))
+    resize = send(rig, "resize_vm", 2, LARGE)
+    result = rig.manager.result(resize)
     assert (result.outcome, size(rig), keeps(rig)) == ("failed", (1, 128), False)
     rig.fault()
-    again = rig.manager.result(send(rig, "revert_resize", 3, SMALL))
+    again = rig.manager.result(send(rig, "revert_resize", 3, SMALL, of=resize, undo=True))
     assert (again.outcome, rig.state_of("i-1")) == ("succeeded", "RUNNING")
 
 
@@ -111,7 +121,7 @@ def test_killed_in_a_resize_it_is_finished_if_it_is_wanted_and_can_be_undone_if_
         assert rig.state_of("i-1") == "RUNNING"
     else:
         assert (result.outcome, result.error_code) == ("failed", "OUTCOME_UNKNOWN")
-    undo = rig.manager.result(send(rig, "revert_resize", 3, SMALL))
+    undo = rig.manager.result(send(rig, "revert_resize", 3, SMALL, of=resize, undo=True))
     assert (undo.outcome, size(rig), keeps(rig)) == ("succeeded", (1, 128), False)
     assert rig.state_of("i-1") == "RUNNING"
 
@@ -123,12 +133,34 @@ def test_killed_in_a_confirm_or_a_revert_it_is_finished(
 ) -> None:
     rig.up()
     rig.running("i-1")
-    rig.manager.result(send(rig, "resize_vm", 2, LARGE))
+    resize = send(rig, "resize_vm", 2, LARGE)
+    rig.manager.result(resize)
     rig.fault(**{kind: mode})
-    command = send(rig, kind, 3, after)
+    command = send(rig, kind, 3, after, of=resize)
     killed_in(rig, kind, mode, command)
     rig.up()
     result = rig.manager.result(command)
     assert (result.outcome, result.error) == ("succeeded", None)
     assert (size(rig), keeps(rig)) == ((after["vcpus"], after["memory_mib"]), False)
     assert rig.state_of("i-1") == "RUNNING"
+
+
+@pytest.mark.parametrize("kind", ["revert_resize", "confirm_resize"])
+def test_a_copy_of_a_guest_is_not_the_guest_which_is_gone(rig: Rig, kind: str) -> None:
+    rig.up()
+    guest = rig.running("i-1")
+    rig.store.remove(guest.uuid)
+    copy = rig.by_hand("copy", mark=guest.mark)
+    assert rig.manager.result(send(rig, kind, 2, SMALL)).error_code == "GUEST_MISSING"
+    assert rig.store.read(copy.uuid) == copy
+
+
+@pytest.mark.parametrize("undo", [True, False])
+def test_what_another_resize_has_kept_is_not_put_back(rig: Rig, undo: bool) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.manager.result(send(rig, "resize_vm", 2, LARGE))
+    before = len(rig.store.account())
+    result = rig.manager.result(send(rig, "revert_resize", 3, SMALL, of="another", undo=undo))
+    assert result.error_code == (None if undo else "RESIZE_OVER")
+    assert (acts(rig, before), size(rig), keeps(rig)) == ([], (2, 256), True)

@@ -142,6 +142,20 @@ def test_a_disk_is_made_of_the_size_asked_for_and_gone_once_removed(
     images.remove(target)  # already gone is as good
 
 
+def test_a_full_copy_that_nobody_waits_for_any_more_has_no_name(
+    ceph: Ceph, images: Images, target: RbdTarget, source: ImageSource
+) -> None:
+    images.ensure_template(target, source.sha256, file_of(source), "qcow2", alive)
+
+    def given_up() -> None:
+        raise CallTimeout("nobody waits", "")
+
+    with pytest.raises(CallTimeout):
+        images.make(target, DiskSpec(rbd=target, source=source, copy=True), given_up)
+    assert target.image not in listed(ceph)
+    images.remove(target)
+
+
 @pytest.mark.parametrize("copy", [False, True], ids=["clone", "copy"])
 def test_a_disk_of_a_template_begins_as_it_and_is_as_large_as_asked_for(
     ceph: Ceph, images: Images, target: RbdTarget, source: ImageSource, copy: bool

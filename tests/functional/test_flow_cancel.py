@@ -208,6 +208,19 @@ def test_a_delete_that_took_another_jobs_place_is_not_taken_back(
         cancel(fleet, fleet.delete())
 
 
+@pytest.mark.parametrize("softly", [False, True])
+def test_a_delete_that_has_withdrawn_a_create_is_not_taken_back(
+    fleet: Fleet, h1: ScriptedAgent, softly: bool
+) -> None:
+    h1.end_session()
+    fleet.create()
+    job = fleet.delete(soft=softly)
+    before = fleet.everything()
+    with pytest.raises(WrongState, match="another job's place"):
+        cancel(fleet, job)
+    assert fleet.everything() == before
+
+
 def test_a_job_that_nobody_knows(fleet: Fleet) -> None:
     with pytest.raises(NotFound):
         cancel(fleet, {"uuid": "00000000-0000-4000-8000-000000000000"})

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from common import messages as m
 from common.errors import BadRequest, NotFound, WrongState
 from common.ownership import new_bearer
-from common.states import CommandState, HostState
+from common.states import CommandState, HostState, TombstoneState
 from manager.flows import found, retention
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow, Void
 from manager.store.instances import Instance
 from manager.store.volumes import Volume
 from tests.functional.fleet import DOWN_S, FLEET, INTERVAL_S, Fleet, ScriptedAgent
-from tests.functional.zone import ZONE, deploy, make, started
+from tests.functional.zone import ZONE, deploy, make, refuse, started
 
 OPEN, DONE = CleanupState.OPEN, CleanupState.DONE
 POOLS = [{"name": "wide", "scope": "zone", "zone": "z1", "path": "/wide", "capacity_gib": 20}]
@@ -144,6 +145,50 @@ def test_a_stale_clean_up_is_tried_again_at_once_above_the_floor(
     agents[first.host].say(results=(agents[first.host].result(first, m.Outcome.NOT_RUN, **stale),))
     fleet.tick()
     assert [command.generation for command in told(fleet)] == [41]
+
+
+def two_stones(fleet: Fleet, agents: Agents) -> None:
+    """A VM that was deleted without h1, where it was started, and h2, which shows it too."""
+    instance = deployed(fleet, agents)
+    agents["h2"].ours(instance, generation=1)
+    agents["h2"].beat(full=True)
+    for host in ("h1", "h2"):
+        agents[host].end_session()
+        fleet.ask("host_set_down", host=host, operator="ann", reason="smoke")
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    assert {stone.host for stone in fleet.stones(state=TombstoneState.OPEN)} == {"h1", "h2"}
+
+
+def test_section3_space_in_a_pool_stays_taken_while_another_tombstone_holds_the_disk(
+    fleet: Fleet, agents: Agents
+) -> None:
+    two_stones(fleet, agents)
+    stone = fleet.stone(host="h1").uuid
+    fleet.ask("tombstone_forget", tombstone=stone, operator="ann", reason="scrapped")
+    (command,) = told(fleet)
+    agents[command.host].succeed(command, look=None)
+    assert item(fleet).state is DONE
+    assert fleet.one(Volume).cleanup is None
+    agents["h2"].restart().hello()
+    (terminate,) = [c.command for c in fleet.publish() if c.method == "terminate_instance"]
+    agents["h2"].carry_out(terminate)
+    assert fleet.rows(Volume) == []
+
+
+def test_space_that_two_items_stand_for_is_given_back_with_the_last_of_them(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = deployed(fleet, agents)
+    first = fleet.vm().made[0]
+    fleet.put(fleet.vm(), made=(first, msgspec.structs.replace(first, bearer=instance)))
+    fleet.pass_(DOWN_S + INTERVAL_S, agents["h2"], agents["h3"])
+    fleet.delete()
+    forget_stone(fleet)
+    one, other = told(fleet)
+    agents[one.host].succeed(one, look=None)
+    assert fleet.one(Volume).cleanup == fleet.one(Cleanup, state=OPEN).uuid
+    agents[other.host].succeed(other, look=None)
+    assert fleet.rows(Volume) == []
 
 
 # a guest that may be using it
@@ -304,6 +349,22 @@ def test_a_terminate_tells_what_its_starts_have_made_there(fleet: Fleet, agents:
     bearer = new_bearer(FLEET, instance, 1)
     made = m.convert(cast.command.spec, m.TerminateSpec).made
     assert made == (m.GuestFiles(instance=instance, bearer=bearer, folders=("/wide",)),)
+
+
+def test_a_start_that_its_own_agent_has_undone_has_made_nothing_there(
+    fleet: Fleet, agents: Agents
+) -> None:
+    deploy(fleet)
+    refused_by = refuse(fleet, *agents.values())
+    fleet.tick()
+    second = started(fleet)
+    agents[second.host].carry_out(second)
+    fleet.delete()
+    casts = {cast.host: cast.command for cast in fleet.wire.take("terminate_instance")}
+    assert set(casts) == {refused_by, second.host}
+    assert m.convert(casts[refused_by].spec, m.TerminateSpec).made == ()
+    (made,) = m.convert(casts[second.host].spec, m.TerminateSpec).made
+    assert made.bearer == new_bearer(FLEET, second.instance, second.generation)
 
 
 def test_an_open_tombstone_tells_it_when_record_and_commands_are_forgotten(

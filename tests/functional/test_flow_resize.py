@@ -56,6 +56,7 @@ def zoned(fleet: Fleet) -> ScriptedAgent:
     h1 = ScriptedAgent(fleet, "h1").up()
     deploy(fleet)
     h1.carry_out(started(fleet))
+    ScriptedAgent(fleet, "h2").up()
     return h1
 
 
@@ -205,6 +206,7 @@ def test_what_its_host_can_not_hold_is_refused_with_the_reason(
         fleet.ask("vm_resize", vm="web-1", **asked)
     assert words in caught.value.message
     assert words in caught.value.data["hosts"]["h1"]
+    assert "what web-1 was is kept" in caught.value.data["hosts"]["h2"], "of its cluster"
     assert (fleet.everything(), claims(fleet)) == (before, held)
 
 
@@ -421,6 +423,48 @@ def test_without_a_window_nothing_is_confirmed_by_itself(fleet: Fleet, h1: Scrip
     resized(fleet, h1)
     fleet.pass_(3600.0, h1, step=600.0)
     assert (fleet.vm().vm_state, fleet.vm().resize_at) == (VmState.RESIZED, None)
+
+
+def codes(fleet: Fleet) -> set[str]:
+    return {finding["code"] for finding in fleet.ask("doctor")["findings"]}
+
+
+def test_the_doctor_tells_of_resizes_that_wait_and_of_sizes_that_differ(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    assert not codes(fleet) & {"RESIZE_UNCONFIRMED", "RESIZE_OWED", "SIZE_DIFFERS"}
+    resized(fleet, h1)
+    assert "RESIZE_UNCONFIRMED" in codes(fleet)
+    fleet.ask("vm_confirm_resize", vm="web-1")
+    h1.fail(cast(fleet), look=h1.look(fleet.vm().uuid), error_code="CALL_TIMEOUT", error="slow")
+    assert "RESIZE_OWED" in codes(fleet)
+    fleet.pass_(INTERVAL_S, h1)
+    h1.carry_out(cast(fleet))
+    assert not codes(fleet) & {"RESIZE_UNCONFIRMED", "RESIZE_OWED", "SIZE_DIFFERS"}
+    h1.change(fleet.vm().uuid, memory_mib=1024)
+    h1.beat()
+    assert "SIZE_DIFFERS" in codes(fleet)
+
+
+def test_the_undo_of_a_vm_that_was_deleted_softly_meanwhile_starts_nothing(
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
+) -> None:
+    fleet.deploy(h1)
+    fleet.ask("vm_resize", vm="web-1", memory_mib=512)
+    cast(fleet)
+    fleet.pass_(fleet.cfg.manager.create_timeout + DOWN_S, *others)
+    fleet.delete(soft=True)
+    assert fleet.vm().vm_state is VmState.SOFT_DELETED
+    fleet.wire.take()
+    h1.power(fleet.vm().uuid, P.SHUTOFF)
+    h1.restart().up()
+    fleet.pass_(INTERVAL_S, h1, *others)
+    undo = next(c.command for c in fleet.publish() if c.method == "revert_resize")
+    assert undo.spec["on"] is False
+    h1.carry_out(undo)
+    vm = fleet.vm()
+    assert (vm.vm_state, vm.resize, vm.memory_mib) == (VmState.SOFT_DELETED, None, 256)
 
 
 def test_who_says_that_it_is_something_else_has_confirmed_it(

@@ -256,6 +256,29 @@ def test_power_verbs_reach_the_guest_and_come_back_as_its_state(embedded: Embedd
     assert after.domain_id != before.domain_id
 
 
+def test_a_vm_is_resized_and_keeps_its_size_or_is_what_it_was(embedded: Embedded) -> None:
+    e = embedded
+    vm = e.create("web-1", "h1")
+
+    def size() -> tuple[int, bool]:
+        guest = e.guest_of("h1", vm["uuid"])
+        assert guest is not None
+        assert guest.power_state == "RUNNING"
+        return guest.memory_mib, guest.before is not None
+
+    for verb, state, after in (
+        ("vm_resize", "RESIZED", (1024, True)),
+        ("vm_revert_resize", "ACTIVE", (256, False)),
+        ("vm_resize", "RESIZED", (1024, True)),
+        ("vm_confirm_resize", "ACTIVE", (1024, False)),
+    ):
+        asked = {"memory_mib": 1024} if verb == "vm_resize" else {}
+        e.done(e.ask(verb, vm="web-1", **asked))
+        e.shows("web-1", vm_state=state, power_state="RUNNING", task_state="none")
+        assert size() == after
+    assert e.vm("web-1")["memory_mib"] == 1024
+
+
 def test_a_hypervisor_that_does_not_answer_loses_nobody(embedded: Embedded) -> None:
     e = embedded
     e.create("web-1", "h1")

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("libvirt")
 
+from agent.drivers.libvirt.disks import SIGN
 from agent.effects import Mode
 from common import messages as m
 from common.errors import BadRequest, HypervisorError, TemplateInvalid
@@ -115,9 +116,9 @@ def up(rig: Rig, guest: Any) -> str:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Everything below a folder but the cache of templates."""
+    """Everything below a folder but the cache of templates, and what tells that it is mounted."""
     found = (p.relative_to(folder) for p in folder.rglob("*"))
-    return sorted(str(path) for path in found if path.parts[0] != "templates")
+    return sorted(str(path) for path in found if path.parts[0] not in ("templates", SIGN))
 
 
 def filters_of_ours(libvirtd: Libvirtd) -> list[str]:

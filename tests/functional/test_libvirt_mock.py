@@ -23,7 +23,7 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import DiskSpec, GuestReport, GuestSpec, NicSpec
+from common.messages import DiskSpec, GuestFiles, GuestReport, GuestSpec, NicSpec
 from common.model import Backend
 from common.ownership import Mark
 from common.states import PowerState
@@ -45,9 +45,9 @@ VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "unpause": lambda d, g: d.unpause(g),
     "suspend": lambda d, g: d.suspend(g),
     "resume": lambda d, g: d.resume(g),
-    "resize": lambda d, g: d.resize(g, LARGE, lambda _phase: None),
-    "confirm resize": lambda d, g: d.confirm_resize(g, LARGE),
-    "revert resize": lambda d, g: d.revert_resize(g, LARGE),
+    "resize": lambda d, g: d.resize(g, LARGE, "key", lambda _phase: None),
+    "confirm resize": lambda d, g: d.confirm_resize(g, LARGE, "key"),
+    "revert resize": lambda d, g: d.revert_resize(g, LARGE, "key"),
     "destroy": lambda d, g: d.destroy(g),
 }
 
@@ -310,6 +310,25 @@ def test_a_create_that_fails_leaves_nothing_behind(rig: Rig, tmp_path: Path) -> 
     with pytest.raises(HypervisorError, match="instances_path"):
         rig.create(disks=(DiskSpec(size_gib=1),))
     assert rig.driver.list_guests().guests == ()
+
+
+def test_what_is_left_of_a_guest_goes_and_the_log_of_its_successor_stays(
+    rig: Rig, tmp_path: Path
+) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    guest = rig.create(disks=(DiskSpec(size_gib=1, folder=str(pool)),))
+    (rig.folder(guest) / "serial.log").write_text("hello")
+    former = GuestFiles(
+        instance=guest.mark.instance, bearer=str(uuid.uuid4()), folders=(str(pool),)
+    )
+    left = pool / guest.mark.instance / f"{former.bearer}.disk0.qcow2"
+    left.touch()
+    rig.driver.clean_up(former)
+    assert not left.exists()
+    assert rig.serial(guest) == "hello"
+    rig.driver.destroy(guest)
+    assert not rig.folder(guest).exists()
 
 
 def test_a_create_without_its_existing_image_leaves_nothing_behind(rig: Rig) -> None:

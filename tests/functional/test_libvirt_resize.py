@@ -28,6 +28,7 @@ from tests.wait import wait_until
 pytestmark = pytest.mark.real
 
 BOOT_S = 120.0
+KEY = "command-7"
 GIB = 1 << 30
 SMALL = GuestSpec(
     name="web-1", vcpus=1, memory_mib=128, disks=(DiskSpec(size_gib=1), DiskSpec(size_gib=1))
@@ -81,11 +82,11 @@ def size(rig: Rig, guest: OwnedGuest) -> tuple[int, int, int]:
 
 def test_a_guest_is_resized_and_confirmed(rig: Rig) -> None:
     guest = made(rig)
-    assert not rig.driver.keeps(guest)
+    assert rig.driver.keeps(guest) is None
     for _ in range(2):  # the second time there is nothing to do
-        rig.driver.resize(guest, LARGE, rig.doing)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
         assert size(rig, guest) == (2, 256, 2)
-        assert rig.driver.keeps(guest)
+        assert rig.driver.keeps(guest) == KEY
     bearer = guest.hypervisor_uuid
     assert leftovers(rig, guest) == [
         f"{bearer}.before.disk0.qcow2",
@@ -95,49 +96,49 @@ def test_a_guest_is_resized_and_confirmed(rig: Rig) -> None:
     assert rig.look(guest).mark == guest.mark
     rig.driver.start(guest)
     for _ in range(2):
-        rig.driver.confirm_resize(guest, LARGE)
-        assert (leftovers(rig, guest), rig.driver.keeps(guest)) == ([], False)
+        rig.driver.confirm_resize(guest, LARGE, KEY)
+        assert (leftovers(rig, guest), rig.driver.keeps(guest)) == ([], None)
     assert size(rig, guest) == (2, 256, 2)
     assert rig.look(guest).power_state is PowerState.RUNNING
     with pytest.raises(ResizeOver, match="it has 2 x 256 x 2 and not 1 x 128 x 1"):
-        rig.driver.revert_resize(guest, SMALL)
+        rig.driver.revert_resize(guest, SMALL, KEY)
 
 
 def test_a_revert_gives_size_disks_and_what_was_on_them_back(rig: Rig) -> None:
     guest = made(rig)
-    rig.driver.resize(guest, LARGE, rig.doing)
+    rig.driver.resize(guest, LARGE, KEY, rig.doing)
     for disk in disks(rig, guest):
         written(disk, 0x5A)
     for _ in range(2):
-        rig.driver.revert_resize(guest, SMALL)
+        rig.driver.revert_resize(guest, SMALL, KEY)
         assert size(rig, guest) == (1, 128, 1)
     assert [holds(disk, 0x41 + n) for n, disk in enumerate(disks(rig, guest))] == [True, True]
-    assert (leftovers(rig, guest), rig.driver.keeps(guest)) == ([], False)
+    assert (leftovers(rig, guest), rig.driver.keeps(guest)) == ([], None)
     with pytest.raises(ResizeOver):
-        rig.driver.confirm_resize(guest, LARGE)
+        rig.driver.confirm_resize(guest, LARGE, KEY)
 
 
 def test_a_guest_that_is_on_is_neither_resized_nor_reverted(rig: Rig) -> None:
     guest = made(rig)
     rig.driver.start(guest)
     with pytest.raises(HypervisorError, match="runs"):
-        rig.driver.resize(guest, LARGE, rig.doing)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
     assert leftovers(rig, guest) == []
     rig.driver.stop(guest, force=True, timeout_s=0)
-    rig.driver.resize(guest, LARGE, rig.doing)
+    rig.driver.resize(guest, LARGE, KEY, rig.doing)
     rig.driver.start(guest)
     with pytest.raises(HypervisorError, match="runs"):
-        rig.driver.revert_resize(guest, SMALL)
+        rig.driver.revert_resize(guest, SMALL, KEY)
     assert size(rig, guest) == (2, 256, 2)
 
 
 def test_what_it_was_goes_with_a_guest_that_is_destroyed(rig: Rig) -> None:
     guest = made(rig)
-    rig.driver.resize(guest, LARGE, rig.doing)
+    rig.driver.resize(guest, LARGE, KEY, rig.doing)
     rig.driver.destroy(guest)
     assert not rig.folder(guest).exists()
     with pytest.raises(GuestMissing):
-        rig.driver.resize(guest, LARGE, rig.doing)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
 
 
 def test_an_existing_image_is_neither_copied_nor_touched(rig: Rig, tmp_path: Path) -> None:
@@ -145,8 +146,8 @@ def test_an_existing_image_is_neither_copied_nor_touched(rig: Rig, tmp_path: Pat
     qemu_img.create(str(library), size=GIB)
     before = library.read_bytes()
     guest = made(rig, msgspec.structs.replace(SMALL, disks=(DiskSpec(path=str(library)),)))
-    rig.driver.resize(guest, msgspec.structs.replace(LARGE, disks=()), rig.doing)
-    rig.driver.revert_resize(guest, None)
+    rig.driver.resize(guest, msgspec.structs.replace(LARGE, disks=()), KEY, rig.doing)
+    rig.driver.revert_resize(guest, None, KEY)
     assert library.read_bytes() == before
 
 
@@ -157,21 +158,28 @@ def test_without_room_for_the_copies_nothing_is_changed(
     none_left = kept.shutil.disk_usage("/")._replace(free=0)
     monkeypatch.setattr(kept.shutil, "disk_usage", lambda _path: none_left)
     with pytest.raises(HypervisorError, match="there are 0 left"):
-        rig.driver.resize(guest, LARGE, rig.doing)
-    rig.driver.revert_resize(guest, None)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
+    rig.driver.revert_resize(guest, None, KEY)
     assert (size(rig, guest), leftovers(rig, guest)) == ((1, 128, 1), [])
 
 
-def test_what_an_earlier_resize_has_kept_is_given_up_by_the_next(rig: Rig) -> None:
+def test_what_an_earlier_resize_has_kept_is_given_up_by_the_next_and_by_nobody_else(
+    rig: Rig,
+) -> None:
     guest = made(rig)
-    rig.driver.resize(guest, LARGE, rig.doing)
+    rig.driver.resize(guest, LARGE, KEY, rig.doing)
     for disk in disks(rig, guest):
         written(disk, 0x5A)
-    later = rig.driver.remark(guest, 3)
-    rig.driver.resize(later, msgspec.structs.replace(LARGE, vcpus=4), rig.doing)
-    rig.driver.revert_resize(later, LARGE)
-    assert size(rig, later) == (2, 256, 2)
-    assert all(holds(disk, 0x5A) for disk in disks(rig, later))
+    rig.driver.revert_resize(guest, None, "another")
+    for verb in (rig.driver.revert_resize, rig.driver.confirm_resize):
+        with pytest.raises(ResizeOver, match=KEY):
+            verb(guest, LARGE, "another")
+    assert (size(rig, guest), rig.driver.keeps(guest)) == ((2, 256, 2), KEY)
+    rig.driver.resize(guest, msgspec.structs.replace(LARGE, vcpus=4), "another", rig.doing)
+    assert (size(rig, guest), rig.driver.keeps(guest)) == ((4, 256, 2), "another")
+    rig.driver.revert_resize(guest, LARGE, "another")
+    assert size(rig, guest) == (2, 256, 2)
+    assert all(holds(disk, 0x5A) for disk in disks(rig, guest))
 
 
 # killed at every one of its writes
@@ -224,14 +232,14 @@ def test_a_resize_that_was_cut_short_anywhere_is_finished_or_undone(
 ) -> None:
     times = 0
     for guest in at_every_write(
-        monkeypatch, lambda: made(rig), lambda g: rig.driver.resize(g, LARGE, rig.doing)
+        monkeypatch, lambda: made(rig), lambda g: rig.driver.resize(g, LARGE, KEY, rig.doing)
     ):
         times += 1
         if times % 2:
-            rig.driver.resize(guest, LARGE, rig.doing)
+            rig.driver.resize(guest, LARGE, KEY, rig.doing)
             assert size(rig, guest) == (2, 256, 2)
         later = rig.driver.remark(guest, 3)
-        rig.driver.revert_resize(later, SMALL)
+        rig.driver.revert_resize(later, SMALL, KEY)
         assert (size(rig, later), leftovers(rig, later)) == ((1, 128, 1), [])
         assert all(holds(disk, 0x41 + n) for n, disk in enumerate(disks(rig, later)))
         rig.driver.destroy(later)
@@ -243,19 +251,21 @@ def test_a_revert_that_was_cut_short_anywhere_is_finished_and_never_confirmed(
 ) -> None:
     def prepare() -> OwnedGuest:
         guest = made(rig)
-        rig.driver.resize(guest, LARGE, rig.doing)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
         for disk in disks(rig, guest):
             written(disk, 0x5A)
         return guest
 
     times = 0
-    for guest in at_every_write(monkeypatch, prepare, lambda g: rig.driver.revert_resize(g, SMALL)):
+    for guest in at_every_write(
+        monkeypatch, prepare, lambda g: rig.driver.revert_resize(g, SMALL, KEY)
+    ):
         times += 1
         half_back = any(holds(disk, 0x41 + n) for n, disk in enumerate(disks(rig, guest)))
         if half_back:
             with pytest.raises((HypervisorError, ResizeOver)):
-                rig.driver.confirm_resize(guest, LARGE)
-        rig.driver.revert_resize(guest, SMALL)
+                rig.driver.confirm_resize(guest, LARGE, KEY)
+        rig.driver.revert_resize(guest, SMALL, KEY)
         assert (size(rig, guest), leftovers(rig, guest)) == ((1, 128, 1), [])
         assert all(holds(disk, 0x41 + n) for n, disk in enumerate(disks(rig, guest)))
         rig.driver.destroy(guest)
@@ -267,18 +277,18 @@ def test_a_confirm_that_was_cut_short_anywhere_is_finished_and_not_reverted_by_h
 ) -> None:
     def prepare() -> OwnedGuest:
         guest = made(rig)
-        rig.driver.resize(guest, LARGE, rig.doing)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
         return guest
 
     times = 0
     for guest in at_every_write(
-        monkeypatch, prepare, lambda g: rig.driver.confirm_resize(g, LARGE)
+        monkeypatch, prepare, lambda g: rig.driver.confirm_resize(g, LARGE, KEY)
     ):
         times += 1
         if len(leftovers(rig, guest)) < 3:
             with pytest.raises(ResizeOver):
-                rig.driver.revert_resize(guest, SMALL)
-        rig.driver.confirm_resize(guest, LARGE)
+                rig.driver.revert_resize(guest, SMALL, KEY)
+        rig.driver.confirm_resize(guest, LARGE, KEY)
         assert (size(rig, guest), leftovers(rig, guest)) == ((2, 256, 2), [])
         rig.driver.destroy(guest)
     assert times > 5
@@ -308,11 +318,11 @@ def test_a_guest_sees_its_new_size_and_after_a_revert_its_old_one(
             rig.driver.stop(guest, force=True, timeout_s=0)
             return last
 
-        rig.driver.resize(guest, LARGE, rig.doing)
+        rig.driver.resize(guest, LARGE, KEY, rig.doing)
         large = boots(1)
         for disk in disks(rig, guest):
             written(disk, 0x5A)
-        rig.driver.revert_resize(guest, SMALL)
+        rig.driver.revert_resize(guest, SMALL, KEY)
         small = boots(2)
         for log, gib, mib in ((large, 2, 256), (small, 1, 128)):
             assert f"MUSTER GUEST DISK vda {gib * 1024} MiB" in log

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent.drivers.libvirt.disks import Disks
+from agent.drivers.libvirt.disks import SIGN, Disks
 from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
@@ -39,6 +39,7 @@ def at(folder: Path) -> Disks:
 
 def make(disks: Disks, bearer: str, *specs: DiskSpec) -> list[Path]:
     plan = disks.plan(INSTANCE, bearer, specs)
+    disks.sign(specs)
     disks.make(INSTANCE, bearer, specs, plan, quietly)
     return [Path(disk.path) for disk in plan]
 
@@ -81,6 +82,17 @@ def test_the_disks_of_another_guest_of_the_same_instance_stay(tmp_path: Path) ->
     assert second.exists()
     disks.remove(INSTANCE, OTHER)
     assert not (tmp_path / INSTANCE).exists()
+
+
+def test_the_log_of_another_guest_stays_also_where_it_has_no_disk(tmp_path: Path) -> None:
+    pool, disks = pool_of(tmp_path), at(tmp_path / "instances")
+    make(disks, OTHER, DiskSpec(size_gib=1, folder=str(pool)))
+    log = Path(disks.serial_log(INSTANCE))
+    log.write_text("hello")
+    disks.remove(INSTANCE, ONE, [str(pool)], others=True)
+    assert log.read_text() == "hello"
+    disks.remove(INSTANCE, OTHER, [str(pool)])
+    assert not log.parent.exists()
 
 
 def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
@@ -238,7 +250,7 @@ def test_disks_go_from_every_pool_and_templates_stay(tmp_path: Path) -> None:
     (pool / INSTANCE / f"{ONE}.disk7.qcow2.part").touch()
     disks.remove(INSTANCE, ONE, [str(pool)])
     assert not any(path.exists() for path in (*made, seed))
-    assert [path.name for path in pool.iterdir()] == ["templates"]
+    assert sorted(path.name for path in pool.iterdir()) == [SIGN, "templates"]
     assert len(list((pool / "templates").iterdir())) == 1
 
 
@@ -255,6 +267,21 @@ def test_a_pool_that_is_not_mounted_is_neither_filled_nor_forgotten(tmp_path: Pa
     with pytest.raises(HypervisorError, match="mount it"):
         disks.remove(INSTANCE, ONE, [away])
     assert not Path(away).exists()
+
+
+def test_an_empty_mount_point_is_not_taken_for_a_pool_that_was_cleaned(tmp_path: Path) -> None:
+    pool, disks = pool_of(tmp_path), at(tmp_path / "instances")
+    [made] = make(disks, ONE, DiskSpec(size_gib=1, folder=str(pool)))
+    mounted = pool.rename(tmp_path / "server")
+    pool_of(tmp_path)
+    for _ in range(2):
+        with pytest.raises(HypervisorError, match=r"pool is not mounted: it has no \.muster-pool"):
+            disks.remove(INSTANCE, ONE, [str(pool)])
+    pool.rmdir()
+    mounted.rename(pool)
+    for _ in range(2):
+        disks.remove(INSTANCE, ONE, [str(pool)])
+    assert not made.parent.exists()
 
 
 KEPT = SnapshotFiles(instance=INSTANCE, snapshot="s-1")
@@ -357,6 +384,9 @@ def test_a_store_that_is_not_mounted_is_not_taken_for_an_empty_one(tmp_path: Pat
     ):
         with pytest.raises(HypervisorError, match="is not on this host"):
             call()
+    (tmp_path / "away").mkdir()
+    with pytest.raises(HypervisorError, match="is not mounted"):
+        at(tmp_path).drop(files)
 
 
 def test_a_snapshot_without_room_for_it_is_refused(

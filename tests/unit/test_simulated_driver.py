@@ -89,9 +89,9 @@ def change(driver: SimulatedDriver, verb: str, guest: OwnedGuest) -> None:
         "unpause": lambda: driver.unpause(guest),
         "suspend": lambda: driver.suspend(guest),
         "resume": lambda: driver.resume(guest),
-        "resize": lambda: driver.resize(guest, LARGE, quietly),
-        "confirm_resize": lambda: driver.confirm_resize(guest, LARGE),
-        "revert_resize": lambda: driver.revert_resize(guest, SPEC),
+        "resize": lambda: driver.resize(guest, LARGE, "key", quietly),
+        "confirm_resize": lambda: driver.confirm_resize(guest, LARGE, "key"),
+        "revert_resize": lambda: driver.revert_resize(guest, SPEC, "key"),
         "snapshot": lambda: driver.snapshot(guest, SPEC, KEPT, quietly),
         "destroy": lambda: driver.destroy(guest),
     }[verb]()

@@ -22,6 +22,9 @@ from common.model import TemplateFormat
 LOG = logging.getLogger(__name__)
 
 SERIAL_LOG = "serial.log"
+# In each pool's folder from its first disk on: an empty folder may be one that is not mounted.
+SIGN = ".muster-pool"
+SIGNED = "Disks of Muster are made here. Without this file the folder counts as not mounted.\n"
 SNAPSHOTS = "snapshots"  # beside the instances' own folders
 GIB = 1 << 30
 
@@ -52,6 +55,11 @@ class Disks:
         return tuple(
             self._planned(instance, bearer, number, spec) for number, spec in enumerate(specs)
         )
+
+    def sign(self, specs: Sequence[DiskSpec]) -> None:
+        """Leave a sign in the folder of each pool, before anything else is made there."""
+        for folder in {spec.folder for spec in specs if spec.folder is not None}:
+            self._sign(folder)
 
     def fetch(
         self, specs: Sequence[DiskSpec], others: Iterable[ImageSource], alive: Callable[[], None]
@@ -118,6 +126,8 @@ class Disks:
     ) -> None:
         """Copy the new disks of a guest that is off into the snapshot store, each one flat."""
         folder = self._kept_in(files)
+        if files.folder is not None:
+            self._sign(files.folder)
         for number, spec in enumerate(specs):
             if is_new(spec):
                 doing("snapshot")
@@ -134,6 +144,8 @@ class Disks:
     def drop(self, files: SnapshotFiles) -> None:
         """Remove a snapshot; nothing to do when it is gone."""
         folder = self._kept_in(files)
+        if files.folder is not None:
+            _require_sign(files.folder)
         try:
             if folder.is_dir():
                 shutil.rmtree(folder)
@@ -150,11 +162,15 @@ class Disks:
         bearer: str,
         pools: Iterable[str] = (),
         images: Iterable[RbdTarget] = (),
+        *,
+        others: bool = False,
     ) -> None:
         """Remove what was made for this guest here, in pools' folders and in Ceph.
 
-        The instance's folder goes with its last guest's files. HypervisorError for a pool's folder
-        that is not there, and for an image that is open: what is left could not be removed.
+        The instance's folder goes with its last guest's files, its log too, unless there are
+        `others`: guests of the instance that are defined here. HypervisorError for a pool's folder
+        that is not there or not mounted, and for an image that is open: what is left could not be
+        removed.
         """
         for image in sorted(images, key=lambda image: image.image):
             if image.image.startswith(f"muster-{bearer}-disk"):
@@ -165,9 +181,10 @@ class Disks:
                     f"the pool's folder {pool} is not there, so its disks can not be removed",
                     "mount it, then delete the instance again",
                 )
-            self._remove(self._folder(Path(pool), instance), bearer)
+            _require_sign(pool)
+            self._remove(self._folder(Path(pool), instance), bearer, others)
         # Last: its folder is what an administrator finds a guest by.
-        self._remove(self._folder(self._root, instance), bearer)
+        self._remove(self._folder(self._root, instance), bearer, others)
 
     # inside
 
@@ -279,10 +296,22 @@ class Disks:
         except OSError as exc:
             raise HypervisorError(f"no folder {folder}: {exc.strerror}", remedy) from exc
 
-    def _remove(self, folder: Path, bearer: str) -> None:
+    def _sign(self, folder: str) -> None:
+        sign = Path(folder) / SIGN
+        try:
+            if not sign.exists():
+                sign.write_text(SIGNED)
+        except OSError as exc:
+            raise HypervisorError(
+                f"could not write {sign}: {exc.strerror}", "check the pool's folder"
+            ) from exc
+
+    def _remove(self, folder: Path, bearer: str, others: bool) -> None:
         try:
             for file in folder.glob(f"{bearer}.*"):
                 file.unlink(missing_ok=True)
+            if others:
+                return  # they write to the log, and may not have made their disks yet
             left = [file.name for file in folder.iterdir()]
             if left in ([], [SERIAL_LOG]):
                 (folder / SERIAL_LOG).unlink(missing_ok=True)
@@ -302,6 +331,17 @@ def is_new(spec: DiskSpec) -> bool:
     """True for a disk that is made for its guest, and goes with it."""
     is_iso = spec.source is not None and spec.source.format is TemplateFormat.ISO
     return spec.path is None and not is_iso
+
+
+def _require_sign(pool: str) -> None:
+    """HypervisorError for a pool's folder that is not the one in which disks were made."""
+    sign = os.path.join(pool, SIGN)
+    if not os.path.exists(sign):
+        raise HypervisorError(
+            f"the pool's folder {pool} is not mounted: it has no {SIGN}, which is there since its"
+            " first disk",
+            f"mount it; if it is: touch {sign}",
+        )
 
 
 def _require_room(image: str, kind: str, part: Path, name: str = "") -> None:

@@ -222,17 +222,17 @@ class Hypervisor:
         self._maker.keep(spec, guest.mark, files, doing)
         self._connection.call(f"look at {guest.seen.name}", require_off)
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
-        self._resizer.resize(guest, spec, doing)
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
+        self._resizer.resize(guest, spec, key, doing)
 
-    def keeps(self, guest: OwnedGuest) -> bool:
+    def keeps(self, guest: OwnedGuest) -> str | None:
         return self._resizer.keeps(guest)
 
-    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
-        self._resizer.confirm(guest, spec)
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
+        self._resizer.confirm(guest, spec, key)
 
-    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
-        self._resizer.revert(guest, spec)
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
+        self._resizer.revert(guest, spec, key)
 
     def attached(self, guest: OwnedGuest) -> tuple[Attachment, ...]:
         definition = self._connection.call(
@@ -267,7 +267,9 @@ class Hypervisor:
             case GuestFiles():
                 if self.look(remains.bearer) is not None:
                     raise checks.still_there(remains)
-                self._maker.remove_files(remains)
+                found = self.list_guests()
+                of_it = (g.mark and g.mark.instance == remains.instance for g in found.guests)
+                self._maker.remove_files(remains, others=bool(found.errors) or any(of_it))
             case SnapshotFiles():
                 self._maker.drop(remains)
             case RbdImage():

@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest was; `disks`: the files of which there are copies."""
 
     stage: Stage
-    generation: int
+    key: str
     vcpus: int
     memory_mib: int
     shares: int | None = None

@@ -53,6 +53,8 @@ class Maker:
         checks.check(spec)
         instance, bearer = mark.instance, mark.bearer
         disks = self._disks.plan(instance, bearer, spec.disks)
+        # Before the domain is there: what can be made must be possible to remove.
+        self._disks.sign(spec.disks)
         kernels = [s for s in (spec.kernel_source, spec.initrd_source) if s is not None]
         if kernels or any(d.source is not None and d.snapshot is None for d in spec.disks):
             doing("template")
@@ -125,11 +127,14 @@ class Maker:
         """Remove a snapshot from its store."""
         self._disks.drop(files)
 
-    def remove_files(self, files: GuestFiles) -> None:
-        """Remove what is left of a guest whose domain, which named it all, is gone."""
+    def remove_files(self, files: GuestFiles, *, others: bool) -> None:
+        """Remove what is left of a guest whose domain, which named it all, is gone.
+
+        `others`: there may be a domain of the same instance, which has its log there.
+        """
         names = self._filters.left_of(files.instance, files.bearer)
         self._filters.remove(files.instance, files.bearer, names)
-        self._disks.remove(files.instance, files.bearer, files.folders, files.images)
+        self._disks.remove(files.instance, files.bearer, files.folders, files.images, others=others)
 
     def remove_image(self, image: RbdImage) -> None:
         """Shut out whoever has an image in Ceph open, and remove it."""

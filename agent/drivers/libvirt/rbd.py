@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.drivers.libvirt import ceph, qemu_img
 from common.conf.rbd import Rbd
-from common.errors import HypervisorError
+from common.errors import HypervisorError, MusterError
 from common.messages import Attachment, DiskSpec, RbdTarget
 from common.runtime import Runtime
 
@@ -307,8 +307,11 @@ def _clients(image: Any) -> set[str]:
 
 
 def _heard(alive: Callable[[], None]) -> Callable[[int, int], int]:
+    """As librbd's progress: it can not be stopped half-way, and takes no error."""
+
     def progress(_done: int, _of: int) -> int:
-        alive()
+        with contextlib.suppress(MusterError):
+            alive()
         return 0
 
     return progress

@@ -26,18 +26,20 @@ class Resizer:
         self._connection = connection
         self._root = Path(instances_path)
 
-    def keeps(self, guest: OwnedGuest) -> bool:
-        return self._keeper(guest).read() is not None
+    def keeps(self, guest: OwnedGuest) -> str | None:
+        """As the port's `keeps`."""
+        record = self._keeper(guest).read()
+        return None if record is None else record.key
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
         """As the port's `resize`."""
         keeper, definition = self._keeper(guest), self._definition(guest, must_be_off=True)
         record = keeper.read()
-        if record is not None and record.generation != guest.mark.generation:
+        if record is not None and record.key != key:
             self._over(keeper, record)
             record = None
         if record is None or record.stage is Stage.KEEPING:
-            record = self._keep(keeper, guest, definition, doing)
+            record = self._keep(keeper, guest, key, definition, doing)
         elif record.stage is not Stage.KEPT:
             raise HypervisorError(f"the resize of {guest.seen.name} is {record.stage}", "")
         doing("resize")
@@ -50,13 +52,12 @@ class Resizer:
         tuning = partial(_tuning, spec)
         self._define(guest, lambda conn: xml.Size(spec.vcpus, spec.memory_mib, tuning(conn)))
 
-    def confirm(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+    def confirm(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
         """As the port's `confirm_resize`."""
         keeper = self._keeper(guest)
         record = keeper.read()
-        if record is None:
-            keeper.forget(())  # of a record that was never finished
-            self._check(guest, spec)
+        if record is None or record.key != key:
+            self._nothing(guest, keeper, record, spec)
         elif record.stage in (Stage.KEPT, Stage.CONFIRMING):
             self._connection.call(
                 f"look at {guest.seen.name}", lambda conn: domains.ours(conn, guest)
@@ -65,14 +66,12 @@ class Resizer:
         else:
             raise HypervisorError(f"the resize of {guest.seen.name} is {record.stage}", "revert it")
 
-    def revert(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+    def revert(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
         """As the port's `revert_resize`."""
         keeper = self._keeper(guest)
         record = keeper.read()
-        if record is None:
-            keeper.forget(())
-            if spec is not None:
-                self._check(guest, spec)
+        if record is None or record.key != key:
+            self._nothing(guest, keeper, record, spec)
             return
         if record.stage is Stage.CONFIRMING:
             raise ResizeOver(f"the resize of {guest.seen.name} is being confirmed", "confirm it")
@@ -87,11 +86,13 @@ class Resizer:
 
     # inside
 
-    def _keep(self, keeper: Keeper, guest: OwnedGuest, definition: str, doing: Doing) -> Record:
+    def _keep(
+        self, keeper: Keeper, guest: OwnedGuest, key: str, definition: str, doing: Doing
+    ) -> Record:
         was = xml.size(definition)
         record = Record(
             stage=Stage.KEEPING,
-            generation=guest.mark.generation,
+            key=key,
             vcpus=was.vcpus,
             memory_mib=was.memory_mib,
             shares=was.cpu.shares if was.cpu else None,
@@ -110,12 +111,19 @@ class Resizer:
         keeper.write(msgspec.structs.replace(record, stage=Stage.CONFIRMING))
         keeper.forget(record.disks)
 
-    def _check(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+    def _nothing(
+        self, guest: OwnedGuest, keeper: Keeper, record: Record | None, spec: GuestSpec | None
+    ) -> None:
+        """Nothing is kept for who asks; ResizeOver when that is not as it should be."""
+        if record is None:
+            keeper.forget(())  # of one that was never finished
+        if spec is None:
+            return
         definition = self._definition(guest)
         was = xml.size(definition)
         disks = xml.disks_below(definition, f"{guest.mark.bearer}.disk0.")
         gib = qemu_img.info(disks[0]).virtual_size / GIB if disks else None
-        check_size(spec, was.vcpus, was.memory_mib, gib)
+        check_size(spec, was.vcpus, was.memory_mib, gib, record.key if record else None)
 
     def _definition(self, guest: OwnedGuest, *, must_be_off: bool = False) -> str:
         """What the guest is from its next start on."""

@@ -231,13 +231,13 @@ class SimulatedDriver:
             self._store.write_snapshot(files, spec)
             self._note("snapshot", found)
 
-    def resize(self, guest: OwnedGuest, spec: GuestSpec, doing: Doing) -> None:
+    def resize(self, guest: OwnedGuest, spec: GuestSpec, key: str, doing: Doing) -> None:
         doing("resize")
         with self._fault("resize"), self._ours(guest) as found:
             _must_be_off(found)
-            if found.before is None or found.before.generation != guest.mark.generation:
+            if found.before is None or found.before.key != key:
                 found.before = Before(
-                    generation=guest.mark.generation,
+                    key=key,
                     vcpus=found.vcpus,
                     memory_mib=found.memory_mib,
                     spec=found.spec,
@@ -246,26 +246,27 @@ class SimulatedDriver:
             self._store.write(found)
             self._note("resize", found)
 
-    def keeps(self, guest: OwnedGuest) -> bool:
+    def keeps(self, guest: OwnedGuest) -> str | None:
         with self._fault("look"), self._ours(guest) as found:
-            return found.before is not None
+            return None if found.before is None else found.before.key
 
-    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec) -> None:
+    def confirm_resize(self, guest: OwnedGuest, spec: GuestSpec, key: str) -> None:
         with self._fault("confirm_resize"), self._ours(guest) as found:
-            if found.before is None:
+            if found.before is None or found.before.key != key:
                 _must_have_size(found, spec)
                 return
             found.before = None
             self._store.write(found)
             self._note("confirm_resize", found)
 
-    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None) -> None:
+    def revert_resize(self, guest: OwnedGuest, spec: GuestSpec | None, key: str) -> None:
         with self._fault("revert_resize"), self._ours(guest) as found:
-            before, found.before = found.before, None
-            if before is None:
+            before = found.before
+            if before is None or before.key != key:
                 _must_have_size(found, spec)
                 return
             _must_be_off(found)
+            found.before = None
             found.vcpus, found.memory_mib, found.spec = (
                 before.vcpus,
                 before.memory_mib,
@@ -358,7 +359,8 @@ def _must_be_off(guest: Guest) -> None:
 
 def _must_have_size(guest: Guest, spec: GuestSpec | None) -> None:
     if spec is not None:
-        checks.check_size(spec, guest.vcpus, guest.memory_mib, _root_gib(guest.spec))
+        other = None if guest.before is None else guest.before.key
+        checks.check_size(spec, guest.vcpus, guest.memory_mib, _root_gib(guest.spec), other)
 
 
 def _root_gib(spec: GuestSpec | None) -> int | None:

@@ -32,7 +32,7 @@ SHARED = ".shared"  # what several hosts reach, beside their own folders
 class Before(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest was before a resize that nobody has confirmed or reverted yet."""
 
-    generation: int
+    key: str
     vcpus: int
     memory_mib: int
     spec: GuestSpec | None = None
