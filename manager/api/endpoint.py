@@ -316,6 +316,7 @@ def unfreeze(tx: Tx, _cfg: Settings, r: ask.Unfreeze) -> Any:
 def db_accept_restore(tx: Tx, cfg: Settings, r: ask.AcceptRestore) -> Any:
     done = restore.accept(tx, r.operator, r.reason)
     soft.after_restore(tx, cfg, done["raised"])
+    shelve.after_restore(tx)
     alive = {stone.uuid for stone in done["tombstones"]}
     stones = [t for t in views.tombstones(tx, "OPEN") if t["uuid"] in alive]
     return {**done, "tombstones": stones}

@@ -42,9 +42,19 @@ def of(tx: Tx, instance: str) -> list[Tombstone]:
 
 
 def bury(
-    tx: Tx, vm: Instance, host: str, *, state: TombstoneState, reason: str, pair: tuple[int, int]
+    tx: Tx,
+    vm: Instance,
+    host: str,
+    *,
+    state: TombstoneState,
+    reason: str,
+    pair: tuple[int, int],
+    up_to: int | None = None,
 ) -> Tombstone:
-    """Leave a tombstone for a VM on a host, or bring the one that is there up to date."""
+    """Leave a tombstone for a VM on a host, or bring the one that is there up to date.
+
+    `up_to`: what was used at a later generation than this is not meant.
+    """
     old = at(tx, host, vm.uuid)
     holds = quarantine.held(state, fenced=runs_nothing(tx, host))
     if old is not None and old.state is state:
@@ -52,6 +62,7 @@ def bury(
     known = old.made if old is not None else ()
     fields = {
         "generation": vm.generation,
+        "up_to": up_to,
         "made": (*known, *[m for m in made.on(vm, host) if m not in known]),
         "state": state,
         "reason": reason,
@@ -106,7 +117,7 @@ def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
             TrailEntry("manager", stone.reason, stone.created_at),
             TrailEntry("manager", why, tx.now),
         ),
-        spec=made.spec(stone.instance, stone.made),
+        spec=made.spec(stone.instance, stone.made, stone.up_to),
     )
     tx.event("tombstone.reap", stone.instance, "manager", f"{stone.name} on {stone.host}: {why}")
 

@@ -325,6 +325,7 @@ def upgrade() -> None:
         sa.Column("instance", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("up_to", sa.BigInteger(), nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("mac", sa.Text(), nullable=True),
