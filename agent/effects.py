@@ -21,6 +21,7 @@ from common import messages as m
 from common.errors import (
     BadMessage,
     CallTimeout,
+    GuestIsNewer,
     GuestMissing,
     HypervisorError,
     MusterError,
@@ -484,9 +485,9 @@ class _Attempt:
 
     def _terminate(self) -> Steps[None]:
         """Every guest of the instance, then what is left of those that other hands have removed."""
-        made = m.convert(self._command.spec, m.TerminateSpec).made
-        destroyed = yield from self._destroy_all()
-        for files in made:
+        spec = m.convert(self._command.spec, m.TerminateSpec)
+        destroyed = yield from self._destroy_all(spec.up_to)
+        for files in spec.made:
             if files.bearer not in destroyed:
                 yield from self._effect("clean up", self._driver.clean_up, files)
 
@@ -499,8 +500,8 @@ class _Attempt:
             )
         yield from self._effect("clean up", self._driver.clean_up, remains)
 
-    def _destroy_all(self) -> Steps[frozenset[str]]:
-        """The hypervisor uuids of the guests that were there."""
+    def _destroy_all(self, up_to: int | None) -> Steps[frozenset[str]]:
+        """The hypervisor uuids of the guests that were there; none goes while one is newer."""
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
         making = any(made == instance for made, _ in self._parts.making)
@@ -518,9 +519,17 @@ class _Attempt:
                 return frozenset()
             raise
         for guest in guests:
+            if up_to is not None and guest.mark.generation > up_to:
+                raise GuestIsNewer(
+                    f"guest {guest.hypervisor_uuid} was used at generation"
+                    f" {guest.mark.generation}, after the {up_to} at which it was to go",
+                    "it is left alone",
+                )
+        for guest in guests:
             self.uuid = guest.hypervisor_uuid
             try:
-                guest = yield from self._remark(guest)
+                # With our own generation in its mark the next try could not tell it from a newer.
+                guest = guest if up_to is not None else (yield from self._remark(guest))
             except (HypervisorError, CallTimeout) as exc:
                 # A hung guest can refuse its new mark and still be destroyed; what is destroyed
                 # needs no generation, and the floor is in the journal.

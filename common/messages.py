@@ -224,9 +224,14 @@ class CleanUpSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TerminateSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The spec of terminate_instance: what its starts have made on this host, guests or not."""
+    """The spec of terminate_instance.
+
+    `made`: what its starts have made on this host, guests or not. `up_to`: with it, no guest goes
+    whose mark is of a later generation.
+    """
 
     made: tuple[GuestFiles, ...] = ()
+    up_to: Count | None = None
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

@@ -205,6 +205,29 @@ def test_a_terminate_goes_on_when_a_hung_guest_refuses_its_new_mark(rig: Rig) ->
     assert rig.guests() == []
 
 
+def test_a_terminate_of_an_older_generation_leaves_a_guest_that_was_used_since(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.manager.result(rig.manager.send("stop_vm", "i-1", 3))
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 5, spec={"up_to": 2}))
+    assert (end.outcome, end.error_code) == ("failed", "GUEST_IS_NEWER")
+    assert end.look is not None
+    assert end.look.guest is not None
+    assert end.look.guest.power_state.name == "SHUTOFF"
+
+
+def test_a_terminate_up_to_a_generation_can_be_tried_again(rig: Rig) -> None:
+    rig.up()
+    rig.running("i-1")
+    rig.fault(destroy="fail")
+    first = rig.manager.send("terminate_instance", "i-1", 2, spec={"up_to": 1})
+    assert rig.manager.result(first).outcome == "failed"
+    rig.fault()
+    again = rig.manager.send("terminate_instance", "i-1", 3, spec={"up_to": 1})
+    assert rig.manager.result(again).outcome == "succeeded"
+    assert rig.guests() == []
+
+
 def test_a_partial_listing_is_no_proof_of_absence(rig: Rig) -> None:
     rig.by_hand()
     rig.fault(list="partial")
