@@ -57,7 +57,7 @@ def bury(
     `up_to`: what was used at a later generation than this is not meant.
     """
     old = at(tx, host, vm.uuid)
-    holds = quarantine.held(state, fenced=is_fenced(tx, host))
+    holds = quarantine.held(state, fenced=runs_nothing(tx, host))
     if old is not None and old.state is state:
         holds = old.holds  # what an operator has released stays released
     known = old.made if old is not None else ()
@@ -203,7 +203,7 @@ def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
         stone,
         state=TombstoneState.OPEN,
         closed_at=None,
-        holds=quarantine.held(TombstoneState.OPEN, fenced=is_fenced(tx, host)),
+        holds=quarantine.held(TombstoneState.OPEN, fenced=runs_nothing(tx, host)),
         reason=f"seen again on {host} after it was answered for as gone",
     )
     tx.event("tombstone.reopened", stone.instance, f"host {host}", f"{stone.name}: {stone.reason}")
@@ -220,3 +220,12 @@ def is_fenced(tx: Tx, name: str) -> bool:
     if host is None or not host.fenced or host.session_open or host.clash:
         return False
     return tx.find(Rollback, name) is None  # that one speaks, and is given no session
+
+
+def runs_nothing(tx: Tx, name: str) -> bool:
+    """As `is_fenced`, and it had been silent for so long that its agent would have spoken.
+
+    What identities hang on: a host that lives says so within an interval, and nobody is in a hurry.
+    """
+    host = tx.find(Host, name)
+    return host is not None and host.fence_due is None and is_fenced(tx, name)
