@@ -21,6 +21,7 @@ from common import messages as m
 from common.errors import (
     BadMessage,
     CallTimeout,
+    GuestIsNewer,
     GuestMissing,
     HypervisorError,
     MusterError,
@@ -160,6 +161,7 @@ class Effects:
             generation=command.generation,
             outcome=m.Outcome.SUCCEEDED if error is None else m.Outcome.FAILED,
             attached=(yield from attempt.attached()) if error is None else (),
+            left=tuple(attempt.left) if error is None else (),
             error_code=error.code if error else None,
             error=error.message if error else None,
             look=look,
@@ -195,6 +197,7 @@ class _Attempt:
         self._deadline = deadline
         self.phases = Phases(parts.runtime, deadline)
         self.uuid: str | None = None
+        self.left: list[m.Left] = []
         self._started: OwnedGuest | None = None
 
     def attached(self) -> Steps[tuple[m.Attachment, ...]]:
@@ -305,7 +308,25 @@ class _Attempt:
             return (yield from self._finder.at(self.uuid, command.instance))
         except MusterError:
             yield from self._undo()
+            if self._work.mode is Mode.RESUME:
+                yield from self._clean_up_after_a_death(spec)
             raise
+
+    def _clean_up_after_a_death(self, spec: m.GuestSpec) -> Steps[None]:
+        """What the agent that died had made is nobody's if its guest was removed meanwhile."""
+        command = self._command
+        if (command.instance, command.generation) in self._parts.making:
+            return
+        files = m.GuestFiles(
+            instance=command.instance,
+            bearer=bearer_of(command),
+            folders=tuple(sorted({d.folder for d in spec.disks if d.folder is not None})),
+            images=tuple(d.rbd for d in spec.disks if d.rbd is not None),
+        )
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except MusterError as exc:
+            LOG.warning("files of a failed start of %s stay behind: %s", command.instance, exc)
 
     def _undo(self) -> Steps[None]:
         """Remove the guest that this very command made, if it made one and it may go."""
@@ -432,7 +453,7 @@ class _Attempt:
 
     def _revert(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find_own()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         if self._work.note != CHANGED:
             if (yield from self._effect("keeps", self._driver.keeps, guest)) == spec.key:
                 yield from self._off(guest, spec.timeout_s)
@@ -444,9 +465,18 @@ class _Attempt:
 
     def _confirm(self) -> Steps[None]:
         spec = m.convert(self._command.spec, ResizeSpec)
-        guest = yield from self._remark((yield from self._find_own()))
+        guest = yield from self._remark((yield from self._find_no_copy()))
         confirm = self._driver.confirm_resize
         yield from self._effect("confirm", confirm, guest, spec.guest, spec.key)
+
+    def _find_no_copy(self) -> Steps[OwnedGuest]:
+        """As `_find`; somebody's copy of our guest is not our guest, which is gone."""
+        try:
+            return (yield from self._find())
+        except NotOurs as exc:
+            if not exc.data.get("copies"):
+                raise
+            raise GuestMissing(exc.message, exc.remedy) from exc
 
     def _on(self, guest: OwnedGuest) -> Steps[None]:
         try:
@@ -456,12 +486,26 @@ class _Attempt:
                 raise
 
     def _terminate(self) -> Steps[None]:
-        """Every guest of the instance, then what is left of those that other hands have removed."""
-        made = m.convert(self._command.spec, m.TerminateSpec).made
-        destroyed = yield from self._destroy_all()
-        for files in made:
+        """Every guest of the instance, then what is left of those that other hands have removed.
+
+        The answer is about the guests: files that can not go, as of a pool that is not mounted
+        here, are told with it.
+        """
+        spec = m.convert(self._command.spec, m.TerminateSpec)
+        destroyed = yield from self._destroy_all(spec.up_to)
+        for files in spec.made:
             if files.bearer not in destroyed:
-                yield from self._effect("clean up", self._driver.clean_up, files)
+                yield from self._remove_left(files)
+
+    def _remove_left(self, files: m.GuestFiles) -> Steps[None]:
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except (HypervisorError, CallTimeout) as exc:
+            look = self._parts.calls.look
+            if (yield from look("look", self._driver.look, files.bearer)) is not None:
+                raise  # it is there, although it does not pass for ours
+            LOG.warning("files of guest %s stay behind: %s", files.bearer, exc)
+            self.left.append(m.Left(files=files, why=f"{exc.code}: {exc.message}"))
 
     def _clean_up(self) -> Steps[None]:
         """What is in no guest's use, as the managers know and the driver looks once more."""
@@ -472,8 +516,8 @@ class _Attempt:
             )
         yield from self._effect("clean up", self._driver.clean_up, remains)
 
-    def _destroy_all(self) -> Steps[frozenset[str]]:
-        """The hypervisor uuids of the guests that were there."""
+    def _destroy_all(self, up_to: int | None) -> Steps[frozenset[str]]:
+        """The hypervisor uuids of the guests that were there; none goes while one is newer."""
         instance = self._command.instance
         # Asked first: one that comes back meanwhile shows in the look.
         making = any(made == instance for made, _ in self._parts.making)
@@ -491,9 +535,17 @@ class _Attempt:
                 return frozenset()
             raise
         for guest in guests:
+            if up_to is not None and guest.mark.generation > up_to:
+                raise GuestIsNewer(
+                    f"guest {guest.hypervisor_uuid} was used at generation"
+                    f" {guest.mark.generation}, after the {up_to} at which it was to go",
+                    "it is left alone",
+                )
+        for guest in guests:
             self.uuid = guest.hypervisor_uuid
             try:
-                guest = yield from self._remark(guest)
+                # With our own generation in its mark the next try could not tell it from a newer.
+                guest = guest if up_to is not None else (yield from self._remark(guest))
             except (HypervisorError, CallTimeout) as exc:
                 # A hung guest can refuse its new mark and still be destroyed; what is destroyed
                 # needs no generation, and the floor is in the journal.
@@ -522,15 +574,6 @@ class _Attempt:
         guest = yield from self._finder.find(self._command.instance)
         self.uuid = guest.hypervisor_uuid
         return guest
-
-    def _find_own(self) -> Steps[OwnedGuest]:
-        """As `_find`; where there are only copies of our guest, our guest is gone."""
-        try:
-            return (yield from self._find())
-        except NotOurs as exc:
-            if exc.data.get("copies"):
-                raise GuestMissing("only copies of it are left", "look at the host") from exc
-            raise
 
     def _is_now(self, guest: OwnedGuest, wanted: frozenset[PowerState]) -> Steps[bool]:
         """True when it is as it should be after all, whatever the call said."""

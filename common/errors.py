@@ -218,10 +218,22 @@ class HypervisorError(MusterError):
     code = "HYPERVISOR_ERROR"
 
 
+class GuestIsNewer(MusterError):
+    """A guest has been used since what it was to be destroyed for."""
+
+    code = "GUEST_IS_NEWER"
+
+
 class ResizeOver(MusterError):
     """Nothing is kept from before a resize any more: it was confirmed or reverted before."""
 
     code = "RESIZE_OVER"
+
+
+class ResizeReverting(MusterError):
+    """A resize is half reverted at its host: it can not be confirmed any more."""
+
+    code = "RESIZE_REVERTING"
 
 
 class TemplateInvalid(MusterError):

@@ -16,6 +16,7 @@ from simulation.hypervisor import Hypervisor, SimGuest
 from simulation.ports import quietly
 
 RESTORED = 0.1  # of the seeds have their database restored from a backup
+UNTIDINESS = 0.3  # of clean-ups that fail
 ACCEPTS_EVERY_S = (20.0, 60.0)
 HANDS = (
     PowerState.SHUTOFF,
@@ -83,6 +84,8 @@ class Faults:
         self.lost = Lost()
         # What an operator does about a restored database, again and again.
         self.accept_restore: Callable[[], None] = lambda: None
+        for agent in fleet.agents.values():
+            agent.hypervisor.untidiness = UNTIDINESS
         self._kinds: list[Callable[[], None]] = [
             self.kill_manager,
             self.all_managers_away,
@@ -149,6 +152,7 @@ class Faults:
             hv.down = hv.partial = False
             hv.ambush = hv.refusal = None
             hv.failure_rate = hv.after_error_rate = hv.hang_rate = hv.slow_s = 0.0
+            hv.untidiness = 0.0
 
     # processes
 

@@ -153,8 +153,9 @@ class Holdings:
         for instance, n in self._rows(LOST_SNAPSHOTS):
             yield f"volume {n} of {instance} is of a snapshot that nobody has", instance
         for table in ("addresses", "hostnames", "volumes"):
-            where = f" v WHERE {DISK}" if table == "volumes" else ""
-            query = f"SELECT instance, count(*) FROM {table}{where} GROUP BY instance"  # noqa: S608
+            # What an item stands for goes with the item.
+            owed = f" v WHERE {DISK} AND cleanup IS NULL" if table == "volumes" else ""
+            query = f"SELECT instance, count(*) FROM {table}{owed} GROUP BY instance"  # noqa: S608
             held = dict(self._rows(query))
             for instance in held.keys() - live.keys() - stones:
                 yield f"{held[instance]} {table} of {instance} were never given back", instance

@@ -34,6 +34,7 @@ from simulation.runtime import SimRuntime
 from simulation.world import World
 
 MEMORY_MIB = 8192
+CLEAN_UP = "clean_up"
 _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
 WRITES = ("start", "reboot", "unpause", "resume")
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
@@ -119,6 +120,7 @@ class Hypervisor:
         self.off = False
         self.partial = False
         self.failure_rate = 0.0
+        self.untidiness = 0.0  # how often a clean-up fails
         self.after_error_rate = 0.0
         self.hang_rate = 0.0
         self.hung_until_s = 0.0
@@ -181,8 +183,18 @@ class Hypervisor:
             there = disks.pop((place, guest), None) is not None or there
         return there
 
-    def cleaned(self, instance: str) -> None:
-        """An agent has removed what was left of a guest."""
+    def cleaned(self, instance: str, guest: str = "") -> None:
+        """An agent has removed what was left of an instance; `guest`: of one that is not there."""
+        act = Act(
+            at_s=self.world.now_s,
+            by="agent",
+            verb=CLEAN_UP,
+            guest=guest,
+            instance=instance,
+            generation=None,
+            stranger=False,
+        )
+        self.acts.append(act)
         self.world.news = True
 
     # by hand
@@ -441,20 +453,22 @@ class SimDriver:
         self._after("destroy")
 
     def clean_up(self, remains: Remains) -> None:
-        self._before("clean_up")
+        self._before("cleaning")
+        if self._hv.world.chance(self._hv.untidiness):
+            raise HypervisorError("cleaning fails", "")
         match remains:
             case GuestFiles():
                 if remains.bearer in self._hv.guests:
                     raise HypervisorError(f"guest {remains.bearer} is there", "")
                 places = {*remains.folders, *map(of_ceph, remains.images)}
                 if self._hv.remove_disks(remains.bearer, places):
-                    self._hv.cleaned(remains.instance)
+                    self._hv.cleaned(remains.instance, remains.bearer)
             case RbdImage():
                 self._remove_image(remains)
             case SnapshotFiles():
                 if self._hv.drop(remains):
                     self._hv.cleaned(remains.instance)
-        self._after("clean_up")
+        self._after("cleaning")
 
     def _remove_image(self, image: RbdImage) -> None:
         """The image goes, whoever has it open: they are shut out before."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from common.messages import CommandKind
 from common.ownership import is_ours
 from common.states import (
@@ -30,9 +32,10 @@ from simulation import questions
 from simulation.faults import Faults
 from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
-from simulation.hypervisor import Act, SimGuest
+from simulation.hypervisor import CLEAN_UP, Act, SimGuest
 from simulation.operators import Operators
 from simulation.shelf import Shelf
+from simulation.waiting import Waiting
 from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
@@ -86,6 +89,7 @@ class Invariants:
         self._told: list[tuple[str, ...]] = []
         self._holdings = Holdings(fleet.database.raw)
         self._shelf = Shelf(fleet, faults)
+        self._waiting = Waiting(fleet)
         # Hosts whose agents knew a later state of a restored database; when that was accepted.
         self._ahead_of_us: set[str] = set()
         self._accepted_at: dict[str, dt.datetime] = {}
@@ -116,6 +120,9 @@ class Invariants:
     # what hypervisors were made to do
 
     def _acted(self, host: str, act: Act) -> None:
+        if act.verb == CLEAN_UP:
+            self._cleaned(host, act)
+            return
         instance, generation = str(act.instance), act.generation or 0
         self._fleet.tell(f"{host}: {act.verb} of {instance[:8]} generation {generation}")
         if act.stranger:
@@ -145,6 +152,16 @@ class Invariants:
                 raise Broken(f"{host}: {what}", instance)
             self._in_turn(host, instance, generation)
             self._undone(host, instance, generation)
+
+    def _cleaned(self, host: str, act: Act) -> None:
+        """Files go only when no guest can be using them."""
+        instance = str(act.instance)
+        self._fleet.tell(f"{host}: clean up of {instance[:8]}, what {act.guest[:8]} has left")
+        for place, guest in self._guests_of(instance):
+            # Who has vouched for it was mistaken if other hands have started it since.
+            excused = self._lies_still(guest) or instance in self._faults.moved or guest.by_hand
+            if guest.uuid == act.guest and not excused:
+                raise Broken(f"files of a guest that is on {place} were removed", instance)
 
     def _undone(self, host: str, instance: str, generation: int) -> None:
         """What a start that goes on has undone itself, it may make again."""
@@ -230,6 +247,8 @@ class Invariants:
                 # What a restored database or a delete behind its back has let go of is nobody's.
                 if owner in self._faults.moved | lost.instances | lost.displaced:
                     continue
+                if owner in self._operators.vouched and guest.by_hand:
+                    continue
                 if owner != instance:
                     raise Broken(f"{address}, in use on {host}, was given to {instance}", instance)
 
@@ -263,6 +282,15 @@ class Invariants:
         row = self._fleet.read(lambda tx: tx.find(Job, job))
         if row is not None and self._fleet.read(lambda tx: tx.find(Meta, FROZEN)) is not None:
             raise Broken(f"a frozen fleet deletes {row.instance} from the database", row.instance)
+
+    def _tidied(self, instance: str, remains: str) -> None:
+        """An item has ended: what it was about is gone."""
+        files = msgspec.json.decode(remains)
+        for folder in files.get("folders", ()):
+            if (folder, files["bearer"]) in self._fleet.world.disks:
+                raise Broken(
+                    f"files of {instance} in {folder} are there, said to be gone", instance
+                )
 
     def _reclaimed(self, job: str) -> None:
         """The clock has deleted what was not SOFT_DELETED, or was protected, or all is frozen."""
@@ -421,6 +449,7 @@ class Invariants:
             idle = agent.alive and agent.service.session.current is not None
             if since == now or busy or not idle or not self._fleet.broker.up:
                 self._idle_since[name] = now
+        self._must_not(self._waiting.look(self._heard_since))
         self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
 
     # at the end
@@ -482,12 +511,16 @@ class Invariants:
             gone = {k: v for k, v in wanted.items() if macs.get(k) != v}
             found.append((f"MACs do not balance: {extra} too many, {gone} lost", None))
         found += self._holdings.unbalanced(unowned)
+        for item in tx.ask(questions.CLEANUPS):
+            text = f"{item.kind} of {item.name} are to be removed still: {item.waits_for}"
+            found.append((text, item.instance))
+        found += self._left_behind(live, unowned)
         for project, used in self._holdings.used().items():
             counted = limits.usage(tx, project)
             if counted != used:
                 found.append((f"{project} uses {used}, and is told {counted}", None))
         found += self._guests(live)
-        found += self._shelf.at_the_end(tx, live)
+        found += self._shelf.at_the_end(live)
         found += self._images(live)
         found += self._sightings(tx)
         found += self._stale_for_nothing(tx)
@@ -554,6 +587,23 @@ class Invariants:
             (f"guest {key[1]} on {key[0]}: seen {seen.get(key)}, is {there.get(key)}", None)
             for key in sorted(wrong)
         ]
+
+    def _left_behind(
+        self, live: dict[str, Instance], unowned: set[str]
+    ) -> list[tuple[str, str | None]]:
+        """There is no disk without a guest, but for that of a guest which a VM has lost."""
+        there = {
+            guest for agent in self._fleet.agents.values() for guest in agent.hypervisor.guests
+        }
+        excused = unowned | self._faults.lost.displaced | self._faults.lost.revived
+        found: list[tuple[str, str | None]] = []
+        for (place, guest), instance in self._fleet.world.disks.items():
+            if guest in there or instance in excused | self._operators.let_be:
+                continue
+            vm = live.get(instance)
+            if vm is None or not vm.made or vm.made[-1].bearer != guest:
+                found.append((f"a disk of {instance} is left at {place}", instance))
+        return found
 
     def _guests(self, live: dict[str, Instance]) -> list[tuple[str, str | None]]:
         found: list[tuple[str, str | None]] = []

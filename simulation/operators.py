@@ -33,6 +33,7 @@ VERBS = (
     ("force", 2),
     ("set_down", 2),
     ("fence", 2),
+    ("scrap", 2),
     ("freeze", 1),
     ("protect", 1),
     ("set_state", 1),
@@ -61,6 +62,8 @@ class Operators:
         self.freezes = 0  # that somebody wants to last
         # Guests that were switched off with their host before it was fenced.
         self.cut_off: set[str] = set()
+        self.vouched: set[str] = set()  # VMs whose tombstone somebody has forgotten
+        self.let_be: set[str] = set()  # VMs with a clean-up item that somebody has forgotten
         self.forgotten: set[str] = set()  # jobs that a restored database does not know
         self._requests: dict[str, tuple[str, dict[str, Any]]] = {}
         self._names = [f"vm{n}" for n in range(1, 7)]
@@ -96,6 +99,11 @@ class Operators:
             return
         if verb == "fence":
             self._fence(world.random.choice(list(self._fleet.agents)))
+            return
+        if verb == "scrap":
+            rows = (self.ask("host_list", {}) or {}).get("hosts", ())
+            used = [row["name"] for row in sorted(rows, key=lambda row: -row["vms"])]
+            self._fence(used[0] if used else "h1", scrap=True)
             return
         if verb == "freeze":
             self._freeze()
@@ -207,8 +215,11 @@ class Operators:
         self.ask("host_unset_down", asked)
         self.set_down.discard(host)
 
-    def _fence(self, host: str) -> None:
-        """Cut the power of a host and say so; some time later it is switched on again."""
+    def _fence(self, host: str, *, scrap: bool = False) -> None:
+        """Cut the power of a host and say so; some time later it is switched on again.
+
+        `scrap`: as if it were never to be, so that what was there is deleted and forgotten.
+        """
         agent, operator, world = self._fleet.agents[host], self._fleet.operator, self._fleet.world
         if agent.hypervisor.off:
             return
@@ -219,12 +230,29 @@ class Operators:
         self.cut_off |= set(agent.hypervisor.guests)
         asked = {"host": host, "operator": "op", "reason": "its power is cut"}
         self.fenced.add(host)
-        self.ask("host_fence", asked)
+        if self.ask("host_fence", asked) is not None and scrap:
+            self._scrap(host)
         operator.sleep(world.random.uniform(5.0, 150.0))
         late = world.chance(0.5)  # it may well speak before the operator takes his word back
         for turn in (self._switch_on, self._unfence)[:: 1 if late else -1]:
             turn(host)
             operator.sleep(world.random.uniform(0.0, 30.0))
+
+    def _scrap(self, host: str) -> None:
+        """What is on a host without power goes, and its tombstones hold nothing any more."""
+        asked = {"operator": "op", "reason": "it is scrapped"}
+        for row in (self.ask("vm_list", {"host": host}) or {}).get("vms", ()):
+            self.ask("vm_delete", {**asked, "job": self._fleet.world.new_id(), "vm": row["uuid"]})
+        for row in (self.ask("tombstone_list", {"state": "OPEN"}) or {}).get("tombstones", ()):
+            if row["host"] == host:
+                self.vouched.add(row["instance"])
+                self.ask("tombstone_forget", {**asked, "tombstone": row["uuid"]})
+        for row in (self.ask("cleanup_list", {}) or {}).get("cleanups", ()):
+            if row["kind"] == "files" and self._fleet.world.chance(0.2):
+                self.let_be.add(row["instance"])
+                self.ask("cleanup_forget", {**asked, "cleanup": row["uuid"]})
+            else:
+                self.ask("cleanup_retry", {**asked, "cleanup": row["uuid"]})
 
     def _freeze(self) -> None:
         asked = {"operator": "op", "reason": "at random"}
@@ -297,7 +325,7 @@ class Operators:
                 self.refused.append(exc.code)
                 self._fleet.tell(f"op: {about}: {exc.code}")
                 return None
-            if {"uuid", "instance"} <= answer.keys():
+            if "job" in kwargs and "uuid" in answer:
                 self._fleet.tell(
                     f"op: {about}:"
                     f" job {answer['uuid'][:8]} on {answer['host']} of {answer['instance'][:8]}"

@@ -198,6 +198,12 @@ class Script:
         asked = {"tombstone": stone, "operator": who, "reason": f"{who} says so"}
         self._ask(who, "tombstone_forget", asked)
 
+    @says(r"(\w+): cleanup (retry|forget) VM")
+    def clean_up(self, who: str, verb: str, vm: str) -> None:
+        item = self._stage.item_of(vm)
+        asked = {"cleanup": item, "operator": who, "reason": f"{who} says so"}
+        self._ask(who, f"cleanup_{verb}", asked)
+
     @says(r"(\w+): job cancel (job \d+)")
     def cancel(self, who: str, job: str) -> None:
         asked = {"job": self._stage.uuid_of(job), "operator": who, "reason": f"{who} says so"}

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from common.states import TaskState, VmState
-from manager.store.cleanups import CleanupState
-from manager.store.engine import Tx
 from manager.store.instances import Instance, Snapshot
-from simulation import questions
 from simulation.faults import Faults
 from simulation.fleet import SimFleet
 from simulation.hypervisor import Act
@@ -38,7 +35,7 @@ class Shelf:
             return ""
         return f"a guest of {vm.name}, {vm.vm_state}, went with more than its snapshot holds"
 
-    def at_the_end(self, tx: Tx, live: Mapping[str, Instance]) -> Iterator[tuple[str, str | None]]:
+    def at_the_end(self, live: Mapping[str, Instance]) -> Iterator[tuple[str, str | None]]:
         """Every shelved VM has its snapshot, and nobody else has one."""
         there = self._fleet.world.snapshots
         wanted: set[Key] = set()
@@ -54,10 +51,6 @@ class Shelf:
         for key in sorted(there.keys() - wanted):
             if not self._is_excused(key[1]):
                 yield f"snapshot {key[2]} of {key[1]} is left at {key[0]}", key[1]
-        for item in tx.ask(questions.CLEANUPS):
-            if item.state is CleanupState.OPEN:
-                text = f"clean-up of {item.name} is open: {item.waits_for}; {item.answer}"
-                yield text, item.instance
 
     def _is_excused(self, instance: str) -> bool:
         """Other hands, or a database that has forgotten how it was shelved."""

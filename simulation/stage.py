@@ -22,6 +22,7 @@ from common.messages import AGENT_TOPIC
 from common.runtime import Stopped
 from manager.api.endpoint import Wished
 from manager.service import Manager
+from manager.store.cleanups import Cleanup
 from manager.store.engine import Tx
 from manager.store.tombstones import Tombstone
 from simulation.fleet import AgentProcess, ManagerProcess, Process, SimFleet
@@ -170,6 +171,14 @@ class Stage(SimFleet):
         if stone is None:
             raise KeyError(f"tombstone of {vm} at {host}")
         return str(stone.uuid)
+
+    def item_of(self, vm: str) -> str:
+        """The open clean-up item of a VM by its name; KeyError when there is none."""
+        at = Cleanup.__table__.c
+        item = self.read(lambda tx: tx.first(Cleanup, at.name == vm, at.ended_at.is_(None)))
+        if item is None:
+            raise KeyError(f"clean-up of {vm}")
+        return str(item.uuid)
 
     def name_of(self, uuid: str) -> str:
         return self._aliases.get(uuid, "?")
@@ -378,8 +387,8 @@ class StageHypervisor(Hypervisor):
         name = self._stage.call_it(mark.instance, guest.name)
         self._stage.tell(f"  at {self.host}: {verb} {name} ({mark.generation})")
 
-    def cleaned(self, instance: str) -> None:
-        super().cleaned(instance)
+    def cleaned(self, instance: str, guest: str = "") -> None:
+        super().cleaned(instance, guest)
         name = self._stage.name_of(instance)
         self._stage.tell(f"  at {self.host}: clean up what {name} has left")
 

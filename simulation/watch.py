@@ -57,7 +57,7 @@ _WATCHES = {
     ),
     "reaped": (
         "UPDATE OF publishes ON commands",
-        f"NEW.kind = 'terminate_instance' AND {FROZEN}",
+        f"NEW.kind IN ('terminate_instance', 'clean_up') AND {FROZEN}",
         "NEW.id",
     ),
     "db_only": (
@@ -83,6 +83,7 @@ _WATCHES = {
         "NEW.state = 'CLOSED' AND OLD.state = 'OPEN'",
         "NEW.instance, NEW.host",
     ),
+    "tidied": ("UPDATE OF state ON cleanups", "NEW.state = 'DONE'", "NEW.instance, NEW.remains"),
     "not_run": (
         "UPDATE OF state ON commands",
         "NEW.state = 'NOT_RUN' AND OLD.state != 'NOT_RUN'",

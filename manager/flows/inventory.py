@@ -132,12 +132,10 @@ def see(
         closed = (stone.closed_session, stone.closed_seq)
         if pair < closed:
             return  # looked at before its agent answered that it is gone
-        if rule.reopens(
-            guest.mark.generation, tombstone=stone.generation, closed=closed, seen=pair
-        ):
+        if rule.reopens(guest.mark.generation, tombstone=stone.dooms, closed=closed, seen=pair):
             reap.reopen(tx, cfg, stone, host)
             stone = reap.at(tx, host, stone.instance)
-    doom = stone.generation if stone and stone.state is TombstoneState.OPEN else None
+    doom = stone.dooms if stone and stone.state is TombstoneState.OPEN else None
     kind = rule.classify(guest, fleet=fleet, tombstone=doom, live=live)
     if not (whole and _is_known(old, guest, kind, instance)):
         _record(tx, host, guest, pair, kind, instance, old)

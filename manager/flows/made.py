@@ -52,10 +52,11 @@ def files(instance: str, made: Made) -> GuestFiles:
     return GuestFiles(instance=instance, bearer=made.bearer, folders=folders, images=images)
 
 
-def spec(instance: str, made: Iterable[Made]) -> dict[str, Any]:
+def spec(instance: str, made: Iterable[Made], up_to: int | None = None) -> dict[str, Any]:
     """The spec of a terminate on the host where all this was made."""
     told = [builtins(files(instance, each)) for each in made]
-    return {"made": told} if told else {}
+    limit = {} if up_to is None else {"up_to": up_to}
+    return {"made": told, **limit} if told else limit
 
 
 def _named_by(tx: Tx, vm: Instance, bearer: str) -> Instance:

@@ -14,7 +14,16 @@ import msgspec
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import Conflict, GuestMissing, NotSupported, NoValidHost, ResizeOver, WrongState
+from common.errors import (
+    Conflict,
+    GuestMissing,
+    NotSupported,
+    NoValidHost,
+    ResizeOver,
+    ResizeReverting,
+    UnknownKind,
+    WrongState,
+)
 from common.messages import CommandKind, Result
 from common.model import Kind, Template
 from common.states import CommandState, JobEvent, TaskState, VmState
@@ -293,8 +302,8 @@ def _resize_ended(
         return
     event, code, error = power.ending(job, command)
     job = jobs.end_steps(tx, job, event, f"{code}: {error}")
-    if command.published_at is None:
-        # No agent can have seen it.
+    if command.published_at is None or code == UnknownKind.code:
+        # No agent can have seen it, or it is one that knows of no resizes.
         jobs.end(tx, job, event, code=code, error=error)
         _become(tx, cfg, vm, change, change.old, looked=True)
         return
@@ -359,6 +368,9 @@ def _settling_ended(
         _become(tx, cfg, vm, change, other, looked=looked)
     elif code == GuestMissing.code:
         _become(tx, cfg, vm, change, ahead, looked=looked)
+    elif code == ResizeReverting.code:
+        # Begun in what such a database has lost, or under another job: there is no way back.
+        _owe(tx, cfg, vm, change, Phase.REVERTING, f"{code}: {error}", vm.vm_state)
     elif command.state is CommandState.NOT_RUN:
         _again(tx, cfg, vm, change)
     else:

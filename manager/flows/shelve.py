@@ -12,9 +12,10 @@ import msgspec
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import WrongState
+from common.errors import GuestIsNewer, WrongState
 from common.messages import CommandKind, Result
 from common.states import (
+    CommandEvent,
     CommandState,
     HostState,
     JobEvent,
@@ -46,14 +47,20 @@ from manager.store.statements import Query, among, ask
 from manager.store.tombstones import Tombstone
 
 H, I, J = Host.__table__.c, Instance.__table__.c, Job.__table__.c  # noqa: E741 - columns
+T = Tombstone.__table__.c
 IS_DUE = sa.and_(J.kind == "shelve", among(J.state, jobs.OPEN), J.check_at <= ask("now"))
 DUE = Query(Job, IS_DUE, order=[J.check_at], limit=20)
-# One whose host is away is looked at when that is back.
+# One whose host is away, or has not told all since it is back, is looked at when that has.
 IS_TO_LEAVE = sa.and_(
     I.vm_state == VmState.SHELVED,
     I.task_state == TaskState.NONE,
     I.offload_at <= ask("now"),
-    sa.exists().where(H.name == I.host, H.state == HostState.UP, H.session_open),
+    sa.exists().where(
+        H.name == I.host,
+        H.state == HostState.UP,
+        H.session_open,
+        H.inventory_session == H.session,
+    ),
 )
 TO_LEAVE = Query(Instance, IS_TO_LEAVE, order=[I.offload_at], limit=20, reads=(Host,))
 
@@ -189,7 +196,16 @@ def _leave(tx: Tx, cfg: Settings, vm: Instance, why: str) -> None:
     if vm.host is None or vm.snapshot is None:
         raise AssertionError("a guest that leaves is on a host, and has a snapshot")
     reason = f"offloaded, {why}; its disks are {snapshots.where(vm.snapshot)}"
-    stone = reap.bury(tx, vm, vm.host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0))
+    stone = reap.bury(
+        tx,
+        vm,
+        vm.host,
+        state=TombstoneState.OPEN,
+        reason=reason,
+        pair=(0, 0),
+        # Should it have been used since, by a wish that this database has lost, it must stay.
+        up_to=vm.snapshot.generation,
+    )
     tx.swap(tx.get(Instance, vm.uuid), offload_at=None)
     reap.issue(tx, cfg, stone, why)
 
@@ -203,11 +219,15 @@ def _wait(tx: Tx, cfg: Settings, job: Job, vm: Instance) -> Job:
 
 
 def answered(tx: Tx, command: CommandRow) -> None:
-    """A terminate has come back: of a VM that was to leave this host, nothing is there any more."""
+    """A terminate has come back: of a VM that was to leave this host nothing is there any more, or
+    a guest that was used since and stays."""
     vm = tx.find(Instance, command.instance)
     if vm is None or not vm.live or vm.snapshot is None or vm.task_state is TaskState.DELETING:
         return
     stone = reap.at(tx, command.host, vm.uuid)
+    if command.error_code == GuestIsNewer.code and stone is not None and leaving(tx, vm) == stone:
+        snapshots.overtaken(tx, _stay(tx, vm, stone, command.error or ""), f"host {command.host}")
+        return
     if stone is None or stone.state is not TombstoneState.CLOSED or vm.deletion_owed:
         return
     here = vm.host == command.host and stone.generation >= vm.snapshot.generation
@@ -215,6 +235,39 @@ def answered(tx: Tx, command: CommandRow) -> None:
         _gone(tx, vm)
     elif vm.vm_state is VmState.SHELVED_OFFLOADED and vm.host is None and _is_nowhere(tx, vm):
         snapshots.unplace(tx, vm)
+
+
+def _stay(tx: Tx, vm: Instance, stone: Tombstone, why: str) -> Instance:
+    """Take back that a guest is to leave its host; whoever asks for it again says so."""
+    command = commands.in_flight(tx, vm.uuid, stone.host, CommandKind.TERMINATE_INSTANCE)
+    if command is not None:
+        sent = command.state is not CommandState.ACCEPTED
+        event = CommandEvent.GIVE_UP if sent else CommandEvent.NOT_RUN
+        command, _ = commands.move(tx, command, event, error_code="SUPERSEDED", error=why)
+        if sent:
+            commands.owe_void(tx, command)
+            tx.commands_due = True
+    tx.delete(stone)
+    tx.event("instance.stays", vm.uuid, "manager", f"{vm.name} stays on {vm.host}: {why}")
+    job = tx.find(Job, vm.job) if vm.job is not None else None
+    if job is not None and job.state in jobs.OPEN:
+        job = jobs.end_steps(tx, job, JobEvent.FAIL, why)
+        jobs.end(tx, job, JobEvent.SUCCEED)  # it is shelved
+    return tx.swap(tx.get(Instance, vm.uuid), task_state=TaskState.NONE, job=None, offload_at=None)
+
+
+def after_restore(tx: Tx) -> None:
+    """No guest leaves its host by what an older database remembers, but by an operator's word.
+
+    It may run again, by a wish that was lost, and its snapshot be gone.
+    """
+    tx.change_where(Instance, I.vm_state == VmState.SHELVED, offload_at=None)
+    for stone in tx.all(Tombstone, T.state == TombstoneState.OPEN, T.up_to.is_not(None)):
+        vm = tx.find(Instance, stone.instance)
+        if vm is None or vm.vm_state is not VmState.SHELVED or leaving(tx, vm) != stone:
+            continue
+        if vm.task_state is not TaskState.DELETING:
+            _stay(tx, vm, stone, "the database was restored from a backup")
 
 
 def _is_nowhere(tx: Tx, vm: Instance) -> bool:
@@ -276,8 +329,9 @@ def pursue_due(tx: Tx, _cfg: Settings) -> int:
 
 
 def offload_due(tx: Tx, cfg: Settings) -> int:
-    """Have the guests leave whose time has come, unless the fleet is frozen; returns how many."""
-    if freeze.why(tx):
+    """Have the guests leave whose time has come, unless the fleet is frozen, or the database may
+    be an older one; returns how many."""
+    if freeze.why(tx) or restore.is_doubtful(tx):
         return 0
     due = tx.due(TO_LEAVE, now=tx.now)
     for vm in due:

@@ -21,6 +21,7 @@ class Tombstone(Row, frozen=True, kw_only=True):
 
     `issue_at` is when a terminate may be issued again; None: wait for a hello or a sighting.
     The pair (closed_session, closed_seq) is that of the answer that closed it.
+    `up_to`: only guests of marks up to this generation are to go; None: up to its own.
     """
 
     uuid: str
@@ -28,6 +29,7 @@ class Tombstone(Row, frozen=True, kw_only=True):
     instance: str
     host: str
     generation: int
+    up_to: int | None = None
     state: TombstoneState
     reason: str
     mac: str | None
@@ -43,3 +45,8 @@ class Tombstone(Row, frozen=True, kw_only=True):
     closed_seq: int = 0
     answer: str = ""
     version: int = 0
+
+    @property
+    def dooms(self) -> int:
+        """A guest with a mark of up to this generation is to go."""
+        return self.generation if self.up_to is None else self.up_to

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from common import messages as m
 from common.bus.base import Address, Notice
 from common.conf import Settings, database, default, manager
-from common.errors import BrokerUnavailable
+from common.errors import BrokerUnavailable, GuestIsNewer
 from common.ownership import Mark
 from common.runtime import Runtime
 from common.states import GuestKind, HostState, PowerState
@@ -489,6 +489,11 @@ class ScriptedAgent:
         """Do to the scripted hypervisor what the command says, and answer success."""
         known = [g for g in self.guests.values() if g.mark and g.mark.instance == command.instance]
         if command.kind is m.CommandKind.TERMINATE_INSTANCE:
+            up_to = m.convert(command.spec, m.TerminateSpec).up_to
+            newer = [g.mark.generation for g in known if g.mark and up_to is not None]
+            if up_to is not None and max(newer, default=0) > up_to:
+                look = self.look(command.instance)
+                return self.fail(command, error_code=GuestIsNewer.code, error="used", look=look)
             for guest in known:
                 del self.guests[guest.hypervisor_uuid]
         elif command.kind is m.CommandKind.CLEAN_UP:

@@ -145,6 +145,16 @@ def test_killed_in_a_confirm_or_a_revert_it_is_finished(
     assert rig.state_of("i-1") == "RUNNING"
 
 
+@pytest.mark.parametrize("kind", ["revert_resize", "confirm_resize"])
+def test_a_copy_of_a_guest_is_not_the_guest_which_is_gone(rig: Rig, kind: str) -> None:
+    rig.up()
+    guest = rig.running("i-1")
+    rig.store.remove(guest.uuid)
+    copy = rig.by_hand("copy", mark=guest.mark)
+    assert rig.manager.result(send(rig, kind, 2, SMALL)).error_code == "GUEST_MISSING"
+    assert rig.store.read(copy.uuid) == copy
+
+
 @pytest.mark.parametrize("undo", [True, False])
 def test_what_another_resize_has_kept_is_not_put_back(rig: Rig, undo: bool) -> None:
     rig.up()

@@ -372,6 +372,38 @@ def test_a_host_that_knows_better_is_believed_after_a_restore(
     assert (vm.spec["vcpus"], vm.spec["memory_mib"]) == size
 
 
+def test_a_confirm_that_meets_a_half_done_revert_goes_on_as_that(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.deploy(h1)
+    resized(fleet, h1)
+    fleet.ask("vm_confirm_resize", vm="web-1")
+    look = h1.look(fleet.vm().uuid)
+    h1.fail(cast(fleet), look=look, error_code="RESIZE_REVERTING", error="half reverted")
+    fleet.pass_(INTERVAL_S, h1)
+    again = cast(fleet)
+    assert again.kind == "revert_resize"
+    h1.carry_out(again)
+    assert (fleet.vm().vm_state, fleet.vm().resize, claims(fleet)) == (
+        VmState.ACTIVE,
+        None,
+        (1, 256),
+    )
+
+
+def test_an_agent_that_knows_of_no_resizes_leaves_the_vm_as_it_was(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1)
+    job = fleet.ask("vm_resize", vm="web-1", vcpus=2, memory_mib=512)
+    unknown = {"error_code": "UNKNOWN_KIND", "error": "upgrade the older side"}
+    command = cast(fleet)
+    h1.say(results=(h1.result(command, m.Outcome.NOT_RUN, look=h1.look(vm.uuid), **unknown),))
+    assert fleet.job(job).error_code == "UNKNOWN_KIND"
+    assert (fleet.vm().vm_state, fleet.vm().resize) == (VmState.ACTIVE, None)
+    assert (claims(fleet), fleet.publish()) == ((1, 256), [])
+
+
 # what becomes of it by itself
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from common import messages as m
-from common.errors import MusterError, NotSupported
+from common.errors import DbRolledBack, MusterError, NotSupported
 from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
+from manager.flows import restore
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow
 from manager.store.instances import Instance, Snapshot
 from manager.store.volumes import SNAPSHOT, Volume
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
+from tests.functional.test_flow_restore import Backup, go_on, greet
 from tests.functional.zone import ZONE, deploy, make
 
 SHELVED, OFFLOADED = VmState.SHELVED, VmState.SHELVED_OFFLOADED
@@ -781,6 +784,111 @@ def test_section3_row5_what_is_not_wholly_on_its_host_is_not_deleted_softly(flee
     with pytest.raises(MusterError) as caught:
         fleet.delete(soft=True)
     assert caught.value.code == "WRONG_STATE"
+
+
+# a database that was put back
+
+
+@pytest.fixture
+def told(fleet_of: FleetOf) -> Fleet:
+    """As `later`, with agents that hear how far their database is."""
+    return fleet_of(shelved_offload_time=300.0, canary_interval=30.0)
+
+
+def accepted(fleet: Fleet, agents: Agents, *floors: m.Command) -> None:
+    """All agents have said what they know, `floors` among it, and somebody goes on from there."""
+    for agent in agents.values():
+        with pytest.raises(DbRolledBack):
+            greet(fleet, agent)
+    for command in floors:
+        entry = m.FloorEntry(command.instance, command.generation)
+        fleet.store.run(restore.floors, command.host, (entry,))
+    fleet.ask("db_accept_restore", operator="ann", reason="its disk died")
+    for agent in agents.values():
+        agent.session = greet(fleet, agent).session
+        agent.beat(full=True)
+
+
+def obeyed(fleet: Fleet, agents: Agents, seconds: float) -> list[str]:
+    """Time passes and agents do what they are told; what that was."""
+    done = []
+    while seconds > 0:
+        fleet.pass_(INTERVAL_S, *agents.values())
+        seconds -= INTERVAL_S
+        for cast in fleet.publish():
+            if cast.command.kind is m.CommandKind.NOOP:
+                agents[cast.host].succeed(cast.command, look=None)
+            else:
+                done.append(f"{cast.method} {cast.host}")
+                agents[cast.host].carry_out(cast.command)
+    return done
+
+
+def test_a_guest_that_runs_again_is_not_removed_by_a_database_that_remembers_it_as_shelved(
+    told: Fleet,
+) -> None:
+    agents = placed(told)
+    host = str(told.vm().host)
+    shelve(told, agents)
+    go_on(told, 60.0, *agents.values())
+    backup = Backup(told)
+    told.ask("vm_unshelve", vm="web-1")
+    start = do(told, agents, "start_vm")
+    do(told, agents, "clean_up")  # the snapshot is gone
+    go_on(told, 600.0, *agents.values())
+    backup.put_back()
+    told.clock.move(INTERVAL_S)
+    agents[host].beat()  # its session is in the backup, and its guest no news
+    told.tick()
+    assert told.stones() == []
+    accepted(told, agents, start)
+    assert obeyed(told, agents, 400.0) == []
+    assert agents[host].of(start.instance).power_state is PowerState.RUNNING
+    assert (told.vm().vm_state, told.vm().host) == (SHELVED, host)
+    assert kept(told).overtaken
+    told.ask("vm_unshelve", vm="web-1")
+    assert obeyed(told, agents, INTERVAL_S)[0] == f"start_vm {host}"
+    assert told.vm().vm_state is VmState.ACTIVE
+
+
+def test_a_guest_that_was_leaving_when_the_backup_was_made_stays(told: Fleet) -> None:
+    agents = placed(told)
+    go_on(told, 60.0, *agents.values())
+    answer = shelve(told, agents, offload=True)
+    backup = Backup(told)
+    do(told, agents, "terminate_instance")
+    told.ask("vm_unshelve", vm="web-1")
+    (start,) = [c.command for c in told.publish() if c.method == "start_vm"]
+    agents[start.host].carry_out(start)
+    do(told, agents, "clean_up")
+    go_on(told, 60.0, *agents.values())
+    backup.put_back()
+    accepted(told, agents, start)
+    assert told.stones() == []
+    assert (told.vm().vm_state, told.vm().task_state) == (SHELVED, TaskState.NONE)
+    assert told.job(answer).state == "SUCCEEDED"
+    done = obeyed(told, agents, 400.0)
+    assert [kind for kind in done if kind.startswith("terminate")] == []
+    assert agents[start.host].of(start.instance).power_state is PowerState.RUNNING
+
+
+def test_a_guest_that_was_used_since_it_was_shelved_refuses_to_leave_and_stays(
+    later: Fleet,
+) -> None:
+    agents = placed(later)
+    shelve(later, agents)
+    agent = agents[str(later.vm().host)]
+    mark = agent.of(later.vm().uuid).mark
+    assert mark is not None
+    answer = later.ask("vm_shelve", vm="web-1", offload=True)
+    newer = msgspec.structs.replace(mark, generation=mark.generation + 1)
+    agent.change(later.vm().uuid, mark=newer, power_state=PowerState.RUNNING)
+    do(later, agents, "terminate_instance")
+    assert agent.of(later.vm().uuid).power_state is PowerState.RUNNING
+    assert (later.vm().vm_state, later.vm().host) == (SHELVED, agent.host)
+    assert (later.vm().task_state, later.stones()) == (TaskState.NONE, [])
+    assert later.job(answer).state == "SUCCEEDED"
+    assert "has run since its snapshot" in refused(later, "vm_shelve", offload=True).message
 
 
 # what else an operator may say

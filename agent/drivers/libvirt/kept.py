@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import os
 import shutil
@@ -126,13 +127,36 @@ class Keeper:
 def _copy(source: str, target: Path, alive: Callable[[], None]) -> None:
     with open(source, "rb") as src, target.open("wb") as dst:
         os.fchmod(dst.fileno(), 0o600)
+        shared = True
         try:
             fcntl.ioctl(dst.fileno(), FICLONE, src.fileno())
         except OSError:  # this file system shares no blocks
-            alive()
-            while os.sendfile(dst.fileno(), src.fileno(), None, CHUNK):
+            shared = False
+        for begin, end in () if shared else _filled(src.fileno()):
+            os.lseek(dst.fileno(), begin, os.SEEK_SET)
+            while begin < end:
                 alive()
+                some = min(CHUNK, end - begin)
+                sent = os.sendfile(dst.fileno(), src.fileno(), begin, some)
+                if not sent:
+                    raise OSError(errno.EIO, "has become shorter while it was copied", source)
+                begin += sent
+        dst.truncate(os.fstat(src.fileno()).st_size)
         _flush(dst.fileno())
+
+
+def _filled(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Where a file has blocks: its holes stay holes, or a copy would take more room than it."""
+    end, size = 0, os.fstat(descriptor).st_size
+    while end < size:
+        try:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # holes up to its end
+                return
+            raise
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        yield begin, end
 
 
 def _flush(descriptor: int) -> None:

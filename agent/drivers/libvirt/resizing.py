@@ -15,7 +15,7 @@ from agent.drivers.libvirt import cpu, domains, qemu_img, xml
 from agent.drivers.libvirt.connection import Connection
 from agent.drivers.libvirt.disks import GIB
 from agent.drivers.libvirt.kept import Keeper, Record, Stage
-from common.errors import HypervisorError, ResizeOver
+from common.errors import HypervisorError, ResizeOver, ResizeReverting
 from common.messages import GuestSpec
 
 
@@ -63,6 +63,8 @@ class Resizer:
                 f"look at {guest.seen.name}", lambda conn: domains.ours(conn, guest)
             )
             self._over(keeper, record)
+        elif record.stage is Stage.REVERTING:
+            raise ResizeReverting(f"the resize of {guest.seen.name} is half reverted", "revert it")
         else:
             raise HypervisorError(f"the resize of {guest.seen.name} is {record.stage}", "revert it")
 
