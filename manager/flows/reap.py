@@ -7,6 +7,7 @@ terminate for each open tombstone, each at the next generation; only the agent's
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 
 import sqlalchemy as sa
 
@@ -149,7 +150,8 @@ def answered(tx: Tx, command: CommandRow, result: Result, pair: tuple[int, int])
     if stone is None or stone.state is not TombstoneState.OPEN:
         return
     if result.outcome is Outcome.SUCCEEDED:
-        close(tx, stone, pair, "destroyed, or absent with the floor raised")
+        left = {left.files.bearer for left in result.left}
+        close(tx, stone, pair, "destroyed, or absent with the floor raised", left)
         return
     wait_s = quarantine.back_off_s(stone.tries, BASE_BACK_OFF_S)
     generation = stone.generation
@@ -166,8 +168,17 @@ def answered(tx: Tx, command: CommandRow, result: Result, pair: tuple[int, int])
     )
 
 
-def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
-    """The guest is proven gone: end the quarantine of what no other tombstone holds."""
+def close(
+    tx: Tx,
+    stone: Tombstone,
+    pair: tuple[int, int],
+    answer: str,
+    left: Collection[str] = (),
+) -> None:
+    """The guest is proven gone: end the quarantine of what no other tombstone holds.
+
+    `left`: the bearers whose files could not be removed.
+    """
     tx.swap(
         stone,
         state=TombstoneState.CLOSED,
@@ -182,7 +193,7 @@ def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
     vm = tx.find(Instance, stone.instance)
     if vm is not None and not vm.live and vm.terminated_at is None:
         tx.swap(vm, terminated_at=tx.now)
-    cleanup.answered_for(tx, stone)
+    cleanup.answered_for(tx, stone, left)
     holdings.release(tx, stone.instance)
 
 
