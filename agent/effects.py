@@ -161,6 +161,7 @@ class Effects:
             generation=command.generation,
             outcome=m.Outcome.SUCCEEDED if error is None else m.Outcome.FAILED,
             attached=(yield from attempt.attached()) if error is None else (),
+            left=tuple(attempt.left) if error is None else (),
             error_code=error.code if error else None,
             error=error.message if error else None,
             look=look,
@@ -196,6 +197,7 @@ class _Attempt:
         self._deadline = deadline
         self.phases = Phases(parts.runtime, deadline)
         self.uuid: str | None = None
+        self.left: list[m.Left] = []
         self._started: OwnedGuest | None = None
 
     def attached(self) -> Steps[tuple[m.Attachment, ...]]:
@@ -484,12 +486,26 @@ class _Attempt:
                 raise
 
     def _terminate(self) -> Steps[None]:
-        """Every guest of the instance, then what is left of those that other hands have removed."""
+        """Every guest of the instance, then what is left of those that other hands have removed.
+
+        The answer is about the guests: files that can not go, as of a pool that is not mounted
+        here, are told with it.
+        """
         spec = m.convert(self._command.spec, m.TerminateSpec)
         destroyed = yield from self._destroy_all(spec.up_to)
         for files in spec.made:
             if files.bearer not in destroyed:
-                yield from self._effect("clean up", self._driver.clean_up, files)
+                yield from self._remove_left(files)
+
+    def _remove_left(self, files: m.GuestFiles) -> Steps[None]:
+        try:
+            yield from self._effect("clean up", self._driver.clean_up, files)
+        except (HypervisorError, CallTimeout) as exc:
+            look = self._parts.calls.look
+            if (yield from look("look", self._driver.look, files.bearer)) is not None:
+                raise  # it is there, although it does not pass for ours
+            LOG.warning("files of guest %s stay behind: %s", files.bearer, exc)
+            self.left.append(m.Left(files=files, why=f"{exc.code}: {exc.message}"))
 
     def _clean_up(self) -> Steps[None]:
         """What is in no guest's use, as the managers know and the driver looks once more."""

@@ -349,11 +349,18 @@ class Phase(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
 
 
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """What a terminate could not remove of a guest that is gone, and why not."""
+
+    files: GuestFiles
+    why: str
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a command, repeated until a manager confirms `id`.
 
     `error_code` STALE_COMMAND carries the floor that refused it. `attached`: the images in Ceph of
-    a guest that this command has started.
+    a guest that this command has started. `left`: files of a terminate that has succeeded.
     """
 
     id: Id
@@ -368,6 +375,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     look: Look | None = None
     phases: tuple[Phase, ...] = ()
     attached: tuple[Attachment, ...] = ()
+    left: tuple[Left, ...] = ()
 
 
 class VoidOutcome(enum.StrEnum):

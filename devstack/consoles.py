@@ -18,7 +18,7 @@ import msgspec
 
 from agent.drivers.simulated.store import Guest, Store
 from common.messages import GuestReport
-from common.ownership import Mark
+from common.ownership import Mark, new_bearer
 from common.states import PowerState
 from devstack.parts.base import PartError
 from devstack.parts.libvirtd import Libvirtd
@@ -62,6 +62,9 @@ class Witness(Console, Protocol):
 
     def story(self, about: str) -> list[str]:
         """What it tells of one instance."""
+
+    def kept(self) -> list[str]:
+        """The hypervisor uuids of all guests that have files here, there or not."""
 
 
 def runs(guest: GuestReport) -> bool:
@@ -128,6 +131,9 @@ class SimulatedConsole:
             for act in self._store.account()
             if act.instance == about
         ]
+
+    def kept(self) -> list[str]:
+        return self._store.disks.left()
 
 
 class LibvirtConsole:
@@ -245,7 +251,10 @@ class MockConsole(LibvirtConsole):
         ours = _first_guest(about)
         return [f"{verb} of {guest}" for verb, guest in self._events if guest == ours]
 
+    def kept(self) -> list[str]:
+        return []  # its agent keeps the files of its guests, and no account is kept of them
+
 
 def _first_guest(instance: str) -> str:
     """The uuid of the guest that an instance's create makes, as its agent chooses it."""
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{FLEET}/{instance}/1"))
+    return new_bearer(FLEET, instance, 1)

@@ -151,6 +151,7 @@ class SimFleet:
     tick_s = 5.0
     resend_after_s = 5.0
     keep_s = 604_800.0  # a VM that was deleted softly
+    window_s = 0.0  # until a resize is confirmed by itself; 0: never
     manager_type: type[ManagerProcess] = ManagerProcess
     agent_type: type[AgentProcess] = AgentProcess
 
@@ -189,6 +190,7 @@ class SimFleet:
                 create_timeout=60.0,
                 delete_timeout=300.0,
                 soft_delete_keep=self.keep_s,
+                resize_confirm_window=self.window_s,
                 tick_interval=self.tick_s,
                 auto_enable_hosts=True,
             ),

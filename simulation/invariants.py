@@ -34,6 +34,7 @@ from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
 from simulation.hypervisor import CLEAN_UP, Act, SimGuest
 from simulation.operators import Operators
+from simulation.waiting import Waiting
 from simulation.world import EPOCH
 
 _ON = (PowerState.RUNNING, PowerState.BLOCKED)
@@ -86,6 +87,7 @@ class Invariants:
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._holdings = Holdings(fleet.database.raw)
+        self._waiting = Waiting(fleet)
         # Hosts whose agents knew a later state of a restored database; when that was accepted.
         self._ahead_of_us: set[str] = set()
         self._accepted_at: dict[str, dt.datetime] = {}
@@ -443,6 +445,7 @@ class Invariants:
             idle = agent.alive and agent.service.session.current is not None
             if since == now or busy or not idle or not self._fleet.broker.up:
                 self._idle_since[name] = now
+        self._must_not(self._waiting.look(self._heard_since))
         self._fleet.world.after(HOSTS_EVERY_S, self._look_at_hosts)
 
     # at the end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.states import CommandState, TombstoneState
-from manager.flows import commands
+from manager.flows import commands, jobs
 from manager.store.addresses import Mac
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow, Void
@@ -32,6 +32,7 @@ TERMINATED = Query(
     C.kind == "terminate_instance",
     C.state == CommandState.SUCCEEDED,
 )
+OPEN_DELETES = Query(Job, J.kind == "delete", among(J.state, jobs.OPEN), J.same_as.is_(None))
 OPEN_STONES_AT = Query(Tombstone, T.host == ask("host"), T.state == TombstoneState.OPEN)
 
 # at the end

@@ -22,6 +22,8 @@ LOOK_EVERY_S = 10.0
 PATIENCE_S = 1800.0
 # What is deleted softly is reclaimed soon, or is there to the end.
 KEEP_S = (60.0, 7200.0)
+# A resize is confirmed soon by itself, or waits for its operator.
+WINDOW_S = (0.0, 0.0, 20.0)
 
 
 @dataclass
@@ -51,6 +53,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     """
     fleet = CalmFleet(seed)
     fleet.keep_s = KEEP_S[seed % len(KEEP_S)]
+    fleet.window_s = WINDOW_S[seed % len(WINDOW_S)]
     outcome = Outcome(seed)
     try:
         operators, faults = Operators(fleet), Faults(fleet)

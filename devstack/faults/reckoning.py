@@ -51,6 +51,7 @@ class Reckoning:
         self._database()
         self._macs()
         self._hypervisors()
+        self._files()
         self._strangers()
         self._effects()
 
@@ -104,6 +105,11 @@ class Reckoning:
                 "leaked", f"the tombstone of {row.name} on {row.host} is open", row.instance
             )
 
+        for row in self._field.rows(
+            "SELECT kind, name, instance FROM cleanups WHERE state = 'OPEN'"
+        ):
+            self._found("leaked", f"{row.kind} of {row.name} are still to go", row.instance)
+
     def _macs(self) -> None:
         held = {row.mac: row.instance for row in self._field.rows("SELECT mac, instance FROM macs")}
         wanted = {vm.mac: vm.uuid for vm in self._live().values()}
@@ -143,6 +149,14 @@ class Reckoning:
         elif vm.vm_state != VmState.ERROR and ((vm.vm_state == VmState.ACTIVE) != runs(guest)):
             text = f"{vm.name} is {vm.vm_state} and {guest.power_state.name}"
             self._found("untrue", text, instance)
+
+    def _files(self) -> None:
+        """Those of a guest go with it, whoever has removed it."""
+        there = {guest for guests in self._guests.values() for guest in guests}
+        for host in self._field.hosts:
+            for guest in self._field.hypervisors[host].kept():
+                if guest not in there:
+                    self._found("leaked", f"files of guest {guest} are left on {host}")
 
     def _strangers(self) -> None:
         for (host, guest_uuid), made in list(self._field.strangers.items()):

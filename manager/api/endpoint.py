@@ -258,7 +258,7 @@ def host_maintenance(tx: Tx, _cfg: Settings, r: ask.HostMaintenance) -> Any:
 
 def host_fence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
     reason = _reason(r, "fence")
-    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, r.host, True))
+    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, cfg, r.host, True))
     if r.dry_run:
         return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
     row = hosts.fence(tx, cfg, r.host, r.operator, reason)
@@ -266,7 +266,7 @@ def host_fence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
 
 
 def host_unfence(tx: Tx, cfg: Settings, r: ask.HostChange) -> Any:
-    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, r.host, False))
+    foreseen = msgspec.to_builtins(hosts.foresee_fence(tx, cfg, r.host, False))
     if r.dry_run:
         return {"host": _host(tx, hosts.named(tx, r.host)), "decisions": foreseen}
     row = hosts.unfence(tx, cfg, r.host, r.operator, r.reason)

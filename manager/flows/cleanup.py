@@ -8,7 +8,7 @@ stands for stays taken until then.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 import sqlalchemy as sa
@@ -38,7 +38,7 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
-from manager.store.volumes import Volume
+from manager.store.volumes import SNAPSHOT, Volume
 
 BASE_BACK_OFF_S = 1.0
 C, H, V = Cleanup.__table__.c, Host.__table__.c, Volume.__table__.c
@@ -178,9 +178,12 @@ def given_up(tx: Tx, row: CommandRow) -> None:
     command_ended(tx, moved, None)
 
 
-def answered_for(tx: Tx, stone: Tombstone) -> None:
-    """The host of a guest has answered its terminate: what was made there is gone."""
-    bearers = {made.bearer for made in stone.made}
+def answered_for(tx: Tx, stone: Tombstone, left: Collection[str] = ()) -> None:
+    """The host of a guest has answered its terminate: what was made there is gone.
+
+    Not what was `left` behind, by the bearers.
+    """
+    bearers = {made.bearer for made in stone.made} - set(left)
     for item in tx.ask(OPEN_OF, instance=stone.instance) if bearers else ():
         if item.guest_host == stone.host and _bearer(item) in bearers:
             text = f"{stone.host} has removed it with what was left there"
@@ -207,11 +210,15 @@ def _end(tx: Tx, item: Cleanup, state: CleanupState, source: str, text: str) -> 
 
 def _give_back(tx: Tx, item: Cleanup, state: CleanupState) -> None:
     """The space that it stood for, unless another guest or attempt may have files there too."""
+    vm = tx.find(Instance, item.instance)
+    lives = vm is not None and vm.live
     others = [other for other in tx.ask(OPEN_OF, instance=item.instance) if other.uuid != item.uuid]
     for volume in tx.ask(HELD_BY, instance=item.instance, cleanup=item.uuid):
-        heir = next((other for other in others if _may_hold(other, volume)), None)
+        heir = next((other for other in others if _may_hold(tx, other, volume)), None)
         if heir is not None:
             tx.put(volume, cleanup=heir.uuid)
+        elif lives and volume.kind != SNAPSHOT:
+            tx.put(volume, cleanup=None)  # it is being deleted elsewhere still
         elif state is CleanupState.DONE and isinstance(_remains(item), GuestFiles):
             tx.put(volume, cleanup=None)  # as long as a tombstone holds the disk
         else:
@@ -219,11 +226,14 @@ def _give_back(tx: Tx, item: Cleanup, state: CleanupState) -> None:
     holdings.release(tx, item.instance)
 
 
-def _may_hold(item: Cleanup, volume: Volume) -> bool:
+def _may_hold(tx: Tx, item: Cleanup, volume: Volume) -> bool:
     """True for an item of files that a disk may have in its pool, or of its image there."""
+    remains = _remains(item)
+    if item.pool is None and volume.pool is not None and isinstance(remains, GuestFiles):
+        noun = nouns.find(tx, Kind.POOL, volume.pool)
+        return noun is not None and noun.path in remains.folders
     if item.pool != volume.pool:
         return False
-    remains = _remains(item)
     if isinstance(remains, RbdImage):
         return remains.target.image.endswith(f"-disk{volume.n}")
     return isinstance(remains, GuestFiles)

@@ -160,7 +160,7 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
 def unclean(tx: Tx, instance: str) -> str:
     """A host where a guest of the VM may be running still."""
     stones = [s for s in reap.of(tx, instance) if s.state is TombstoneState.OPEN]
-    return next((s.host for s in stones if not reap.runs_nothing(tx, s.host)), "")
+    return next((s.host for s in stones if not reap.is_or_was_fenced(tx, s.host)), "")
 
 
 def _refused(job: Job) -> dict[str, str]:

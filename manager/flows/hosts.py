@@ -95,15 +95,19 @@ def _set(
 
 
 def fence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> Host:
-    """Nothing runs on this host, by an operator's word: DOWN, and identities are given back."""
+    """Nothing runs on this host, by an operator's word: DOWN, and identities are given back.
+
+    At once, or when it has been silent for long enough to be believed.
+    """
     named(tx, name)
     host = tx.lock(Host, name)
     if host is not None and (not host.fenced or host.session_open):
         tx.event("host.fenced", name, operator, reason)
         # Whoever says hello after this is alive: see `reap.is_fenced`.
         host = canary.forget(tx, host)
-        tx.put(host, fenced=True, session_open=False, operator_reason=reason)
-    quarantine.fenced(tx, name, operator)
+        host = tx.put(host, fenced=True, session_open=False, operator_reason=reason)
+    if host is not None:
+        quarantine.fenced(tx, cfg, host, operator)
     return liveness.judge_now(tx, cfg, name)
 
 
@@ -113,7 +117,7 @@ def unfence(tx: Tx, cfg: Settings, name: str, operator: str, reason: str | None)
     host = tx.lock(Host, name)
     if host is not None and host.fenced:
         tx.event("host.unfenced", name, operator, reason or "no reason given")
-        tx.put(host, fenced=False, operator_reason=reason or "")
+        tx.put(host, fenced=False, fence_due=None, operator_reason=reason or "")
         quarantine.unfenced(tx, name, operator)
     return liveness.judge_now(tx, cfg, name)
 
@@ -200,13 +204,15 @@ def foresee_removal(tx: Tx, cfg: Settings, name: str) -> list[delete.Foreseen]:
     ]
 
 
-def foresee_fence(tx: Tx, name: str, fenced: bool) -> list[delete.Foreseen]:
+def foresee_fence(tx: Tx, cfg: Settings, name: str, fenced: bool) -> list[delete.Foreseen]:
     """As `foresee_down`, with the tombstones that would give back what they hold."""
     host = named(tx, name)
     decisions = _foresee(tx, host, down=fenced or host.forced_down)
     for stone in tx.ask(reap.OPEN_OF_HOST, host=name) if fenced else ():
         if quarantine_rule.holds_identity(stone.holds):
-            reason = "its tombstone gives back the addresses that it holds, and still reaps"
+            due_s = quarantine.silent_in_s(tx, cfg, host)
+            when = f" in {due_s:.0f} s, unless its agent speaks" if due_s > 0 else ""
+            reason = f"its tombstone gives back the addresses that it holds{when}, and still reaps"
             decisions.append(
                 delete.Foreseen(stone.instance, stone.name, name, "given back", 9, reason)
             )

@@ -7,6 +7,8 @@ shows that he was mistaken: what is still free goes back, and what is not raises
 
 from __future__ import annotations
 
+import datetime as dt
+
 from common.conf import Settings
 from common.errors import NotFound
 from common.messages import GuestReport
@@ -14,10 +16,13 @@ from common.states import PowerState
 from manager.flows import addresses, holdings, reap, shared_files
 from manager.rules import quarantine as rule
 from manager.store.engine import Tx
+from manager.store.hosts import Host
 from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
 
 BY_UUID = Query(Tombstone, Tombstone.__table__.c.uuid == ask("uuid"), limit=1)
+FENCE_IS_DUE = Host.__table__.c.fence_due <= ask("now")
+FENCES_DUE = Query(Host, FENCE_IS_DUE)
 OFF = (PowerState.SHUTOFF, PowerState.CRASHED, PowerState.SUSPENDED)
 
 
@@ -29,14 +34,38 @@ def named(tx: Tx, uuid: str) -> Tombstone:
     return stone
 
 
-def fenced(tx: Tx, host: str, operator: str) -> list[Tombstone]:
-    """The host runs nothing: the identities that its open tombstones held are given back."""
-    held = [s for s in tx.ask(reap.OPEN_OF_HOST, host=host) if rule.holds_identity(s.holds)]
-    why = f"{host} is fenced"
-    let_go = [_let_go(tx, s, rule.after_fence(s.holds), operator, why) for s in held]
-    for stone in let_go:
+def fenced(tx: Tx, cfg: Settings, host: Host, operator: str) -> None:
+    """The host runs nothing: the identities that its open tombstones held are given back.
+
+    One that was heard within the last service_down_time may be the wrong one: not before it has
+    been silent for so long.
+    """
+    wait_s = silent_in_s(tx, cfg, host)
+    if wait_s > 0:
+        tx.put(host, fence_due=tx.now + dt.timedelta(seconds=wait_s))
+        return
+    tx.put(host, fence_due=None)
+    held = [s for s in tx.ask(reap.OPEN_OF_HOST, host=host.name) if rule.holds_identity(s.holds)]
+    why = f"{host.name} is fenced"
+    for stone in held:
+        _let_go(tx, stone, rule.after_fence(stone.holds), operator, why)
+    for stone in held:
         holdings.release(tx, stone.instance)
-    return let_go
+
+
+def silent_in_s(tx: Tx, cfg: Settings, host: Host) -> float:
+    """Seconds until a host of which nothing more is heard has been silent for long enough."""
+    return cfg.manager.service_down_time - (tx.now - host.heard_at).total_seconds()
+
+
+def fences_due(tx: Tx, cfg: Settings) -> None:
+    """Fenced hosts that have been silent for long enough; not those that have a session again."""
+    for found in tx.ask(FENCES_DUE, now=tx.now):
+        host = tx.lock(Host, found.name)
+        if host is not None and reap.is_fenced(tx, host.name):
+            fenced(tx, cfg, host, "manager")
+        elif host is not None:
+            tx.put(host, fence_due=None)
 
 
 def unfenced(tx: Tx, host: str, operator: str) -> None:

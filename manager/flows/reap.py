@@ -7,6 +7,7 @@ terminate for each open tombstone, each at the next generation; only the agent's
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 
 import sqlalchemy as sa
 
@@ -58,7 +59,7 @@ def bury(
     `up_to`: what was used at a later generation than this is not meant.
     """
     old = at(tx, host, vm.uuid)
-    holds = quarantine.held(state, fenced=is_fenced(tx, host))
+    holds = quarantine.held(state, fenced=runs_nothing(tx, host))
     if old is not None and old.state is state:
         holds = old.holds  # what an operator has released stays released
     known = old.made if old is not None else ()
@@ -151,7 +152,8 @@ def answered(tx: Tx, command: CommandRow, result: Result, pair: tuple[int, int])
     if stone is None or stone.state is not TombstoneState.OPEN:
         return
     if result.outcome is Outcome.SUCCEEDED:
-        close(tx, stone, pair, "destroyed, or absent with the floor raised")
+        left = {left.files.bearer for left in result.left}
+        close(tx, stone, pair, "destroyed, or absent with the floor raised", left)
         return
     wait_s = quarantine.back_off_s(stone.tries, BASE_BACK_OFF_S)
     generation = stone.generation
@@ -168,8 +170,17 @@ def answered(tx: Tx, command: CommandRow, result: Result, pair: tuple[int, int])
     )
 
 
-def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
-    """The guest is proven gone: end the quarantine of what no other tombstone holds."""
+def close(
+    tx: Tx,
+    stone: Tombstone,
+    pair: tuple[int, int],
+    answer: str,
+    left: Collection[str] = (),
+) -> None:
+    """The guest is proven gone: end the quarantine of what no other tombstone holds.
+
+    `left`: the bearers whose files could not be removed.
+    """
     tx.swap(
         stone,
         state=TombstoneState.CLOSED,
@@ -184,7 +195,7 @@ def close(tx: Tx, stone: Tombstone, pair: tuple[int, int], answer: str) -> None:
     vm = tx.find(Instance, stone.instance)
     if vm is not None and not vm.live and vm.terminated_at is None:
         tx.swap(vm, terminated_at=tx.now)
-    cleanup.answered_for(tx, stone)
+    cleanup.answered_for(tx, stone, left)
     holdings.release(tx, stone.instance)
 
 
@@ -194,7 +205,7 @@ def reopen(tx: Tx, cfg: Settings, stone: Tombstone, host: str) -> None:
         stone,
         state=TombstoneState.OPEN,
         closed_at=None,
-        holds=quarantine.held(TombstoneState.OPEN, fenced=is_fenced(tx, host)),
+        holds=quarantine.held(TombstoneState.OPEN, fenced=runs_nothing(tx, host)),
         reason=f"seen again on {host} after it was answered for as gone",
     )
     tx.event("tombstone.reopened", stone.instance, f"host {host}", f"{stone.name}: {stone.reason}")
@@ -214,6 +225,15 @@ def is_fenced(tx: Tx, name: str) -> bool:
 
 
 def runs_nothing(tx: Tx, name: str) -> bool:
+    """As `is_fenced`, and it had been silent for so long that its agent would have spoken.
+
+    What identities hang on: a host that lives says so within an interval, and nobody is in a hurry.
+    """
+    host = tx.find(Host, name)
+    return host is not None and host.fence_due is None and is_fenced(tx, name)
+
+
+def is_or_was_fenced(tx: Tx, name: str) -> bool:
     """As `is_fenced`, and true of a host that was when its record was deleted, until it speaks.
 
     Its VMs may run elsewhere; of what they hold there nothing more is given back.

@@ -35,6 +35,7 @@ from manager.flows import (
     outcome,
     reap,
     restore,
+    shared_files,
     shelve,
 )
 from manager.flows.hello import heard_from, heard_lately
@@ -267,6 +268,8 @@ def take_result(tx: Tx, cfg: Settings, host: Host, result: Result) -> None:
     if result.attached:
         attaching.record(tx, moved, result)
     if row.kind == "terminate_instance":
+        if result.left:  # first: its end gives back what they do not stand for
+            shared_files.left_behind(tx, cfg, moved, result)
         reap.answered(tx, moved, result, pair)
         delete.command_ended(tx, cfg, moved, result, pair)
         shelve.answered(tx, moved)

@@ -34,7 +34,7 @@ J = Job.__table__.c
 R = Rollback.__table__.c
 AHEAD = Query(Rollback, R.timeline == ask("timeline"))
 RISE_S = 10.0
-STOOD_STILL_S = 3 * RISE_S  # nobody has used this database, or it is an older one
+STOOD_STILL = 3  # times that it should have risen: nobody used this database, or it is an older one
 STARTING = (TaskState.SPAWNING, TaskState.UNSHELVING)
 M = Meta.__table__.c
 # Risen too long ago, or by a clock that was ahead of the one that the database has now.
@@ -54,7 +54,7 @@ def rise(tx: Tx, cfg: Settings) -> None:
     with its agents before they have compared. While one is known to be ahead, it stands still;
     one that belongs to another database holds up nobody."""
     if timeline.age_s(tx) >= RISE_S and noticed_at(tx) is None:
-        if timeline.age_s(tx) > STOOD_STILL_S:
+        if timeline.age_s(tx) > STOOD_STILL * max(RISE_S, cfg.manager.tick_interval):
             timeline.doubt(tx, cfg.manager.service_down_time + 2 * cfg.manager.canary_interval)
         timeline.advance(tx)
 

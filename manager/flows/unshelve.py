@@ -63,7 +63,7 @@ def _may_be_given_up(tx: Tx, vm: Instance) -> bool:
     kept = vm.snapshot
     if vm.host is None or kept is None or kept.host is not None or kept.overtaken:
         return False
-    return kept.taken_at is not None and reap.runs_nothing(tx, vm.host)
+    return kept.taken_at is not None and reap.is_or_was_fenced(tx, vm.host)
 
 
 def _give_up_its_host(tx: Tx, vm: Instance) -> Instance:
@@ -119,7 +119,7 @@ def _require_alone(tx: Tx, vm: Instance) -> None:
         and seen.mark is not None
         and kept is not None
         and seen.mark.generation > kept.generation
-        and not reap.runs_nothing(tx, seen.host)
+        and not reap.is_or_was_fenced(tx, seen.host)
     }
     if newer:
         raise WrongState(
@@ -131,7 +131,7 @@ def _require_alone(tx: Tx, vm: Instance) -> None:
 
 def _anew(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
     """It is on no host: placed like a new one, where its snapshot can be read."""
-    shown = [h for h in inventory.hosts_showing(tx, vm.uuid) if not reap.runs_nothing(tx, h)]
+    shown = [h for h in inventory.hosts_showing(tx, vm.uuid) if not reap.is_or_was_fenced(tx, h)]
     unclean = first_start.unclean(tx, vm.uuid)
     if shown and not unclean:
         raise WrongState(

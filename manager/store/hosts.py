@@ -17,7 +17,8 @@ class Host(Row, frozen=True, kw_only=True):
     are known: that of its last complete full report, or of a digest that agreed.
     `disagreed_since` is when a digest first did not. `cluster` and `tags` are those of the noun of
     its name, if there is one. What is claimed is the size of all VMs that are placed here, whether
-    they run or not.
+    they run or not. `fence_due`: it was heard shortly before it was fenced; when its silence will
+    have been long enough for the fence to be believed.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Host(Row, frozen=True, kw_only=True):
     maintenance: bool = False
     forced_down: bool = False
     fenced: bool = False
+    fence_due: dt.datetime | None = None
     operator_reason: str = ""
     session: int = 0
     session_open: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.drivers.simulated.driver import SimulatedDriver
+from common import messages as m
 from tests.functional.agent_rig import FLEET, Rig, eventually
 
 
@@ -203,6 +204,31 @@ def test_a_terminate_goes_on_when_a_hung_guest_refuses_its_new_mark(rig: Rig) ->
     end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 2))
     assert end.outcome == "succeeded"
     assert rig.guests() == []
+
+
+def test_a_terminate_is_answered_by_the_guest_and_tells_of_files_that_can_not_go(rig: Rig) -> None:
+    rig.up()
+    files = m.GuestFiles(instance="i-1", bearer=str(uuid.uuid4()), folders=("/wide",))
+    spec = {"made": [m.builtins(files)]}
+    rig.fault(clean_up="fail")
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 2, spec=spec))
+    assert (end.outcome, end.left[0].files) == ("succeeded", files)
+    assert end.left[0].why.startswith("HYPERVISOR_ERROR: ")
+    rig.fault()
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 3, spec=spec))
+    assert (end.outcome, end.left) == ("succeeded", ())
+
+
+def test_a_terminate_is_not_answered_with_gone_while_a_guest_of_that_uuid_is_there(
+    rig: Rig,
+) -> None:
+    rig.up()
+    stranger = rig.by_hand()
+    files = m.GuestFiles(instance="i-1", bearer=stranger.uuid)
+    spec = {"made": [m.builtins(files)]}
+    end = rig.manager.result(rig.manager.send("terminate_instance", "i-1", 2, spec=spec))
+    assert (end.outcome, end.error_code) == ("failed", "HYPERVISOR_ERROR")
+    assert rig.store.read(stranger.uuid) == stranger
 
 
 def test_a_terminate_of_an_older_generation_leaves_a_guest_that_was_used_since(rig: Rig) -> None:

@@ -380,6 +380,96 @@ def test_an_open_tombstone_tells_it_when_record_and_commands_are_forgotten(
     assert [files.bearer for files in made] == [new_bearer(FLEET, instance, 1)]
 
 
+# what a terminate leaves behind
+
+
+def behind(terminate: m.Command) -> tuple[m.Left, ...]:
+    """Nothing of what a terminate tells of could be removed."""
+    made = m.convert(terminate.spec, m.TerminateSpec).made
+    return tuple(m.Left(files=files, why="HYPERVISOR_ERROR: it is not mounted") for files in made)
+
+
+def test_section3_a_vm_is_deleted_although_its_hosts_pool_is_not_mounted_there(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = deployed(fleet, agents)
+    h1 = agents["h1"]
+    h1.lose(instance)
+    job = fleet.delete()
+    (cast,) = fleet.wire.take("terminate_instance")
+    h1.succeed(cast.command, left=behind(cast.command))
+    assert fleet.shown(job)["state"] == "SUCCEEDED"
+    assert fleet.stone().state is TombstoneState.CLOSED
+    by_host = {row.host: row for row in fleet.rows(Cleanup)}
+    assert set(by_host) == {"h1", None}
+    assert by_host[None].reason == "h1 could not remove it: HYPERVISOR_ERROR: it is not mounted"
+    files = m.GuestFiles(instance=instance, bearer=new_bearer(FLEET, instance, 1))
+    (own,) = [command for command in told(fleet) if command.spec["cleanup"] == by_host["h1"].uuid]
+    assert (own.host, m.convert(own.spec, m.CleanUpSpec).remains) == ("h1", files)
+    h1.succeed(own, look=None)
+    assert fleet.one(Volume).cleanup == by_host[None].uuid  # its space stays taken
+    fleet.pass_(4 * INTERVAL_S, *agents.values())
+    command = told(fleet)[-1]
+    remains = msgspec.structs.replace(files, folders=("/wide",))
+    assert m.convert(command.spec, m.CleanUpSpec).remains == remains
+    agents[command.host].succeed(command, look=None)
+    assert fleet.rows(Cleanup, state=OPEN) == []
+    assert fleet.rows(Volume) == []
+
+
+def test_section3_what_is_left_in_a_pool_of_the_host_alone_waits_for_that_host(
+    fleet: Fleet, agents: Agents
+) -> None:
+    own = {"name": "own", "scope": "host", "host": "h1", "path": "/own", "capacity_gib": 20}
+    make(fleet, pools=[{**POOLS[0], "enabled": False}, own])
+    instance = deployed(fleet, agents)
+    agents["h1"].lose(instance)
+    fleet.delete()
+    (cast,) = fleet.wire.take("terminate_instance")
+    agents["h1"].succeed(cast.command, left=behind(cast.command))
+    assert (item(fleet).host, item(fleet).pool) == ("h1", None)
+    assert fleet.one(Volume).cleanup == item(fleet).uuid
+    said = {"operator": "ann", "reason": "that disk is gone"}
+    fleet.ask("cleanup_forget", cleanup=item(fleet).uuid, **said)
+    assert fleet.rows(Volume) == []
+
+
+def test_an_item_that_waits_for_a_terminate_goes_on_when_that_could_not_remove_its_files(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = db_only(fleet, agents)
+    h1 = agents["h1"].restart()
+    h1.lose(instance)
+    h1.hello()
+    (terminate,) = [c.command for c in fleet.publish() if c.method == "terminate_instance"]
+    forget_stone(fleet)
+    waiting = item(fleet).uuid
+    h1.succeed(terminate, left=behind(terminate), look=None)
+    assert fleet.row(Cleanup, waiting).state is OPEN
+    fleet.pass_(4 * INTERVAL_S, *agents.values())
+    assert waiting in {command.spec["cleanup"] for command in told(fleet)}
+
+
+def test_space_of_what_one_host_has_left_is_kept_while_the_vm_is_deleted_on_another(
+    fleet: Fleet, agents: Agents
+) -> None:
+    instance = deployed(fleet, agents)
+    agents["h2"].ours(instance, generation=1)
+    agents["h2"].beat(full=True)
+    (made,) = fleet.vm().made
+    elsewhere = msgspec.structs.replace(made, host="h2", bearer=instance)
+    fleet.put(fleet.vm(), made=(made, elsewhere))
+    fleet.delete()
+    casts = {cast.host: cast.command for cast in fleet.wire.take("terminate_instance")}
+    agents["h2"].succeed(casts["h2"], left=behind(casts["h2"]), look=None)
+    for row in fleet.rows(Cleanup):
+        said = {"operator": "ann", "reason": "scrapped"}
+        fleet.ask("cleanup_forget", cleanup=row.uuid, **said)
+    assert fleet.one(Volume).cleanup is None
+    agents["h1"].carry_out(casts["h1"])
+    assert fleet.rows(Volume) == []
+
+
 # freeze, deleted hosts
 
 

@@ -87,13 +87,55 @@ def test_section3_quarantine_fencing_gives_back_identities_and_keeps_disks(
 
 
 def test_section3_quarantine_a_vm_that_is_deleted_on_a_fenced_host_holds_its_disk_alone(
-    fleet: Fleet, h1: ScriptedAgent
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
 ) -> None:
     vm = fleet.deploy(h1)
+    fall_silent(fleet, h1, others)
     fence(fleet)
     assert fleet.delete()["state"] == "SUCCEEDED"
     assert fleet.stone().holds == ("disk",)
     assert fleet.rows(Mac, mac=vm.mac) == []
+
+
+def test_section3_quarantine_a_host_that_was_heard_just_before_its_fence_has_time_to_object(
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
+) -> None:
+    vm = fleet.deploy(h1)
+    fence(fleet)
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    assert set(fleet.stone().holds) == {"mac", "address", "disk"}
+    fleet.pass_(DOWN_S - INTERVAL_S, *others)
+    assert fleet.one(Mac, mac=vm.mac).instance == vm.uuid
+    # It has said nothing: it is the right one.
+    fleet.pass_(2 * INTERVAL_S, *others)
+    assert (fleet.stone().state, fleet.stone().holds) == (OPEN, ("disk",))
+    assert fleet.rows(Mac, mac=vm.mac) == []
+    assert h1.row.fence_due is None
+
+
+def test_section3_quarantine_a_fenced_host_that_objects_in_time_keeps_its_addresses(
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
+) -> None:
+    """Fenced by mistake: its agent asks for a session, as its next report is answered."""
+    vm = fleet.deploy(h1)
+    fence(fleet)
+    assert fleet.delete(force=True, reason="it burns")["state"] == "SUCCEEDED"
+    h1.hello()
+    fleet.pass_(3 * DOWN_S, h1, *others)
+    assert set(fleet.stone().holds) == {"mac", "address", "disk"}
+    assert fleet.one(Mac, mac=vm.mac).instance == vm.uuid
+
+
+def test_a_fence_is_taken_back_before_it_counts(
+    fleet: Fleet, h1: ScriptedAgent, others: list[ScriptedAgent]
+) -> None:
+    vm = fleet.deploy(h1)
+    fence(fleet)
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    fleet.ask("host_unfence", host="h1")
+    fleet.pass_(2 * DOWN_S, *others)
+    assert set(fleet.stone().holds) == {"mac", "address", "disk"}
+    assert fleet.one(Mac, mac=vm.mac).instance == vm.uuid
 
 
 def test_section3_quarantine_an_agent_that_speaks_shows_that_a_fenced_host_may_run_guests(

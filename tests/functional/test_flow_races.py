@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import MusterError
 from common.states import CommandState, TombstoneState
-from manager.flows import delete, reap, watchdog
+from manager.flows import delete, reap, resize, watchdog
 from manager.store.addresses import Mac
 from manager.store.commands import CommandRow
 from manager.store.instances import Instance
@@ -236,3 +236,56 @@ def test_heartbeats_that_are_consumed_side_by_side_leave_the_newest(
         host = h1.row
         assert (host.inventory_session, host.inventory_seq) == (h1.session, beats[-1].seq)
         assert max(vm.power_seq for vm in fleet.rows(Instance)) <= beats[-1].seq
+
+
+def test_of_confirms_and_reverts_at_once_exactly_one_is_accepted(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    for n in range(ROUNDS):
+        vm = fleet.deploy(h1, f"web-{n}")
+        fleet.ask("vm_resize", vm=vm.name, memory_mib=512)
+        h1.carry_out(fleet.publish()[0].command)
+        verbs = ("vm_confirm_resize", "vm_revert_resize") * (MANAGERS // 2)
+        asked = [
+            partial(manager.ask, verb, vm=vm.name)
+            for manager, verb in zip(managers, verbs, strict=True)
+        ]
+        answers = at_once(asked)
+        codes = sorted(each.code for each in answers if isinstance(each, MusterError))
+        assert codes == ["TASK_UNDER_WAY"] * (MANAGERS - 1)
+        (cast,) = fleet.publish()
+        h1.carry_out(cast.command)
+        kept = cast.command.kind == "confirm_resize"
+        assert fleet.vm(vm.name).memory_mib == (512 if kept else 256)
+    assert h1.row.memory_mib_claimed == sum(vm.memory_mib for vm in fleet.rows(Instance))
+
+
+def test_resizes_at_once_do_not_overfill_a_host(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    vms = [fleet.deploy(h1, f"web-{n}") for n in range(MANAGERS)]
+    fleet.put(h1.row, memory_mib_total=256 * (MANAGERS + 2))  # room for two of them to double
+    answers = at_once(
+        [
+            partial(manager.ask, "vm_resize", vm=vm.name, memory_mib=512)
+            for manager, vm in zip(managers, vms, strict=True)
+        ]
+    )
+    codes = [each.code for each in answers if isinstance(each, MusterError)]
+    assert codes == ["NO_VALID_HOST"] * (MANAGERS - 2)
+    assert h1.row.memory_mib_claimed == 256 * (MANAGERS + 2)
+
+
+def test_an_undo_that_is_owed_is_issued_by_one_manager(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    vm = fleet.deploy(h1)
+    fleet.ask("vm_resize", vm=vm.name, memory_mib=512)
+    h1.fail(fleet.publish()[0].command, error_code="CALL_TIMEOUT", error="slow")
+    h1.fail(fleet.publish()[0].command, error_code="CALL_TIMEOUT", error="slow")
+    fleet.clock.move(60.0)
+    at_once([partial(manager.run, resize.pursue_due) for manager in managers])
+    (cast,) = fleet.publish()
+    assert cast.command.kind == "revert_resize"
+    h1.carry_out(cast.command)
+    assert (fleet.vm().resize, h1.row.memory_mib_claimed) == (None, 256)

@@ -330,6 +330,19 @@ def test_section3_row_5_a_vm_that_was_not_started_yet_is_kept_too(
     assert fleet.vm().vm_state is VmState.ACTIVE
 
 
+def test_section4_row_9_a_guest_that_a_restored_database_has_forgotten_is_no_way_back(
+    fleet: Fleet, h1: ScriptedAgent
+) -> None:
+    fleet.create(start=False)
+    soft(fleet)
+    h1.ours(fleet.vm().uuid, generation=5)
+    h1.beat(full=True)
+    assert (fleet.vm().vm_state, fleet.vm().host) == (SOFT, "h1")
+    h1.beat(full=True)
+    h1.carry_out(cast(fleet))
+    assert (fleet.vm().vm_state, fleet.vm().power_state) == (SOFT, OFF)
+
+
 def test_section3_row_4_a_vm_whose_creation_failed_is_not_kept(
     fleet: Fleet, h1: ScriptedAgent
 ) -> None:
@@ -771,6 +784,27 @@ def test_reclaim_of_a_vm_on_a_dead_host_is_db_only(brief: Fleet, kept: ScriptedA
     assert kept.row.state is HostState.DOWN
     assert brief.vm().vm_state is VmState.DELETED
     assert brief.one(Tombstone).holds
+
+
+def test_reclaim_waits_after_the_mark_stood_still_until_agents_can_have_compared(
+    brief: Fleet, kept: ScriptedAgent
+) -> None:
+    """As after a backup was put back, in which the VM may have been restored since."""
+    brief.pass_(200.0, kept, step=200.0)
+    brief.pass_(DOWN_S - INTERVAL_S, kept)
+    assert (brief.vm().vm_state, kept.terminates()) == (SOFT, [])
+    brief.pass_(2 * INTERVAL_S, kept)
+    assert len(kept.terminates()) == 1
+
+
+def test_reclaim_of_a_fleet_that_looks_at_its_clock_seldom(
+    fleet_of: Callable[..., Fleet],
+) -> None:
+    fleet = fleet_of(reclaim_interval=120.0, tick_interval=60.0)
+    h1 = ScriptedAgent(fleet).up()
+    soft_deleted(fleet, h1)
+    fleet.pass_(180.0, h1, step=60.0)
+    assert len(h1.terminates()) == 1
 
 
 def test_reclaim_leaves_a_vm_that_was_restored_alone(brief: Fleet, kept: ScriptedAgent) -> None:

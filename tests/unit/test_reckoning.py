@@ -47,12 +47,16 @@ class Console:
     def __init__(self) -> None:
         self.found: dict[str, GuestReport] = {}
         self.done: list[Effect] = []
+        self.files: list[str] = []
 
     def guests(self) -> dict[str, GuestReport]:
         return self.found
 
     def effects(self, _instances: object) -> list[Effect]:
         return self.done
+
+    def kept(self) -> list[str]:
+        return self.files
 
 
 class Scene:
@@ -103,6 +107,7 @@ class Scene:
             ],
             "voids": [],
             "tombstones": [],
+            "cleanups": [],
             "macs": [{"mac": "m", "instance": "vm"}],
         }
         self.ledger = Ledger()
@@ -250,6 +255,12 @@ def test_a_vm_without_a_guest_leaks_unless_its_create_failed(scene: Scene) -> No
 def test_a_lost_address_and_an_open_tombstone_leak(scene: Scene) -> None:
     scene.tables["macs"].clear()
     scene.tables["tombstones"] = [{"name": "web", "host": "b", "instance": "vm"}]
+    assert kinds(scene) == ["leaked", "leaked"]
+
+
+def test_files_of_a_guest_that_is_gone_and_an_open_clean_up_item_leak(scene: Scene) -> None:
+    scene.hypervisors["a"].files = ["g", "gone"]
+    scene.tables["cleanups"] = [{"kind": "files", "name": "web", "instance": "vm"}]
     assert kinds(scene) == ["leaked", "leaked"]
 
 

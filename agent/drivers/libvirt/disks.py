@@ -179,7 +179,7 @@ class Disks:
             if not os.path.isdir(pool):
                 raise HypervisorError(
                     f"the pool's folder {pool} is not there, so its disks can not be removed",
-                    "mount it, then delete the instance again",
+                    "mount it; it goes on by itself",
                 )
             _require_sign(pool)
             self._remove(self._folder(Path(pool), instance), bearer, others)

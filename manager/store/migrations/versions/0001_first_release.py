@@ -142,6 +142,7 @@ def upgrade() -> None:
         sa.Column("maintenance", sa.Boolean(), nullable=False),
         sa.Column("forced_down", sa.Boolean(), nullable=False),
         sa.Column("fenced", sa.Boolean(), nullable=False),
+        sa.Column("fence_due", sa.DateTime(timezone=True), nullable=True),
         sa.Column("operator_reason", sa.Text(), nullable=False),
         sa.Column("session", sa.BigInteger(), nullable=False),
         sa.Column("session_open", sa.Boolean(), nullable=False),
