@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from common.errors import MusterError
-from common.states import CommandState, TombstoneState
+from common.states import CommandState, TombstoneState, VmState
 from manager.flows import delete, reap, resize, watchdog
 from manager.store.addresses import Mac
 from manager.store.commands import CommandRow
@@ -160,6 +160,32 @@ def test_start_and_delete_at_once_leave_one_in_charge(
         else:
             shown = fleet.shown(stop)
             assert (shown["state"], shown["error_code"]) == ("CANCELLED", "SUPERSEDED")
+
+
+def test_section3_row_4_a_host_that_is_assigned_in_the_same_instant_is_found(
+    fleet: Fleet, managers: list[Fleet], h1: ScriptedAgent
+) -> None:
+    """Whoever comes second decides by what the first has written."""
+    ends = set()
+    for n in range(3 * ROUNDS):
+        name = f"web-{n}"
+        vm = fleet.create(name, start=False)["instance"]
+        wishes = [partial(managers[0].ask, "vm_start", vm=vm), partial(managers[1].delete, vm)]
+        if n == 0:  # which is not left to chance alone
+            started, gone = wishes[0](), wishes[1]()
+        else:
+            started, gone = at_once(wishes)
+        for cast in sorted(fleet.publish(), key=lambda c: c.command.generation):
+            h1.carry_out(cast.command)
+        assert fleet.shown(gone)["state"] == "SUCCEEDED"
+        assert fleet.row(Instance, vm).vm_state is VmState.DELETED
+        if isinstance(started, MusterError):
+            assert started.code in ("TASK_UNDER_WAY", "ALREADY_DELETED", "NOT_FOUND", "WRONG_STATE")
+        ends.add(isinstance(started, MusterError))
+        assert h1.guests == {}
+        assert fleet.rows(Mac) == []
+        assert (h1.row.vcpus_claimed, h1.row.memory_mib_claimed) == (0, 0)
+    assert False in ends
 
 
 def test_a_failed_terminate_is_issued_again_by_one_manager(
