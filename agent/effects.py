@@ -313,7 +313,10 @@ class _Attempt:
             raise
 
     def _clean_up_after_a_death(self, spec: m.GuestSpec) -> Steps[None]:
-        """What the agent that died had made is nobody's if its guest was removed meanwhile."""
+        """What the agent that died had made is nobody's if its guest was removed meanwhile.
+
+        Its files: an image in Ceph that the create did not remove may be a guest's of another host.
+        """
         command = self._command
         if (command.instance, command.generation) in self._parts.making:
             return
@@ -321,7 +324,6 @@ class _Attempt:
             instance=command.instance,
             bearer=bearer_of(command),
             folders=tuple(sorted({d.folder for d in spec.disks if d.folder is not None})),
-            images=tuple(d.rbd for d in spec.disks if d.rbd is not None),
         )
         try:
             yield from self._effect("clean up", self._driver.clean_up, files)

@@ -149,11 +149,12 @@ class Ceph(Part):
             self.ceph("osd", "new", osd, "0")
             made = ("--mkfs", "--osd-uuid", osd)
             self._helper("ceph-osd", "ceph-osd", *self._as("0"), *made)
-        self._osd = Process(
-            [find_binary("ceph-osd", "ceph-osd"), *self._as("0"), "-f"],
-            ENVIRONMENT,
-            self.folder / "osd.log",
-        )
+        if self._osd is None:
+            self._osd = Process(
+                [find_binary("ceph-osd", "ceph-osd"), *self._as("0"), "-f"],
+                ENVIRONMENT,
+                self.folder / "osd.log",
+            )
         if not self.keyring.exists():
             self.ceph("osd", "pool", "create", POOL, "8")
             self.ceph("osd", "pool", "application", "enable", POOL, "rbd")

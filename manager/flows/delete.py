@@ -56,7 +56,13 @@ H = Host.__table__.c
 I = Instance.__table__.c  # noqa: E741 - the table's columns, as C and H
 J = Job.__table__.c
 MASS_SILENT = Query(Host, H.mass_silent, H.enabled, limit=1)
-UNPUBLISHED = Query(CommandRow, C.instance == ask("instance"), C.state == CommandState.ACCEPTED)
+# Those of tombstones and clean-up items are nobody's wish, and wanted whatever becomes of the VM.
+UNPUBLISHED = Query(
+    CommandRow,
+    C.instance == ask("instance"),
+    C.state == CommandState.ACCEPTED,
+    C.job.is_not(None),
+)
 STARTED_AT = (
     sa.select(C.host, sa.func.max(C.generation))
     .where(
@@ -344,9 +350,7 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
     started = {
         host
         for host, generation in tx.rows(STARTED_AT, instance=vm.uuid)
-        if vm.snapshot is None
-        or host == vm.host
-        or not _is_proven_gone(tx, host, vm.uuid, generation)
+        if host == vm.host or not _is_proven_gone(tx, host, vm.uuid, generation)
     }
     places = started | set(inventory.hosts_showing(tx, vm.uuid))
     places |= leftovers.places(tx, vm)

@@ -28,7 +28,6 @@ from common.states import (
 )
 from manager.flows import (
     commands,
-    found,
     holdings,
     inventory,
     jobs,
@@ -149,7 +148,7 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
             told = f"{left_at} has not answered that nothing of {vm.name} is left there"
             _fail(tx, job, vm, JobEvent.FAIL, code=OutcomeUnknown.code, error=told)
             continue
-        if _is_found(tx, vm):
+        if inventory.take_found(tx, vm):
             continue
         try:
             place(tx, cfg, job, vm, _refused(job))
@@ -159,24 +158,9 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
 
 
 def unclean(tx: Tx, instance: str) -> str:
-    """A host where a guest of the VM may be running still; one that is fenced runs nothing."""
+    """A host where a guest of the VM may be running still."""
     stones = [s for s in reap.of(tx, instance) if s.state is TombstoneState.OPEN]
-    return next((s.host for s in stones if not reap.is_fenced(tx, s.host)), "")
-
-
-def _is_found(tx: Tx, vm: Instance) -> bool:
-    """True when a guest of the VM is somewhere already, as after a database was put back."""
-    doomed = {s.host for s in reap.of(tx, vm.uuid) if s.state is TombstoneState.OPEN}
-    for seen in inventory.sightings(tx, vm.uuid):
-        if seen.host in doomed or seen.mark is None or not found.is_nowhere(vm):
-            continue
-        if found.is_leftover(vm, seen.mark.generation):
-            continue
-        if not found.is_on_record(tx, vm.uuid, seen.host, seen.mark.generation):
-            pair = seen.session, seen.seq
-            found.take(tx, vm, seen.host, f"{seen.host} shows its guest", seen, pair)
-            return True
-    return False
+    return next((s.host for s in stones if not reap.is_or_was_fenced(tx, s.host)), "")
 
 
 def _refused(job: Job) -> dict[str, str]:

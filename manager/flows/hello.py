@@ -171,6 +171,7 @@ def heard_from(tx: Tx, cfg: Settings, host: Host, run: str) -> Host:
 
 def _meet(tx: Tx, cfg: Settings, hello: Hello) -> Host:
     """A host that was never seen: known from now on, but not used before an operator says so."""
+    reap.remember_host(tx, hello.host)
     enabled = cfg.manager.auto_enable_hosts
     # Its record may have been deleted, and VMs of that time may still be here.
     vcpus, memory_mib = placing.promised(tx, hello.host)

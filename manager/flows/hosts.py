@@ -9,7 +9,16 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.errors import NotFound, WrongState
 from common.states import GuestKind, HostState, TombstoneState, VmState
-from manager.flows import canary, delete, freeze, liveness, quarantine, reap, shared_files
+from manager.flows import (
+    canary,
+    delete,
+    found,
+    freeze,
+    liveness,
+    quarantine,
+    reap,
+    shared_files,
+)
 from manager.rules import deletion
 from manager.rules import quarantine as quarantine_rule
 from manager.store.commands import Void
@@ -119,8 +128,9 @@ def remove(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> None
     What doomed guests have in pools that other hosts reach is for those to remove. Nobody is left
     to answer its voids.
 
-    Raises WrongState while its agent has a session and may be there, and while VMs live on it that
-    nobody has given up by fencing the host or setting it down.
+    Raises WrongState while its agent has a session and may be there, while VMs live on it that
+    nobody has given up by fencing the host or setting it down, and while a VM that is to live on
+    elsewhere waits for it: to give that up takes a fence, which it keeps.
     """
     named(tx, name)
     host = tx.lock(Host, name)
@@ -132,6 +142,7 @@ def remove(tx: Tx, cfg: Settings, name: str, operator: str, reason: str) -> None
     host = canary.forget(tx, host)
     tx.remove(NOT_OURS, host=name)
     tx.remove(VOIDS, host=name)
+    reap.forget_host(tx, name)
     tx.delete(host)
     for stone in tx.ask(reap.OPEN_OF_HOST, host=name):
         shared_files.owe(tx, cfg, stone, f"host {name} was deleted by {operator}: {reason}")
@@ -159,6 +170,11 @@ def _in_the_way(tx: Tx, cfg: Settings, host: Host) -> tuple[str, str]:
             f"{host.name} has {some}: {names}{more}",
             "delete them; or say what became of the host: muster host fence, muster host set-down",
         )
+    waiting = [] if host.fenced else _waiting_for(tx, host.name)
+    if waiting:
+        names = ", ".join(vm.name for vm in waiting[:NAMED])
+        why = f"{host.name} has still to answer for guests of VMs that run elsewhere next: {names}"
+        return why, f"if nothing runs there: muster host fence {host.name}"
     kept = [vm for vm in tx.ask(OFFLOADED) if vm.snapshot and vm.snapshot.host == host.name]
     if kept:
         some = "1 shelved VM" if len(kept) == 1 else f"{len(kept)} shelved VMs"
@@ -166,6 +182,13 @@ def _in_the_way(tx: Tx, cfg: Settings, host: Host) -> tuple[str, str]:
         why = f"{host.name} keeps the snapshot of {some}: {names}"
         return why, "unshelve them, or delete them"
     return "", ""
+
+
+def _waiting_for(tx: Tx, name: str) -> list[Instance]:
+    """VMs that can be started elsewhere only when nothing of them runs on this host."""
+    shelved = [vm for vm in tx.ask(OF_HOST, host=name) if vm.vm_state is VmState.SHELVED]
+    doomed = [tx.find(Instance, stone.instance) for stone in tx.ask(reap.OPEN_OF_HOST, host=name)]
+    return shelved + [vm for vm in doomed if vm is not None and found.is_nowhere(vm)]
 
 
 def foresee_removal(tx: Tx, cfg: Settings, name: str) -> list[delete.Foreseen]:

@@ -282,6 +282,24 @@ def _look_for_missing(tx: Tx, cfg: Settings, host: str, pair: Pair) -> None:
         power.absent(tx, cfg, vm, pair)
 
 
+def take_found(tx: Tx, vm: Instance) -> bool:
+    """True when a VM on no host is somewhere after all, as after a database was put back.
+
+    It is there from then on.
+    """
+    doomed = {s.host for s in reap.of(tx, vm.uuid) if s.state is TombstoneState.OPEN}
+    for seen in sightings(tx, vm.uuid):
+        if seen.host in doomed or seen.mark is None or not found.is_nowhere(vm):
+            continue
+        if found.is_leftover(vm, seen.mark.generation):
+            continue
+        if not found.is_on_record(tx, vm.uuid, seen.host, seen.mark.generation):
+            pair = seen.session, seen.seq
+            found.take(tx, vm, seen.host, f"{seen.host} shows its guest", seen, pair)
+            return True
+    return False
+
+
 def hosts_showing(tx: Tx, instance: str) -> list[str]:
     """Every host whose latest word shows a guest with this instance's own mark."""
     return sorted({row.host for row in sightings(tx, instance)})

@@ -18,6 +18,7 @@ from manager.flows import addresses, cleanup, commands, freeze, holdings, made
 from manager.rules import quarantine
 from manager.store.commands import CommandRow
 from manager.store.engine import Tx
+from manager.store.events import Meta
 from manager.store.hosts import Host
 from manager.store.instances import Instance
 from manager.store.rollbacks import Rollback
@@ -26,6 +27,7 @@ from manager.store.tombstones import Tombstone
 
 T = Tombstone.__table__.c
 BASE_BACK_OFF_S = 1.0
+FORGOTTEN = "fenced:"  # and the name of a host without a record
 IS_OPEN = T.state == TombstoneState.OPEN
 OPEN_OF_HOST = Query(Tombstone, T.host == ask("host"), IS_OPEN)
 IS_DUE = sa.and_(IS_OPEN, T.issue_at <= ask("now"))
@@ -231,3 +233,27 @@ def runs_nothing(tx: Tx, name: str) -> bool:
     """
     host = tx.find(Host, name)
     return host is not None and host.fence_due is None and is_fenced(tx, name)
+
+
+def is_or_was_fenced(tx: Tx, name: str) -> bool:
+    """As `is_fenced`, and true of a host that was when its record was deleted, until it speaks.
+
+    Its VMs may run elsewhere; of what they hold there nothing more is given back.
+    """
+    if tx.find(Host, name) is not None:
+        return is_fenced(tx, name)
+    forgotten = tx.find(Meta, f"{FORGOTTEN}{name}") is not None
+    return forgotten and tx.find(Rollback, name) is None
+
+
+def forget_host(tx: Tx, name: str) -> None:
+    """Its record is about to go; that it is fenced is kept."""
+    if is_fenced(tx, name):
+        tx.insert_if_new(Meta(key=f"{FORGOTTEN}{name}", value=tx.now.isoformat()))
+
+
+def remember_host(tx: Tx, name: str) -> None:
+    """It speaks again."""
+    kept = tx.find(Meta, f"{FORGOTTEN}{name}")
+    if kept is not None:
+        tx.delete(kept)

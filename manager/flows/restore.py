@@ -127,6 +127,16 @@ def require_none(tx: Tx, hosts: Iterable[str]) -> None:
             )
 
 
+def require_not_noticed(tx: Tx) -> None:
+    """Raise DbRolledBack while any host is ahead of this very database: whatever is on no host may
+    be on that one."""
+    if noticed_at(tx) is not None:
+        raise DbRolledBack(
+            "a host has seen a later state of this database, and may have it",
+            "muster doctor; then: muster db accept-restore --reason TEXT",
+        )
+
+
 def floors_of(tx: Tx, host: str) -> int:
     """How many floors a refused host has reported."""
     return tx.count(AgentFloor, F.host == host)

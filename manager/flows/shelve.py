@@ -80,9 +80,10 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
     if vm.host is None:
         raise WrongState(f"{vm.name} is on no host: there is nothing to keep", "start it first")
     if vm.snapshot is not None:
+        way = f"wait until it is seen again: muster vm show {vm.name}"
         raise WrongState(
             f"{vm.name} still has what was copied of it, and {vm.host} has not shown it since",
-            f"wait until it is seen again: muster vm show {vm.name}",
+            way if vm.snapshot.taken_at is None else f"muster vm start {vm.name}",
         )
     kept = snapshots.begin(tx, vm)
     job = jobs.accept(tx, wish, "shelve", instance=vm.uuid, host=vm.host)
@@ -283,6 +284,8 @@ def _gone(tx: Tx, vm: Instance) -> None:
         jobs.end(tx, job, JobEvent.SUCCEED)
     vm = let_go(tx, tx.get(Instance, vm.uuid))
     snapshots.unplace(tx, vm)
+    # One that was unshelved elsewhere, in what a restored database has lost, is the VM.
+    inventory.take_found(tx, tx.get(Instance, vm.uuid))
     for host in inventory.hosts_showing(tx, vm.uuid):
         tx.cast(host, "report_inventory")  # a leftover that runs there is stopped
 
@@ -308,8 +311,6 @@ def let_go(tx: Tx, vm: Instance) -> Instance:
         missing=False,
         missing_since=None,
         missing_reports=0,
-        # Whatever was made up to now is from before.
-        snapshot=msgspec.structs.replace(vm.snapshot, generation=vm.generation),
     )
 
 

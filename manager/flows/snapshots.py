@@ -151,9 +151,13 @@ def seen(tx: Tx, cfg: Settings, vm: Instance, guest: GuestReport, host: str) -> 
     kept = vm.snapshot
     if kept is None or vm.task_state is not TaskState.NONE:
         return
+    runs = guest.power_state in _ON
+    newer = guest.mark is not None and guest.mark.generation > kept.generation
     if kept.taken_at is None or vm.vm_state not in SHELVED:
+        if kept.taken_at is not None and newer and not runs:
+            return  # it was made from the snapshot, by halves perhaps: once it runs it is whole
         drop(tx, cfg, vm, f"{host} shows the guest of {vm.name}, which has its disks")
-    elif guest.power_state in _ON or (guest.mark and guest.mark.generation > kept.generation):
+    elif runs or newer:
         overtaken(tx, vm, f"host {host}")
 
 

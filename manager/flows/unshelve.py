@@ -38,15 +38,24 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
     restore.require_none(tx, (vm.host,) if vm.host else ())
     power.require_wanted(vm)
     if verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job) is not verbs.Admission.CAST:
-        job = jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=vm.host)
-        job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
-        job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
-        return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+        return _nothing_to_do(tx, wish, vm, f"{vm.name} is {vm.vm_state} already")
     if vm.vm_state is VmState.SHELVED and not _may_be_given_up(tx, vm):
         return _on_its_host(tx, cfg, wish, vm)
     if vm.vm_state is VmState.SHELVED:
         vm = _give_up_its_host(tx, vm)
+    elif vm.host is None:
+        restore.require_not_noticed(tx)
+    if inventory.take_found(tx, vm):
+        vm = tx.get(Instance, vm.uuid)
+        return _nothing_to_do(tx, wish, vm, f"{vm.name} is {vm.vm_state} on {vm.host}")
     return _anew(tx, cfg, wish, vm)
+
+
+def _nothing_to_do(tx: Tx, wish: Wish, vm: Instance, why: str) -> Job:
+    job = jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=vm.host)
+    job = jobs.add_step(tx, job, why, vm.host)
+    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
+    return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
 
 
 def _may_be_given_up(tx: Tx, vm: Instance) -> bool:
@@ -54,14 +63,15 @@ def _may_be_given_up(tx: Tx, vm: Instance) -> bool:
     kept = vm.snapshot
     if vm.host is None or kept is None or kept.host is not None or kept.overtaken:
         return False
-    return kept.taken_at is not None and reap.is_fenced(tx, vm.host)
+    return kept.taken_at is not None and reap.is_or_was_fenced(tx, vm.host)
 
 
 def _give_up_its_host(tx: Tx, vm: Instance) -> Instance:
     """Its disks are elsewhere: the guest on a fenced host goes when that is back."""
     host = vm.host or ""
     reason = f"{host} is fenced, and {vm.name} is unshelved elsewhere"
-    reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0))
+    up_to = vm.snapshot.generation if vm.snapshot is not None else None
+    reap.bury(tx, vm, host, state=TombstoneState.OPEN, reason=reason, pair=(0, 0), up_to=up_to)
     tx.event("instance.offloaded", vm.uuid, "manager", reason)
     return shelve.let_go(tx, tx.get(Instance, vm.uuid))
 
@@ -74,6 +84,7 @@ def _on_its_host(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
             f"{host} is removing the guest of {vm.name}, and has not answered yet",
             f"unshelve it once it has: muster vm show {vm.name}",
         )
+    _require_alone(tx, vm)
     job = jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=host)
     generation = vm.generation + 1
     verb = verbs.VERBS["unshelve"]
@@ -98,14 +109,34 @@ def _on_its_host(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
     return jobs.start(tx, job, deadline_at=command.deadline_at)
 
 
+def _require_alone(tx: Tx, vm: Instance) -> None:
+    """Raise WrongState for a VM that another host shows a later guest of than its snapshot."""
+    kept = vm.snapshot
+    newer = {
+        seen.host
+        for seen in inventory.sightings(tx, vm.uuid)
+        if seen.host != vm.host
+        and seen.mark is not None
+        and kept is not None
+        and seen.mark.generation > kept.generation
+        and not reap.is_or_was_fenced(tx, seen.host)
+    }
+    if newer:
+        raise WrongState(
+            f"a guest of {vm.name} that was made after its snapshot is on"
+            f" {', '.join(sorted(newer))}",
+            f"it becomes the VM when the older one is gone: muster vm shelve {vm.name} --offload",
+        )
+
+
 def _anew(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
     """It is on no host: placed like a new one, where its snapshot can be read."""
-    shown = [h for h in inventory.hosts_showing(tx, vm.uuid) if not reap.is_fenced(tx, h)]
+    shown = [h for h in inventory.hosts_showing(tx, vm.uuid) if not reap.is_or_was_fenced(tx, h)]
     unclean = first_start.unclean(tx, vm.uuid)
     if shown and not unclean:
         raise WrongState(
             f"a guest of {vm.name} is on {', '.join(shown)}, which nobody has asked for",
-            "look at that host, and remove it there",
+            "see what it holds that the snapshot has not before you remove it there",
         )
     if vm.host is not None:  # where a start was withdrawn before anybody was told of it
         vm = shelve.let_go(tx, vm)
@@ -139,10 +170,10 @@ def command_ended(
         vm = tx.swap(vm, vm_state=VmState.SHELVED)
     if command.state is CommandState.NOT_RUN:
         return
-    if _is_off(result):
-        snapshots.renewed(tx, vm)
-    else:
+    if _may_have_run(result):
         snapshots.overtaken(tx, vm, "manager")
+    else:
+        snapshots.renewed(tx, vm)
 
 
 def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, error: str) -> None:
@@ -157,9 +188,12 @@ def lost(tx: Tx, cfg: Settings, job: Job, command: CommandRow, *, code: str, err
         snapshots.overtaken(tx, tx.get(Instance, vm.uuid), "manager")
 
 
-def _is_off(result: Result | None) -> bool:
-    """True when the agent has looked, and the guest did not run."""
+def _may_have_run(result: Result | None) -> bool:
+    """False when the agent has looked, and the guest is off and was not switched on before that."""
     if result is None or result.look is None:
-        return False
+        return True
     guest = result.look.guest
-    return guest is None or guest.power_state in (PowerState.SHUTOFF, PowerState.NOSTATE)
+    if guest is None:
+        return False  # what it may have written is gone: its snapshot is all that there is
+    begun = any(phase.name == "start" for phase in result.phases)
+    return begun or guest.power_state not in (PowerState.SHUTOFF, PowerState.NOSTATE)

@@ -6,10 +6,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from manager.flows import reap
+from manager.flows import holdings
 from manager.store.statements import Removal
 from manager.store.volumes import Volume
 
 
 def apply(swap: Any) -> None:
-    swap(reap, "VOLUMES", Removal(Volume, sa.false()))
+    swap(holdings, "VOLUMES", Removal(Volume, sa.false()))

@@ -366,3 +366,25 @@ def test_an_image_made_from_a_snapshot_holds_what_was_copied_and_is_as_large_as_
     assert begins(ceph, target)[: 1 << 20] == b"\x07" * (1 << 20)
     assert "1 GiB" in ceph.rbd("info", f"{ceph.pool}/{target.image}")
     images.remove(target)
+
+
+def test_a_name_that_is_taken_is_refused_and_its_image_stays(
+    ceph: Ceph, images: Images, target: RbdTarget
+) -> None:
+    images.reach(target)
+    images.make(target, DiskSpec(size_gib=1, rbd=target), alive)
+    for attempt in (
+        lambda: images.reach(target),
+        lambda: images.make(target, DiskSpec(size_gib=2, rbd=target), alive),
+    ):
+        with pytest.raises(link.Taken, match="is there already"):
+            attempt()
+    assert f"{target.image}.part" not in listed(ceph)
+    assert "1 GiB" in ceph.rbd("info", f"{ceph.pool}/{target.image}")
+    images.remove(target)
+
+
+def test_a_cluster_that_is_waited_for_again_keeps_its_osd(ceph: Ceph) -> None:
+    osd = ceph.osd_pid
+    ceph.wait_ready()
+    assert ceph.osd_pid == osd != 0

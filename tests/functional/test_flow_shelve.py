@@ -14,6 +14,7 @@ from common.states import CommandState, HostState, PowerState, TaskState, Tombst
 from manager.flows import restore
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow
+from manager.store.events import Meta
 from manager.store.instances import Instance, Snapshot
 from manager.store.volumes import SNAPSHOT, Volume
 from tests.functional.fleet import DOWN_S, INTERVAL_S, Fleet, ScriptedAgent
@@ -690,7 +691,95 @@ def test_a_shelved_vm_of_a_fenced_host_runs_elsewhere_from_its_shared_snapshot(
     assert keeping.vm().host == command.host
 
 
+def test_an_unshelve_on_its_host_that_fails_once_it_was_switched_on_has_outrun_its_snapshot(
+    keeping: Fleet,
+) -> None:
+    agents = placed(keeping)
+    shelve(keeping, agents)
+    keeping.ask("vm_unshelve", vm="web-1")
+    command = cast(keeping, "start_vm")
+    agent = agents[command.host]
+    phases = (m.Phase("start", 3.0),)
+    agent.fail(command, look=agent.look(command.instance), phases=phases)
+    assert keeping.vm().power_state is PowerState.SHUTOFF
+    assert kept(keeping).overtaken  # it may have run for a moment, and written
+    assert "has run since" in refused(keeping, "vm_shelve", offload=True).message
+
+
+def test_a_shelved_vm_of_a_host_that_was_fenced_and_forgotten_runs_elsewhere(
+    keeping: Fleet,
+) -> None:
+    agents = placed(keeping)
+    shelve(keeping, agents)
+    host = str(keeping.vm().host)
+    agents.pop(host)
+    keeping.ask("host_fence", host=host, operator="ann", reason="burnt")
+    keeping.pass_(DOWN_S + INTERVAL_S, *agents.values())
+    keeping.ask("host_delete", host=host, operator="ann", reason="burnt")
+    keeping.ask("vm_unshelve", vm="web-1")
+    command = do(keeping, agents, "start_vm")
+    assert (keeping.vm().vm_state, keeping.vm().host) == (VmState.ACTIVE, command.host)
+
+
+def test_an_unknown_unshelve_on_a_host_that_was_fenced_and_forgotten_holds_up_no_other(
+    fleet: Fleet,
+) -> None:
+    agents = placed(fleet)
+    offload(fleet, agents)
+    fleet.ask("vm_unshelve", vm="web-1")
+    lost = cast(fleet, "start_vm")
+    dead = agents.pop(lost.host)
+    dead.receipt(lost.id, m.Step.STARTED)
+    fleet.pass_(fleet.cfg.manager.create_timeout + DOWN_S, *agents.values())
+    forget = {"host": lost.host, "operator": "ann", "reason": "burnt"}
+    with pytest.raises(MusterError) as caught:
+        fleet.ask("host_delete", **forget)
+    assert caught.value.remedy == f"if nothing runs there: muster host fence {lost.host}"
+    fleet.ask("host_fence", **forget)
+    fleet.ask("host_delete", **forget)
+    fleet.ask("vm_unshelve", vm="web-1")
+    assert do(fleet, agents, "start_vm").host != lost.host
+    # One of its name that speaks is not fenced, and what it may have made goes.
+    fleet.wire.take()
+    agents[dead.host] = dead.restart()
+    dead.ours(lost.instance, generation=lost.generation)
+    dead.hello()
+    do(fleet, agents, "terminate_instance")
+    assert dead.guests == {}
+    assert fleet.stone(host=dead.host).state is TombstoneState.CLOSED
+    assert [row.key for row in fleet.rows(Meta) if dead.host in row.key] == []
+
+
 # delete
+
+
+def test_a_delete_does_not_go_again_where_a_shelved_vm_has_left_nothing(fleet: Fleet) -> None:
+    agents = placed(fleet)
+    offload(fleet, agents)
+    left = str(fleet.vm().last_host)
+    fleet.ask("host_disable", host=left, operator="ann", reason="full")
+    fleet.ask("vm_unshelve", vm="web-1")
+    do(fleet, agents, "start_vm")
+    do(fleet, agents, "clean_up")
+    host = str(fleet.vm().host)
+    assert [d["host"] for d in fleet.delete(dry_run=True)["decisions"]] == [host]
+    fleet.delete()
+    do(fleet, agents, "terminate_instance")
+    assert fleet.one(Instance).vm_state is VmState.DELETED
+    assert {s.host: s.state for s in fleet.stones()} == dict.fromkeys(
+        (left, host), TombstoneState.CLOSED
+    )
+
+
+def test_a_delete_withdraws_no_terminate_that_a_tombstone_waits_for(keeping: Fleet) -> None:
+    agents = placed(keeping)
+    shelve(keeping, agents)
+    agents[str(keeping.vm().host)].end_session()
+    keeping.ask("vm_shelve", vm="web-1", offload=True)
+    keeping.delete()
+    (first, second) = keeping.rows(CommandRow, kind="terminate_instance")
+    assert {first.state, second.state} == {CommandState.ACCEPTED}
+    assert sorted(c.job is None for c in (first, second)) == [False, True]
 
 
 def test_section3_a_delete_of_a_shelved_vm_removes_its_guest_and_its_snapshot(
@@ -889,6 +978,114 @@ def test_a_guest_that_was_used_since_it_was_shelved_refuses_to_leave_and_stays(
     assert (later.vm().task_state, later.stones()) == (TaskState.NONE, [])
     assert later.job(answer).state == "SUCCEEDED"
     assert "has run since its snapshot" in refused(later, "vm_shelve", offload=True).message
+
+
+@pytest.fixture
+def moved(told: Fleet) -> tuple[Agents, m.Command]:
+    """Shelved in the database, which has forgotten that it has left, and runs on another host."""
+    agents = placed(told)
+    shelve(told, agents)
+    go_on(told, 60.0, *agents.values())
+    backup = Backup(told)
+    told.ask("vm_shelve", vm="web-1", offload=True)
+    do(told, agents, "terminate_instance")
+    told.ask("host_disable", host=told.vm().last_host, operator="ann", reason="full")
+    told.ask("vm_unshelve", vm="web-1")
+    start = do(told, agents, "start_vm")
+    do(told, agents, "clean_up")
+    go_on(told, 60.0, *agents.values())
+    backup.put_back()
+    assert start.host != told.vm().host
+    return agents, start
+
+
+def test_a_vm_that_was_unshelved_elsewhere_is_there_once_its_old_host_has_nothing_of_it(
+    told: Fleet, moved: tuple[Agents, m.Command]
+) -> None:
+    agents, start = moved
+    accepted(told, agents, start)
+    assert (told.vm().vm_state, len(told.events("instance.duplicate"))) == (SHELVED, 1)
+    assert obeyed(told, agents, 400.0) == []
+    told.ask("vm_shelve", vm="web-1", offload=True)
+    done = obeyed(told, agents, 60.0)
+    assert [kind for kind in done if kind.startswith("stop")] == []
+    assert (told.vm().vm_state, told.vm().host) == (VmState.ACTIVE, start.host)
+    assert agents[start.host].of(start.instance).power_state is PowerState.RUNNING
+    assert told.host(start.host).memory_mib_claimed == told.vm().memory_mib
+
+
+def test_a_vm_that_was_unshelved_elsewhere_is_there_also_when_that_host_comes_later(
+    told: Fleet, moved: tuple[Agents, m.Command]
+) -> None:
+    agents, start = moved
+    late = agents.pop(start.host)
+    accepted(told, agents, m.convert({**m.builtins(start), "host": "h1"}, m.Command))
+    told.ask("vm_shelve", vm="web-1", offload=True)
+    obeyed(told, agents, 60.0)
+    assert told.vm().vm_state is OFFLOADED
+    late.mark = 0
+    agents[late.host] = late
+    late.hello()
+    late.beat(full=True)
+    assert (told.vm().vm_state, told.vm().host) == (VmState.ACTIVE, start.host)
+    assert [d for d in obeyed(told, agents, 60.0) if "stop" in d or "terminate" in d] == []
+
+
+def test_a_shelved_vm_is_not_started_while_a_later_guest_of_it_is_elsewhere(
+    told: Fleet, moved: tuple[Agents, m.Command]
+) -> None:
+    agents, start = moved
+    accepted(told, agents, start)
+    error = refused(told, "vm_unshelve")
+    assert f"made after its snapshot is on {start.host}" in error.message
+    assert error.remedy.endswith("muster vm shelve web-1 --offload")
+    assert obeyed(told, agents, INTERVAL_S) == []
+
+
+def test_a_shelved_vm_of_a_fenced_host_that_runs_elsewhere_is_not_made_once_more(
+    told: Fleet, moved: tuple[Agents, m.Command]
+) -> None:
+    agents, start = moved
+    host = str(told.vm().host)
+    accepted(told, agents, start)
+    agents.pop(host)
+    told.ask("host_fence", host=host, operator="ann", reason="its power is cut")
+    assert told.ask("vm_unshelve", vm="web-1")["state"] == "SUCCEEDED"
+    assert (told.vm().vm_state, told.vm().host) == (VmState.ACTIVE, start.host)
+    assert "start_vm" not in " ".join(obeyed(told, agents, 60.0))
+
+
+def test_what_was_shelved_is_not_made_anew_while_a_host_is_ahead_of_the_database(
+    told: Fleet,
+) -> None:
+    agents = placed(told)
+    shelve(told, agents, offload=True)
+    do(told, agents, "terminate_instance")
+    go_on(told, 60.0, *agents.values())
+    backup = Backup(told)
+    go_on(told, 60.0, *agents.values())
+    backup.put_back()
+    with pytest.raises(DbRolledBack):
+        greet(told, agents["h2"])
+    assert refused(told, "vm_unshelve").code == DbRolledBack.code
+
+
+def test_a_snapshot_stays_until_a_guest_that_was_made_from_it_runs(fleet: Fleet) -> None:
+    agents = placed(fleet)
+    offload(fleet, agents)
+    vm, agent = fleet.vm(), agents["h2"]
+    off = {"power_state": PowerState.SHUTOFF}
+    agent.ours(vm.uuid, generation=vm.generation + 5, name=vm.name, **off)  # half made
+    agent.beat()
+    agent.beat(full=True)
+    assert (fleet.vm().vm_state, fleet.vm().host) == (VmState.SHUTOFF, "h2")
+    assert kept(fleet).taken_at is not None
+    assert refused(fleet, "vm_shelve").remedy == "muster vm start web-1"
+    fleet.ask("vm_start", vm="web-1")
+    do(fleet, agents, "start_vm")
+    agent.beat(full=True)
+    assert told_to_remove(fleet).folder == "/kept"
+    assert fleet.vm().snapshot is None
 
 
 # what else an operator may say

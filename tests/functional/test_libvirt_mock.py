@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("libvirt")
 
 from agent.drivers.base import Driver, OwnedGuest
-from agent.drivers.libvirt import domains, xml
+from agent.drivers.libvirt import ceph, domains, xml
+from agent.drivers.libvirt.rbd import Images
 from common.errors import (
     GuestMissing,
     HypervisorError,
@@ -29,6 +30,7 @@ from common.messages import (
     GuestReport,
     GuestSpec,
     NicSpec,
+    RbdTarget,
     SnapshotDisk,
     SnapshotFiles,
 )
@@ -633,3 +635,46 @@ def test_it_works_on_green_threads_and_never_holds_the_hub_up(
         process.kill()
     assert process.returncode == 0, errors
     assert out == "late: []\n"
+
+
+# disks in Ceph, on a host that has none
+
+
+def in_ceph() -> tuple[GuestSpec, Mark]:
+    """A guest with two empty disks in Ceph."""
+    bearer = str(uuid.uuid4())
+    targets = [
+        RbdTarget(pool="vms", image=f"muster-{bearer}-disk{n}", monitors=("127.0.0.1:1",))
+        for n in range(2)
+    ]
+    disks = tuple(DiskSpec(size_gib=1, rbd=target) for target in targets)
+    mark = Mark(fleet=FLEET, instance=str(uuid.uuid4()), generation=1, bearer=bearer)
+    return GuestSpec(name="web-1", vcpus=1, memory_mib=128, disks=disks), mark
+
+
+def test_a_host_without_access_to_ceph_refuses_a_guest_before_there_is_anything_of_it(
+    rig: Rig,
+) -> None:
+    spec, mark = in_ceph()
+    with pytest.raises(HypervisorError, match="no access to Ceph"):
+        rig.driver.create(spec, mark, rig.doing)
+    assert rig.driver.look(mark.bearer) is None
+
+
+def test_a_create_that_meets_an_image_it_did_not_make_lets_it_be(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, mark = in_ceph()
+    removed: list[str] = []
+
+    def make(_images: Images, target: RbdTarget, *_more: Any) -> None:
+        if target.image.endswith("-disk1"):
+            raise ceph.Taken("it is there already", "")
+
+    monkeypatch.setattr(Images, "reach", lambda *_: None)
+    monkeypatch.setattr(Images, "make", make)
+    monkeypatch.setattr(Images, "remove", lambda _images, target: removed.append(target.image))
+    with pytest.raises(ceph.Taken):
+        rig.driver.create(spec, mark, rig.doing)
+    assert removed == [f"muster-{mark.bearer}-disk0"], "which it made itself"
+    assert rig.driver.look(mark.bearer) is None

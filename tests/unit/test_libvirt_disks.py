@@ -40,7 +40,7 @@ def at(folder: Path) -> Disks:
 def make(disks: Disks, bearer: str, *specs: DiskSpec) -> list[Path]:
     plan = disks.plan(INSTANCE, bearer, specs)
     disks.sign(specs)
-    disks.make(INSTANCE, bearer, specs, plan, quietly)
+    disks.make(INSTANCE, bearer, specs, plan, quietly, set())
     return [Path(disk.path) for disk in plan]
 
 
@@ -67,7 +67,7 @@ def test_an_existing_image_is_used_where_it_is_and_kept(
     [disk] = disks.plan(INSTANCE, ONE, [spec])
     assert (disk.path, disk.format) == (str(image), found)
     before = image.read_bytes()
-    disks.make(INSTANCE, ONE, [spec], [disk], quietly)
+    disks.make(INSTANCE, ONE, [spec], [disk], quietly, set())
     disks.remove(INSTANCE, ONE)
     assert image.read_bytes() == before
 
@@ -215,7 +215,7 @@ def test_a_copy_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
             raise CallTimeout("no time was left")
 
     with pytest.raises(CallTimeout):
-        disks.make(INSTANCE, ONE, [spec], disks.plan(INSTANCE, ONE, [spec]), doing)
+        disks.make(INSTANCE, ONE, [spec], disks.plan(INSTANCE, ONE, [spec]), doing, set())
     assert told == ["root disk", "root disk"]
 
 

@@ -42,6 +42,10 @@ class Busy(HypervisorError):
     """The image is open somewhere."""
 
 
+class Taken(HypervisorError):
+    """An image of that name is there, which this create did not make."""
+
+
 class Libraries(msgspec.Struct, frozen=True):
     """The modules rados and rbd."""
 

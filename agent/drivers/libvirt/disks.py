@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from agent.drivers.base import Doing
-from agent.drivers.libvirt import folders, qemu_img
+from agent.drivers.libvirt import ceph, folders, qemu_img
 from agent.drivers.libvirt.rbd import Images
 from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Access, Disk
@@ -61,6 +61,15 @@ class Disks:
         for folder in {spec.folder for spec in specs if spec.folder is not None}:
             self._sign(folder)
 
+    def reach(self, specs: Sequence[DiskSpec]) -> None:
+        """HypervisorError unless each new image in Ceph can be made; Taken for one that is there.
+
+        Before the domain is there: what is of the name later on was made for it.
+        """
+        for spec in specs:
+            if spec.rbd is not None and is_new(spec):
+                self._images.reach(spec.rbd)
+
     def fetch(
         self, specs: Sequence[DiskSpec], others: Iterable[ImageSource], alive: Callable[[], None]
     ) -> None:
@@ -87,8 +96,12 @@ class Disks:
         specs: Sequence[DiskSpec],
         plan: Sequence[Disk],
         doing: Doing,
+        begun: set[RbdTarget],
     ) -> None:
-        """Make the new images of a plan, and the folder that the serial log is in."""
+        """Make the new images of a plan, and the folder that the serial log is in.
+
+        `begun` gets the images in Ceph that there may be something of, also when it fails.
+        """
         self._make_folder(self._folder(self._root, instance), "check [libvirt] instances_path")
         for number, (spec, disk) in enumerate(zip(specs, plan, strict=True)):
             if spec.path is not None or disk.device == "cdrom":
@@ -97,7 +110,12 @@ class Disks:
             doing(phase)
             if spec.rbd is not None:
                 kept = self._kept(spec.snapshot) if spec.snapshot is not None else None
-                self._images.make(spec.rbd, spec, partial(doing, phase), kept)
+                begun.add(spec.rbd)
+                try:
+                    self._images.make(spec.rbd, spec, partial(doing, phase), kept)
+                except ceph.Taken:
+                    begun.remove(spec.rbd)
+                    raise
                 continue
             self._make_folder(Path(disk.path).parent, "check the pool's folder")
             part = f"{disk.path}.part"

@@ -27,7 +27,7 @@ from agent.drivers.libvirt.templates import Templates
 from common.conf.libvirt import Libvirt
 from common.conf.rbd import Rbd
 from common.errors import GuestMissing, HypervisorError, MusterError
-from common.messages import Attachment, GuestFiles, GuestSpec, RbdImage, SnapshotFiles
+from common.messages import Attachment, GuestFiles, GuestSpec, RbdImage, RbdTarget, SnapshotFiles
 from common.ownership import Mark
 from common.runtime import Runtime
 
@@ -55,6 +55,7 @@ class Maker:
         disks = self._disks.plan(instance, bearer, spec.disks)
         # Before the domain is there: what can be made must be possible to remove.
         self._disks.sign(spec.disks)
+        self._disks.reach(spec.disks)
         kernels = [s for s in (spec.kernel_source, spec.initrd_source) if s is not None]
         if kernels or any(d.source is not None and d.snapshot is None for d in spec.disks):
             doing("template")
@@ -81,8 +82,9 @@ class Maker:
 
         doing("define")
         self._define_under_a_free_name(spec.name, mark, define)
+        begun: set[RbdTarget] = set()
         try:
-            self._disks.make(instance, bearer, spec.disks, disks[: len(spec.disks)], doing)
+            self._disks.make(instance, bearer, spec.disks, disks[: len(spec.disks)], doing, begun)
             if spec.hostname is not None:
                 doing("seed")
                 self._disks.write_seed(instance, bearer, seed.iso(spec, instance))
@@ -92,7 +94,7 @@ class Maker:
             # Not there any more: somebody gave us up for lost, and removed what there was by then.
             self._connection.call(f"look at {bearer}", lambda conn: conn.lookupByUUIDString(bearer))
         except Exception:
-            self._undo(spec, mark)
+            self._undo(spec, mark, begun)
             raise
 
     def remove(self, mark: Mark, definitions: tuple[str, ...] = ()) -> None:
@@ -193,15 +195,17 @@ class Maker:
             return False
         return True
 
-    def _undo(self, spec: GuestSpec, mark: Mark) -> None:
-        """Remove what a failed create has made; what can not be removed now is logged."""
+    def _undo(self, spec: GuestSpec, mark: Mark, images: set[RbdTarget]) -> None:
+        """Remove what a failed create has made; what can not be removed now is logged.
+
+        Of images in Ceph only these: another of such a name may be a guest's of another host.
+        """
         names = {
             name
             for number, nic in enumerate(spec.nics)
             if (name := filters.name(mark.instance, mark.bearer, number, nic)) is not None
         }
         folders = {disk.folder for disk in spec.disks if disk.folder is not None}
-        images = {disk.rbd for disk in spec.disks if disk.rbd is not None}
 
         def undefine(conn: Any) -> None:
             domains.undefine(domains.marked(conn, mark.bearer, mark))

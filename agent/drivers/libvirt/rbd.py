@@ -65,6 +65,13 @@ class Images:
         words = f"muster/ceph/client.{self.user} {','.join(sorted(monitors))}"
         return str(uuid.uuid5(uuid.NAMESPACE_OID, words))
 
+    def reach(self, target: RbdTarget) -> None:
+        """HypervisorError unless an image can be made here; Taken when it is there already."""
+        words = f"reach pool {target.pool}"
+        with self._cluster(target).pool(target.pool, words) as (_, ioctx):
+            if self._exists(ioctx, target.image):
+                raise _taken(target)
+
     def ensure_template(
         self, target: RbdTarget, checksum: str, file: Path, kind: str, alive: Callable[[], None]
     ) -> None:
@@ -99,7 +106,7 @@ class Images:
     ) -> None:
         """A new image: empty, a clone of its template or with `copy` a full copy.
 
-        Or what is in `kept`, a qcow2 file.
+        Or what is in `kept`, a qcow2 file. Taken for one that is there already, which stays.
         """
         words = f"image {target.pool}/{target.image}"
         wanted = spec.size_gib * GIB if spec.size_gib is not None else None
@@ -133,7 +140,12 @@ class Images:
                     if wanted is not None and wanted > size:
                         image.resize(wanted)
             alive()
-            rbd.rename(ioctx, part, target.image)
+            try:
+                rbd.rename(ioctx, part, target.image)
+            except self._rbd.ImageExists as exc:
+                with contextlib.suppress(self._rbd.Error):
+                    rbd.remove(ioctx, part)
+                raise _taken(target) from exc
 
     def remove(self, target: RbdTarget) -> None:
         """The image is gone afterwards; Busy, with the addresses, while somebody has it open."""
@@ -319,6 +331,13 @@ def _heard(alive: Callable[[], None]) -> Callable[[int, int], int]:
 
 def _template(checksum: str) -> str:
     return f"muster-template-{checksum}"
+
+
+def _taken(target: RbdTarget) -> ceph.Taken:
+    return ceph.Taken(
+        f"the image {target.pool}/{target.image} is there already, and may be another guest's disk",
+        f"rbd status {target.pool}/{target.image} tells who has it open; try again for a new name",
+    )
 
 
 def _require_ours(target: RbdTarget) -> None:
