@@ -203,7 +203,11 @@ class Images:
                 handle.wait_for_latest_osdmap()
                 for name, (_, lockers) in found.items():
                     for client, cookie in lockers:
-                        with self._image(ioctx, name) as image:
+                        # What has gone since is seen by the next round.
+                        with (
+                            contextlib.suppress(self._rbd.ImageNotFound),
+                            self._image(ioctx, name) as image,
+                        ):
                             image.break_lock(client, cookie)
                         told(f"broke the lock of {client}")
                 try:
