@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common import messages as m
+from common.errors import BadRequest
 from common.ownership import new_bearer
 from manager.flows.shared_files import SHUT_OUT_S
 from manager.store.cleanups import Cleanup, CleanupState
@@ -181,6 +182,25 @@ def test_addresses_of_an_earlier_guest_are_not_taken_for_those_of_this_one(
     remains = m.convert(command.spec, m.CleanUpSpec).remains
     assert isinstance(remains, m.RbdImage)
     assert remains.addresses == ()
+
+
+def test_the_monitors_of_a_pool_stay_while_a_vm_or_a_clean_up_of_its_image_names_them(
+    fleet: Fleet, agents: Agents
+) -> None:
+    def moved() -> None:
+        fields = {"monitors": ["10.0.0.9:6789"]}
+        fleet.ask("model_set", kind="pool", name="ceph", fields=fields)
+
+    running(fleet, agents)
+    with pytest.raises(BadRequest, match="monitors"):
+        moved()
+    fleet.pass_(DOWN_S + INTERVAL_S, agents["h2"], agents["h3"])
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    (command,) = clean_ups(fleet)
+    with pytest.raises(BadRequest, match="monitors"):
+        moved()
+    agents[command.host].succeed(command, look=None)
+    moved()
 
 
 def test_every_attempt_that_was_never_answered_for_has_its_image_removed(
