@@ -202,7 +202,9 @@ def test_an_import_that_was_cut_short_is_done_anew(
     ceph.rbd("create", part, "--size", "8")
     ceph.rbd("snap", "create", f"{part}@muster")
     ceph.rbd("snap", "protect", f"{part}@muster")
+    assert not images.has_template(target, source.sha256)
     images.ensure_template(target, source.sha256, file_of(source), "qcow2", alive)
+    assert images.has_template(target, source.sha256)
     images.make(target, DiskSpec(rbd=target, source=source), alive)
     assert begins(ceph, target)[0] == 7
     images.remove(target)

@@ -72,6 +72,12 @@ class Images:
             if self._exists(ioctx, target.image):
                 raise _taken(target)
 
+    def has_template(self, target: RbdTarget, checksum: str) -> bool:
+        """True when the template is in the target's pool already."""
+        words = f"look for a template in pool {target.pool}"
+        with self._cluster(target).pool(target.pool, words) as (_, ioctx):
+            return self._exists(ioctx, _template(checksum))
+
     def ensure_template(
         self, target: RbdTarget, checksum: str, file: Path, kind: str, alive: Callable[[], None]
     ) -> None:
