@@ -169,6 +169,35 @@ def test_section3_row9_a_clean_up_that_fails_is_owed_until_it_is_done(
     assert fleet.one(Cleanup).state is CleanupState.DONE
 
 
+def test_a_host_without_access_does_not_make_the_next_one_wait(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    asked, waits = [], []
+    for _ in range(6):
+        (command,) = clean_ups(fleet)
+        agents[command.host].fail(command, error_code="NO_ACCESS", error="no keyring")
+        item = fleet.one(Cleanup)
+        assert item.next_try_at is not None
+        asked.append(command.host)
+        waits.append((item.next_try_at - fleet.clock.now()).total_seconds())
+        fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+    assert set(asked[::2]).isdisjoint(asked[1::2])
+    assert waits == [1, 2, 1, 4, 1, 8], "longer after each round of both"
+
+
+def test_a_simulated_host_beside_real_ones_is_not_asked_to_remove_an_image(fleet: Fleet) -> None:
+    make(fleet, **ZONE, pools=POOLS)
+    drivers = {"h1": "libvirt", "h2": "simulated", "h3": "libvirt"}
+    agents = {name: ScriptedAgent(fleet, name, driver=d).up() for name, d in drivers.items()}
+    db_only(fleet, agents)
+    for _ in range(2):
+        (command,) = clean_ups(fleet)
+        assert command.host == "h3"
+        agents["h3"].fail(command)
+        fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+
+
 def test_addresses_of_an_earlier_guest_are_not_taken_for_those_of_this_one(
     fleet: Fleet, agents: Agents
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.drivers.libvirt import ceph, qemu_img
 from common.conf.rbd import Rbd
-from common.errors import HypervisorError, MusterError
+from common.errors import HypervisorError, MusterError, NoAccess
 from common.messages import Attachment, DiskSpec, RbdTarget
 from common.runtime import Runtime
 
@@ -236,7 +236,7 @@ class Images:
 
     def _loaded(self) -> ceph.Libraries:
         if self._libraries is None:
-            raise HypervisorError(
+            raise NoAccess(
                 "this host has no access to Ceph: [rbd] keyring is not set", "see doc/ceph.md"
             )
         return self._libraries
