@@ -21,7 +21,7 @@ from manager.store.hosts import Host
 from manager.store.instances import Instance, Made
 from manager.store.statements import Query, ask
 from manager.store.tombstones import Tombstone
-from manager.store.volumes import Volume
+from manager.store.volumes import SNAPSHOT, Volume
 
 KIND = "files"
 IMAGE = "rbd_image"
@@ -29,7 +29,7 @@ IMAGE = "rbd_image"
 # image that it had open is gone by then.
 SHUT_OUT_S = 365 * 86400
 V = Volume.__table__.c
-FREE = Query(Volume, V.instance == ask("instance"), V.cleanup.is_(None))
+FREE = Query(Volume, V.instance == ask("instance"), V.cleanup.is_(None), V.kind != SNAPSHOT)
 
 
 def owe(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:

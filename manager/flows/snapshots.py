@@ -134,7 +134,7 @@ def drop(tx: Tx, cfg: Settings, vm: Instance, why: str) -> Instance:
             reason=why,
             host=host,
             pool=kept.pool,
-            volumes=() if kept.volume is None else (kept.volume,),
+            volumes=[n for n in (kept.volume,) if n and tx.find(Volume, vm.uuid, n)],
         )
     return tx.get(Instance, vm.uuid)
 
