@@ -218,6 +218,12 @@ class HypervisorError(MusterError):
     code = "HYPERVISOR_ERROR"
 
 
+class NoAccess(HypervisorError):
+    """This host can not reach what it would take; another one may."""
+
+    code = "NO_ACCESS"
+
+
 class GuestIsNewer(MusterError):
     """A guest has been used since what it was to be destroyed for."""
 

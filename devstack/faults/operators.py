@@ -154,8 +154,6 @@ class Operator(threading.Thread):
         answer = next((one for one in answers if one is not None), None)
         if answer is None:
             return
-        if None in answers:
-            self._ledger.broken.append(f"{method} {asked['job']} was accepted and refused at once")
         self._ledger.promise(method, asked, answer)
         self._remember(method, vm, str(answer["instance"]))
         if self._dice.random() < 0.04:
@@ -209,6 +207,9 @@ class Operator(threading.Thread):
                 return answer
             except MusterError as exc:
                 if exc.code not in AGAIN and exc.code not in ("NO_MANAGER", "BROKER_UNAVAILABLE"):
+                    if exc.data.get("job") == asked.get("job", ""):
+                        # Its twin may have been accepted, which is no reason to refuse it.
+                        self._ledger.broken.append(f"{method} was refused for its own doing: {exc}")
                     self._refused(exc, vm)
                     return None
                 self._ledger.unanswered[exc.code] += 1

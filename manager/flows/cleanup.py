@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from common.conf import Settings
-from common.errors import NotFound, WrongState
+from common.errors import NoAccess, NotFound, WrongState
 from common.messages import (
     CommandKind,
     GuestFiles,
@@ -48,7 +48,8 @@ IS_DUE = sa.and_(IS_OPEN, C.next_try_at <= ask("now"))
 DUE = Query(Cleanup, IS_DUE, order=[C.next_try_at], limit=50)
 # As a cluster's hosts tell it: a pool's hosts that could do something for it now.
 WELL = (H.state == HostState.UP, H.session_open, sa.not_(sa.or_(H.fenced, H.clash)))
-OF_CLUSTERS = sa.select(H.name, H.cluster).where(*WELL).order_by(H.name)
+OF_CLUSTERS = sa.select(H.name, H.cluster, H.driver, sa.and_(*WELL)).order_by(H.name)
+SIMULATED = "simulated"  # a driver that reaches nothing, and says that it has removed it
 HELD_BY = Query(Volume, V.instance == ask("instance"), V.cleanup == ask("cleanup"))
 
 
@@ -147,6 +148,8 @@ def command_ended(tx: Tx, command: CommandRow, result: Result | None) -> None:
     if item.command != command.id:
         return  # it is tried again already
     wait_s = quarantine.back_off_s(item.tries, BASE_BACK_OFF_S)
+    if command.error_code == NoAccess.code and item.pool is not None:
+        wait_s = rule.no_access_s(item.tries, len(_hosts_of(tx, item.pool)), BASE_BACK_OFF_S)
     generation = item.generation
     if result is not None and result.outcome is not Outcome.SUCCEEDED and result.floor is not None:
         # The agent has heard of a newer command than we remember: go above it, without waiting.
@@ -310,16 +313,19 @@ def _in_use(tx: Tx, item: Cleanup) -> str:
 
 
 def _hosts_of(tx: Tx, pool: str) -> list[str]:
-    """The hosts that could reach a pool now, by name."""
+    """The hosts that could reach a pool now, by name; simulated ones only among themselves."""
     found = nouns.find(tx, Kind.POOL, pool)
     if found is None:
         return []
     rows = tx.rows(OF_CLUSTERS, (Host,))
     if found.scope is PoolScope.HOST:
-        return [name for name, _ in rows if name == found.host]
-    if found.scope is PoolScope.CLUSTER:
-        return [name for name, cluster in rows if cluster == found.cluster]
-    pods = {name for name, pod in nouns.all_of(tx, Kind.POD).items() if pod.zone == found.zone}
-    clusters = nouns.all_of(tx, Kind.CLUSTER).items()
-    near = {name for name, cluster in clusters if cluster.pod in pods}
-    return [name for name, cluster in rows if cluster in near]
+        rows = [row for row in rows if row[0] == found.host]
+    elif found.scope is PoolScope.CLUSTER:
+        rows = [row for row in rows if row[1] == found.cluster]
+    else:
+        pods = {name for name, pod in nouns.all_of(tx, Kind.POD).items() if pod.zone == found.zone}
+        clusters = nouns.all_of(tx, Kind.CLUSTER).items()
+        near = {name for name, cluster in clusters if cluster.pod in pods}
+        rows = [row for row in rows if row[1] in near]
+    real = any(driver != SIMULATED for _, _, driver, _ in rows)
+    return [name for name, _, driver, well in rows if well and not (real and driver == SIMULATED)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.states import TombstoneState
+from manager.rules import quarantine
 
 # How long an item waits before it is looked at again when nobody can do it now.
 LOOK_AGAIN_S = 30.0
@@ -21,6 +22,16 @@ class Guest:
     state: TombstoneState
     speaks: bool
     holds: tuple[str, ...]
+
+
+def no_access_s(tries: int, hosts: int, base_s: float) -> float:
+    """Seconds until the next host of a pool is asked after one that has no access to it.
+
+    What keeps one from it says nothing of the next, so it is only waited longer, up to 5 minutes,
+    after each round of all hosts.
+    """
+    rounds, left = divmod(tries + 1, max(hosts, 1))
+    return base_s if left else quarantine.back_off_s(rounds, base_s)
 
 
 def in_use(guest: Guest) -> str:

@@ -17,7 +17,7 @@ FIXED_BY_VMS: Mapping[Kind, tuple[str, ...]] = {
     Kind.POD: ("zone",),
     Kind.CLUSTER: ("pod",),
     Kind.HOST: ("cluster",),
-    Kind.POOL: ("scope", "host", "cluster", "zone", "kind", "path", "rbd_pool"),
+    Kind.POOL: ("scope", "host", "cluster", "zone", "kind", "path", "rbd_pool", "monitors"),
     Kind.TEMPLATE: ("format", "sha256", "initrd_sha256"),
     Kind.NETWORK: ("zone", "kind", "backend", "source", "vlan", "security_groups"),
     Kind.AFFINITY_GROUP: ("kind",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -201,7 +202,9 @@ def test_an_import_that_was_cut_short_is_done_anew(
     ceph.rbd("create", part, "--size", "8")
     ceph.rbd("snap", "create", f"{part}@muster")
     ceph.rbd("snap", "protect", f"{part}@muster")
+    assert not images.has_template(target, source.sha256)
     images.ensure_template(target, source.sha256, file_of(source), "qcow2", alive)
+    assert images.has_template(target, source.sha256)
     images.make(target, DiskSpec(rbd=target, source=source), alive)
     assert begins(ceph, target)[0] == 7
     images.remove(target)
@@ -277,6 +280,22 @@ def test_who_has_a_disk_open_is_fenced_before_it_goes_and_nobody_else_of_its_hos
         neighbour.close()
     images.fence_and_remove(target, (), HOUR_S)
     images.fence_and_remove(target, (address,), HOUR_S)  # again, after it has gone
+
+
+def test_a_lock_that_goes_before_it_is_broken_does_not_end_a_fencing(
+    ceph: Ceph, images: Images, target: RbdTarget, writer: Callable[[], Writer]
+) -> None:
+    images.make(target, DiskSpec(size_gib=1, rbd=target), alive)
+    assert "wrote" in writer().write()
+    place = f"{target.pool}/{target.image}"
+
+    def told(word: str) -> None:
+        if word.startswith("fenced"):
+            [lock] = json.loads(ceph.rbd("lock", "ls", place, "--format", "json"))
+            ceph.rbd("lock", "rm", place, lock["id"], lock["locker"])
+
+    images.fence_and_remove(target, (), HOUR_S, told)
+    assert target.image not in listed(ceph)
 
 
 def test_who_is_still_making_a_disk_is_fenced_as_well(

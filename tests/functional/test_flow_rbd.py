@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common import messages as m
+from common.errors import BadRequest
 from common.ownership import new_bearer
 from manager.flows.shared_files import SHUT_OUT_S
 from manager.store.cleanups import Cleanup, CleanupState
@@ -168,6 +169,35 @@ def test_section3_row9_a_clean_up_that_fails_is_owed_until_it_is_done(
     assert fleet.one(Cleanup).state is CleanupState.DONE
 
 
+def test_a_host_without_access_does_not_make_the_next_one_wait(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    asked, waits = [], []
+    for _ in range(6):
+        (command,) = clean_ups(fleet)
+        agents[command.host].fail(command, error_code="NO_ACCESS", error="no keyring")
+        item = fleet.one(Cleanup)
+        assert item.next_try_at is not None
+        asked.append(command.host)
+        waits.append((item.next_try_at - fleet.clock.now()).total_seconds())
+        fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+    assert set(asked[::2]).isdisjoint(asked[1::2])
+    assert waits == [1, 2, 1, 4, 1, 8], "longer after each round of both"
+
+
+def test_a_simulated_host_beside_real_ones_is_not_asked_to_remove_an_image(fleet: Fleet) -> None:
+    make(fleet, **ZONE, pools=POOLS)
+    drivers = {"h1": "libvirt", "h2": "simulated", "h3": "libvirt"}
+    agents = {name: ScriptedAgent(fleet, name, driver=d).up() for name, d in drivers.items()}
+    db_only(fleet, agents)
+    for _ in range(2):
+        (command,) = clean_ups(fleet)
+        assert command.host == "h3"
+        agents["h3"].fail(command)
+        fleet.pass_(INTERVAL_S, agents["h2"], agents["h3"])
+
+
 def test_addresses_of_an_earlier_guest_are_not_taken_for_those_of_this_one(
     fleet: Fleet, agents: Agents
 ) -> None:
@@ -181,6 +211,25 @@ def test_addresses_of_an_earlier_guest_are_not_taken_for_those_of_this_one(
     remains = m.convert(command.spec, m.CleanUpSpec).remains
     assert isinstance(remains, m.RbdImage)
     assert remains.addresses == ()
+
+
+def test_the_monitors_of_a_pool_stay_while_a_vm_or_a_clean_up_of_its_image_names_them(
+    fleet: Fleet, agents: Agents
+) -> None:
+    def moved() -> None:
+        fields = {"monitors": ["10.0.0.9:6789"]}
+        fleet.ask("model_set", kind="pool", name="ceph", fields=fields)
+
+    running(fleet, agents)
+    with pytest.raises(BadRequest, match="monitors"):
+        moved()
+    fleet.pass_(DOWN_S + INTERVAL_S, agents["h2"], agents["h3"])
+    assert fleet.delete()["state"] == "SUCCEEDED"
+    (command,) = clean_ups(fleet)
+    with pytest.raises(BadRequest, match="monitors"):
+        moved()
+    agents[command.host].succeed(command, look=None)
+    moved()
 
 
 def test_every_attempt_that_was_never_answered_for_has_its_image_removed(

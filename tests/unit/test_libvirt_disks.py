@@ -18,7 +18,7 @@ from agent.drivers.libvirt.templates import Templates
 from agent.drivers.libvirt.xml import Disk
 from common.conf.rbd import Rbd
 from common.errors import CallTimeout, HypervisorError
-from common.messages import DiskSpec, ImageSource, SnapshotDisk, SnapshotFiles
+from common.messages import DiskSpec, ImageSource, RbdTarget, SnapshotDisk, SnapshotFiles
 from common.model import TemplateFormat
 from common.runtime import Runtime
 
@@ -201,6 +201,26 @@ def test_a_copy_that_does_not_fit_is_not_begun(
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Full)
     with pytest.raises(HypervisorError, match=r"takes [0-9]+ bytes, and .* has 4096 left"):
         make(disks, ONE, spec)
+
+
+def test_a_template_that_is_in_ceph_already_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = RbdTarget(pool="vms", image=f"muster-{ONE}-disk0", monitors=("127.0.0.1:1",))
+    spec = DiskSpec(source=template(tmp_path, "qcow2"), rbd=target)
+    instances = tmp_path / "instances"
+    put: list[Path] = []
+
+    def ensure(_images: Images, _target: RbdTarget, _sha: str, file: Path, *_more: Any) -> None:
+        put.append(file)
+
+    monkeypatch.setattr(Images, "ensure_template", ensure)
+    monkeypatch.setattr(Images, "has_template", lambda *_: True)
+    at(instances).fetch([spec], (), lambda: None)
+    assert (put, instances.exists()) == ([], False)
+    monkeypatch.setattr(Images, "has_template", lambda *_: False)
+    at(instances).fetch([spec], (), lambda: None)
+    assert [file.exists() for file in put] == [True]
 
 
 def test_a_copy_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.states import TombstoneState
-from manager.rules.cleanup import Guest, in_use
+from manager.rules.cleanup import Guest, in_use, no_access_s
 
 OPEN, CLOSED = TombstoneState.OPEN, TombstoneState.CLOSED
 ALL = ("mac", "address", "disk")
@@ -39,3 +39,12 @@ def test_a_host_that_speaks_removes_them_itself(holds: tuple[str, ...]) -> None:
 )
 def test_otherwise_they_wait_for_somebody_to_vouch(holds: tuple[str, ...]) -> None:
     assert in_use(guest(OPEN, holds)).startswith("somebody to vouch")
+
+
+def test_hosts_without_access_are_asked_one_after_the_other_and_waited_for_after_each_round() -> (
+    None
+):
+    waits = [no_access_s(tries, hosts=3, base_s=1.0) for tries in range(9)]
+    assert waits == [1, 1, 2, 1, 1, 4, 1, 1, 8]
+    assert no_access_s(99, hosts=1, base_s=1.0) == 300
+    assert no_access_s(0, hosts=0, base_s=1.0) == 2

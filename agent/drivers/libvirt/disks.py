@@ -73,14 +73,20 @@ class Disks:
     def fetch(
         self, specs: Sequence[DiskSpec], others: Iterable[ImageSource], alive: Callable[[], None]
     ) -> None:
-        """Have every template in the folder that needs it; those of no disk in our own."""
+        """Have every template in the folder that needs it; those of no disk in our own.
+
+        One that is in a pool in Ceph already is not fetched for it.
+        """
         for spec in specs:
             if spec.source is None or spec.snapshot is not None:
                 continue
+            in_ceph = spec.rbd if is_new(spec) else None
+            if in_ceph is not None and self._images.has_template(in_ceph, spec.source.sha256):
+                continue
             file = self._templates.ensure(self._pool(spec), spec.source, alive)
-            if spec.rbd is not None and spec.source.format is not TemplateFormat.ISO:
+            if in_ceph is not None:
                 self._images.ensure_template(
-                    spec.rbd, spec.source.sha256, file, spec.source.format.value, alive
+                    in_ceph, spec.source.sha256, file, spec.source.format.value, alive
                 )
         for source in others:
             self._templates.ensure(self._root, source, alive)

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.drivers.libvirt import ceph, qemu_img
 from common.conf.rbd import Rbd
-from common.errors import HypervisorError, MusterError
+from common.errors import HypervisorError, MusterError, NoAccess
 from common.messages import Attachment, DiskSpec, RbdTarget
 from common.runtime import Runtime
 
@@ -71,6 +71,12 @@ class Images:
         with self._cluster(target).pool(target.pool, words) as (_, ioctx):
             if self._exists(ioctx, target.image):
                 raise _taken(target)
+
+    def has_template(self, target: RbdTarget, checksum: str) -> bool:
+        """True when the template is in the target's pool already."""
+        words = f"look for a template in pool {target.pool}"
+        with self._cluster(target).pool(target.pool, words) as (_, ioctx):
+            return self._exists(ioctx, _template(checksum))
 
     def ensure_template(
         self, target: RbdTarget, checksum: str, file: Path, kind: str, alive: Callable[[], None]
@@ -203,7 +209,11 @@ class Images:
                 handle.wait_for_latest_osdmap()
                 for name, (_, lockers) in found.items():
                     for client, cookie in lockers:
-                        with self._image(ioctx, name) as image:
+                        # What has gone since is seen by the next round.
+                        with (
+                            contextlib.suppress(self._rbd.ImageNotFound),
+                            self._image(ioctx, name) as image,
+                        ):
                             image.break_lock(client, cookie)
                         told(f"broke the lock of {client}")
                 try:
@@ -226,7 +236,7 @@ class Images:
 
     def _loaded(self) -> ceph.Libraries:
         if self._libraries is None:
-            raise HypervisorError(
+            raise NoAccess(
                 "this host has no access to Ceph: [rbd] keyring is not set", "see doc/ceph.md"
             )
         return self._libraries
