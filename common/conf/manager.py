@@ -50,8 +50,8 @@ OPTIONS = [
         min=1.0,
         max=86400.0,
         help="As command_timeout, for the first start of a VM whose template or disks have to be"
-        " fetched or made, for suspend and resume, which move its memory, and for shelve and"
-        " resize, which copy its disks.",
+        " fetched or made, for suspend and resume, which move its memory, for shelve and"
+        " resize, which copy its disks, and for what removes images in Ceph.",
     ),
     cfg.IntOpt(
         "start_retries",

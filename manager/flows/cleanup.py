@@ -198,6 +198,14 @@ def _remains(item: Cleanup) -> Remains:
     return remains
 
 
+def _has_images(item: Cleanup) -> bool:
+    """True where an image in Ceph is to go, which takes long when it is large."""
+    remains = _remains(item)
+    return isinstance(remains, RbdImage) or (
+        isinstance(remains, GuestFiles) and remains.images != ()
+    )
+
+
 def _bearer(item: Cleanup) -> str | None:
     remains = _remains(item)
     return remains.bearer if isinstance(remains, GuestFiles) else None
@@ -266,6 +274,7 @@ def _try(tx: Tx, cfg: Settings, item: Cleanup) -> Cleanup:
         job=None,
         trail=(TrailEntry("manager", item.reason, item.created_at),),
         spec={"cleanup": item.uuid, "remains": item.remains},
+        timeout_s=cfg.manager.create_timeout if _has_images(item) else None,
     )
     item = tx.swap(item, command=command.id, generation=generation)
     return _wait(tx, item, f"{host} to answer")

@@ -417,6 +417,7 @@ def _terminate(tx: Tx, cfg: Settings, job: Job, n: int, reason: str) -> tuple[Jo
         job=job.uuid,
         trail=job.trail,
         spec=made.spec(vm.uuid, made.on(vm, step.host)),
+        timeout_s=made.timeout_s(cfg, made.on(vm, step.host)),
     )
     return jobs.change_step(tx, job, n, command=command.id, next_try_at=None), reason
 

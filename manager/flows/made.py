@@ -52,6 +52,11 @@ def files(instance: str, made: Made) -> GuestFiles:
     return GuestFiles(instance=instance, bearer=made.bearer, folders=folders, images=images)
 
 
+def timeout_s(cfg: Settings, made: Iterable[Made]) -> float | None:
+    """How long a terminate of it may take: a large image in Ceph is removed object by object."""
+    return cfg.manager.create_timeout if any(each.images for each in made) else None
+
+
 def spec(instance: str, made: Iterable[Made], up_to: int | None = None) -> dict[str, Any]:
     """The spec of a terminate on the host where all this was made."""
     told = [builtins(files(instance, each)) for each in made]

@@ -123,6 +123,7 @@ def issue(tx: Tx, cfg: Settings, stone: Tombstone, why: str) -> None:
             TrailEntry("manager", why, tx.now),
         ),
         spec=made.spec(stone.instance, stone.made, stone.up_to),
+        timeout_s=made.timeout_s(cfg, stone.made),
     )
     tx.event("tombstone.reap", stone.instance, "manager", f"{stone.name} on {stone.host}: {why}")
 

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -236,6 +237,21 @@ def test_a_disk_below_its_templates_size_is_refused(
     with pytest.raises(HypervisorError, match="smaller than its template"):
         images.make(target, DiskSpec(size_gib=1, rbd=target, source=source), alive)
     images.remove(target)
+
+
+def test_an_image_that_another_agent_is_removing_is_said_to_be(
+    images: Images, target: RbdTarget
+) -> None:
+    libraries = link.libraries()
+
+    class Removing:
+        def remove(self, _ioctx: object, _name: str) -> None:
+            raise libraries.rbd.ImageBusy("it is in the trash")
+
+    rbd = SimpleNamespace(**{**vars(libraries.rbd), "RBD": Removing})
+    images._libraries = msgspec.structs.replace(libraries, rbd=rbd)
+    with pytest.raises(link.Busy, match="another agent is removing"):
+        images.remove(target)
 
 
 def test_a_disk_that_is_open_is_not_removed_and_it_is_told_where(

@@ -169,6 +169,26 @@ def test_section3_row9_a_clean_up_that_fails_is_owed_until_it_is_done(
     assert fleet.one(Cleanup).state is CleanupState.DONE
 
 
+def test_what_removes_images_has_the_time_that_making_disks_has(
+    fleet: Fleet, agents: Agents
+) -> None:
+    db_only(fleet, agents)
+    (command,) = clean_ups(fleet)
+    assert command.timeout_s == fleet.cfg.manager.create_timeout
+    agents["h1"].hello()
+    agents["h1"].beat(full=True)
+    fleet.tick()
+    (reap,) = fleet.wire.take("terminate_instance")
+    assert reap.command.timeout_s == fleet.cfg.manager.create_timeout
+
+
+def test_a_delete_that_removes_images_has_that_time_too(fleet: Fleet, agents: Agents) -> None:
+    running(fleet, agents)
+    fleet.delete()
+    (sent,) = fleet.wire.take("terminate_instance")
+    assert sent.command.timeout_s == fleet.cfg.manager.create_timeout
+
+
 def test_a_host_without_access_does_not_make_the_next_one_wait(
     fleet: Fleet, agents: Agents
 ) -> None:

@@ -270,6 +270,10 @@ class Images:
         except self._rbd.ImageNotFound:
             return
         except self._rbd.ImageBusy as exc:
+            if not self._exists(ioctx, name):
+                raise ceph.Busy(
+                    f"another agent is removing image {name}", "rbd trash ls --all shows it"
+                ) from exc
             users = ", ".join(sorted(self._users(ioctx, name)[0])) or "a client that has just left"
             raise ceph.Busy(
                 f"image {name} is open at {users}", "it is removed once that has ended"
