@@ -150,6 +150,7 @@ class SimFleet:
 
     tick_s = 5.0
     resend_after_s = 5.0
+    offload_s = 0.0
     keep_s = 604_800.0  # a VM that was deleted softly
     window_s = 0.0  # until a resize is confirmed by itself; 0: never
     manager_type: type[ManagerProcess] = ManagerProcess
@@ -193,6 +194,7 @@ class SimFleet:
                 resize_confirm_window=self.window_s,
                 tick_interval=self.tick_s,
                 auto_enable_hosts=True,
+                shelved_offload_time=self.offload_s,
             ),
             agent=conf.agent.Agent(
                 driver="simulation",

@@ -13,6 +13,7 @@ from typing import Any
 
 Problem = tuple[str, str | None]  # what is wrong, and the instance or host that it is about
 
+DISK = "v.kind != 'snapshot'"
 HOLDS = "i.reserved AND i.vm_state != 'DELETED'"
 NICS = f"""
     SELECT i.uuid, i.name, json_extract(n.value, '$.network'), json_extract(n.value, '$.{{}}')
@@ -23,8 +24,9 @@ NICS = f"""
 RUNS = "(i.vm_state != 'SOFT_DELETED' AND NOT (i.deletion_owed AND i.reclaim_at IS NOT NULL))"
 USED = f"""
     SELECT i.project, sum({RUNS}), sum({RUNS} * i.vcpus), sum({RUNS} * i.memory_mib),
-        sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid)),
-        sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v WHERE v.instance = i.uuid)),
+        sum((SELECT count(*) FROM volumes v WHERE v.instance = i.uuid AND {DISK})),
+        sum((SELECT coalesce(sum(v.size_gib), 0) FROM volumes v
+            WHERE v.instance = i.uuid AND {DISK})),
         sum((SELECT count(a.number) FROM addresses a WHERE a.instance = i.uuid))
     FROM instances i WHERE {HOLDS} GROUP BY i.project
 """  # noqa: S608
@@ -36,6 +38,12 @@ ON_HOSTS = """
     FROM hosts h LEFT JOIN instances i ON i.host = h.name AND i.vm_state != 'DELETED'
     GROUP BY h.name
 """
+# Space of snapshots that no VM has, and that no clean-up stands for.
+LOST_SNAPSHOTS = f"""
+    SELECT v.instance, v.n FROM volumes v LEFT JOIN instances i ON i.uuid = v.instance
+    WHERE NOT {DISK} AND v.cleanup IS NULL
+        AND v.n IS NOT json_extract(i.snapshot, '$.volume')
+"""  # noqa: S608
 OPEN_STONES = "SELECT instance FROM tombstones WHERE state = 'OPEN'"
 
 
@@ -142,9 +150,11 @@ class Holdings:
                 f"SELECT i.uuid, i.wishes FROM instances i WHERE {HOLDS}"  # noqa: S608
             )
         }
+        for instance, n in self._rows(LOST_SNAPSHOTS):
+            yield f"volume {n} of {instance} is of a snapshot that nobody has", instance
         for table in ("addresses", "hostnames", "volumes"):
             # What an item stands for goes with the item.
-            owed = " WHERE cleanup IS NULL" if table == "volumes" else ""
+            owed = f" v WHERE {DISK} AND cleanup IS NULL" if table == "volumes" else ""
             query = f"SELECT instance, count(*) FROM {table}{owed} GROUP BY instance"  # noqa: S608
             held = dict(self._rows(query))
             for instance in held.keys() - live.keys() - stones:

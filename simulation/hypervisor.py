@@ -36,6 +36,7 @@ from simulation.world import World
 MEMORY_MIB = 8192
 CLEAN_UP = "clean_up"
 _RUNS = (PowerState.RUNNING, PowerState.BLOCKED)
+WRITES = ("start", "reboot", "unpause", "resume")
 _ON = (PowerState.RUNNING, PowerState.BLOCKED, PowerState.PAUSED)
 
 
@@ -51,7 +52,8 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
 class SimGuest(msgspec.Struct, kw_only=True):
     """One guest; `stranger` is what the simulator knows and Muster must find out.
 
-    `written`: what its disks hold, a number that rises each time that it begins to run.
+    `born`: the generation that it was made by; `written`: what its disks hold, a number that rises
+    each time that an agent has it run.
     """
 
     uuid: str
@@ -66,6 +68,7 @@ class SimGuest(msgspec.Struct, kw_only=True):
     folders: tuple[str, ...] = ()
     stranger: bool = False
     by_hand: bool = False
+    born: int = 0
     written: int = 0
     root_gib: int | None = None
     before: Before | None = None
@@ -89,7 +92,7 @@ class SimGuest(msgspec.Struct, kw_only=True):
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of a guest, and whose it was: "agent" or "hand"."""
+    """One change of a guest, and whose it was: "agent" or "hand"; with what SimGuest has of it."""
 
     at_s: float
     by: str
@@ -98,6 +101,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     instance: str | None
     generation: int | None
     stranger: bool
+    born: int = 0
+    written: int = 0
 
 
 class Hypervisor:
@@ -133,7 +138,7 @@ class Hypervisor:
 
     def note(self, by: str, verb: str, guest: SimGuest) -> None:
         mark = guest.mark
-        if guest.power_state in _RUNS:
+        if by == "agent" and verb in WRITES and guest.power_state in _RUNS:
             self.world.written += 1
             guest.written = self.world.written
         self.acts.append(
@@ -145,6 +150,8 @@ class Hypervisor:
                 instance=mark.instance if mark else None,
                 generation=mark.generation if mark else None,
                 stranger=guest.stranger,
+                born=guest.born,
+                written=guest.written,
             )
         )
         self.world.news = True
@@ -282,6 +289,7 @@ class SimDriver:
         if lost:
             raise HypervisorError(f"no snapshot {lost[0].snapshot}", "")
         guest = SimGuest(
+            born=mark.generation,
             written=max((self._hv.world.snapshots[self._hv.kept_in(k)] for k in kept), default=0),
             uuid=mark.bearer,
             name=spec.name,
@@ -376,7 +384,8 @@ class SimDriver:
         found = self._current(guest)
         if found.power_state is not PowerState.SHUTOFF:
             raise HypervisorError(f"it is {found.power_state.name}", "")
-        self._hv.keep(files, found)
+        if any(disk.path is None for disk in spec.disks):
+            self._hv.keep(files, found)
         self._hv.note("agent", "snapshot", found)
         self._after("snapshot")
 

@@ -34,6 +34,7 @@ from simulation.fleet import FLEET, SimFleet
 from simulation.holdings import Holdings
 from simulation.hypervisor import CLEAN_UP, Act, SimGuest
 from simulation.operators import Operators
+from simulation.shelf import Shelf
 from simulation.waiting import Waiting
 from simulation.world import EPOCH
 
@@ -87,6 +88,7 @@ class Invariants:
         self._over: set[tuple[str, int]] = set()
         self._told: list[tuple[str, ...]] = []
         self._holdings = Holdings(fleet.database.raw)
+        self._shelf = Shelf(fleet, faults)
         self._waiting = Waiting(fleet)
         # Hosts whose agents knew a later state of a restored database; when that was accepted.
         self._ahead_of_us: set[str] = set()
@@ -146,6 +148,8 @@ class Invariants:
         if act.verb in ("create", "start", "resume"):
             self._one_place(instance)
         if act.verb == "destroy":
+            if what := self._shelf.lost_by(act):
+                raise Broken(f"{host}: {what}", instance)
             self._in_turn(host, instance, generation)
             self._undone(host, instance, generation)
 
@@ -516,6 +520,7 @@ class Invariants:
             if counted != used:
                 found.append((f"{project} uses {used}, and is told {counted}", None))
         found += self._guests(live)
+        found += self._shelf.at_the_end(live)
         found += self._images(live)
         found += self._sightings(tx)
         found += self._stale_for_nothing(tx)
@@ -636,8 +641,9 @@ class Invariants:
             )
             if (vm.host, vm.uuid) in shown or elsewhere:
                 continue
-            if vm.host is None and vm.vm_state in (VmState.SHUTOFF, VmState.SOFT_DELETED):
-                continue  # created with --no-start
+            nowhere = (VmState.SHUTOFF, VmState.SOFT_DELETED, VmState.SHELVED_OFFLOADED)
+            if vm.host is None and vm.vm_state in nowhere:
+                continue  # created with --no-start, or nothing but a snapshot
             if vm.missing and vm.host in self._faults.forgetful:
                 continue  # undone by an agent that had forgotten how its start ended
             if vm.vm_state is not VmState.ERROR:

@@ -22,6 +22,7 @@ class Nouns:
     def __init__(self, world: World, hosts: list[str]) -> None:
         self._world, self._hosts = world, hosts
         self.there = world.chance(MODELLED)
+        self.keeps = world.chance(0.5)  # a pool for snapshots, which all hosts reach
         # Of a host; None: enough for all.
         self.memory_mib = SCARCE_MIB if self.there and world.chance(0.5) else None
 
@@ -52,6 +53,7 @@ class Nouns:
                     "shared", 9, in_ceph=len(self._hosts) % 2 == 0, scope="cluster", cluster="c1"
                 ),
                 *(_pool(f"own-{host}", 5, scope="host", host=host) for host in far),
+                *([_pool("kept", 6, scope="zone", zone=ZONE, snapshots=True)] * self.keeps),
             ],
             "networks": [
                 # Eight addresses for VMs, and three.
@@ -72,6 +74,8 @@ class Nouns:
         if world.chance(0.2):
             asked["host"] = world.random.choice(self._hosts)
         if not self.there:
+            if world.chance(0.5):
+                asked["disks"] = [{"size_gib": 1}]
             return asked
         if world.chance(0.8):
             asked["project"] = "tight"
@@ -92,7 +96,7 @@ class Nouns:
         return asked
 
 
-def _pool(name: str, capacity_gib: int, *, in_ceph: bool = False, **where: str) -> dict[str, Any]:
+def _pool(name: str, capacity_gib: int, *, in_ceph: bool = False, **where: Any) -> dict[str, Any]:
     place: dict[str, Any] = {"path": f"/pools/{name}"}
     if in_ceph:
         place = {"kind": "rbd", "rbd_pool": name, "monitors": ["10.0.0.1"]}

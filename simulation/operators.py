@@ -24,6 +24,7 @@ VERBS = (
     ("reboot", 3),
     ("held", 4),
     ("resize", 4),
+    ("shelf", 6),
     ("brief", 1),
     ("several", 2),
     ("cancel", 1),
@@ -42,6 +43,8 @@ OUT_OF = {
     "ACTIVE": "stop",
     "PAUSED": "unpause",
     "SUSPENDED": "resume",
+    "SHELVED": "unshelve",
+    "SHELVED_OFFLOADED": "unshelve",
     "SOFT_DELETED": "restore",
 }
 
@@ -111,7 +114,9 @@ class Operators:
             self._wish("delete", f"{name}-brief")
             return
         if verb == "change_of_mind":
-            verb = world.random.choice(("stop", "start", "reboot", "pause", "suspend", "resize"))
+            verb = world.random.choice(
+                ("stop", "start", "reboot", "pause", "suspend", "resize", "shelve", "unshelve")
+            )
             self._wish(verb, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 5.0))
             self._wish(world.random.choice(("delete", "delete", "soft")), name)
@@ -136,6 +141,13 @@ class Operators:
             self._wish(there, name)
             self._fleet.operator.sleep(world.random.uniform(0.0, 40.0))
             self._wish(back, name)
+            return
+        if verb == "shelf":
+            shown = self.ask("vm_list", {"state": "ACTIVE"}) or {}
+            name = world.random.choice([row["name"] for row in shown.get("vms", ())] or [name])
+            self._wish("shelve", name)
+            self._fleet.operator.sleep(world.random.uniform(0.0, 60.0))
+            self._wish(world.random.choice(("unshelve", "unshelve", "delete")), name)
             return
         if verb == "resize":
             self._resize(name)
@@ -170,8 +182,9 @@ class Operators:
             state = world.random.choice(list(SettableState))
             self.ask("vm_set_state", {**common, "vm": name, "vm_state": state})
         else:
-            force = {"force": world.chance(0.5)} if verb == "reboot" else {}
-            self.ask(f"vm_{verb}", {**common, "vm": name, **force})
+            flag = {"reboot": "force", "shelve": "offload"}.get(verb)
+            more = {flag: world.chance(0.5)} if flag is not None else {}
+            self.ask(f"vm_{verb}", {**common, "vm": name, **more})
         if world.chance(0.2):
             # The same request once more, as after a lost answer.
             self._fleet.operator.sleep(world.random.uniform(0.0, 30.0))

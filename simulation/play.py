@@ -15,6 +15,7 @@ import time
 
 from common.ownership import Mark
 from common.states import JobState, TaskState
+from manager.flows.snapshots import where as where_it_is
 from manager.store.addresses import Address, Mac
 from manager.store.cleanups import Cleanup
 from manager.store.commands import CommandRow, Void
@@ -73,6 +74,10 @@ def _at_the_end(stage: Stage) -> list[str]:
         for guest in agent.hypervisor.guests.values()
         for place in agent.hypervisor.places(guest.folders)
     }
+    lines += sorted(
+        f"  snapshot at {where}: disks of {instance}"
+        for where, instance, _ in stage.world.snapshots
+    )
     left = {key: instance for key, instance in stage.world.disks.items() if key not in there}
     lines += sorted(f"  left at {where}: disks of {vm}" for (where, _), vm in left.items())
     return [stage.in_names(line) for line in lines]
@@ -103,6 +108,8 @@ def _tables(tx: Tx, stage: Stage) -> list[str]:
         if vm.reclaim_at is not None:
             flags.append(f"kept until {(vm.reclaim_at - EPOCH).total_seconds():.1f}")
         flags += [f"resize {vm.resize.phase}"] if vm.resize is not None else []
+        if vm.snapshot is not None:
+            flags.append(f"snapshot {where_it_is(vm.snapshot)}")
         where = f" on {vm.host}" if vm.host else ""
         words = [f"vm {ours[vm.uuid]}: {vm.vm_state}{where}, power {vm.power_state.name}", *flags]
         lines.append(", ".join(words))

@@ -39,6 +39,9 @@ class Outcome:
     story: list[str] = field(default_factory=list)
 
 
+OFFLOADS_S = (0.0, 0.0, 20.0, -1.0)  # when shelved VMs leave their hosts
+
+
 class CalmFleet(SimFleet):
     """Managers that look at their clocks less often: most of a seed's time went into that."""
 
@@ -53,6 +56,7 @@ def run_seed(seed: int, *, told: bool = False, patience_s: float = PATIENCE_S) -
     """
     fleet = CalmFleet(seed)
     fleet.keep_s = KEEP_S[seed % len(KEEP_S)]
+    fleet.offload_s = OFFLOADS_S[seed // 2 % len(OFFLOADS_S)]
     fleet.window_s = WINDOW_S[seed % len(WINDOW_S)]
     outcome = Outcome(seed)
     try:

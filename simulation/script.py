@@ -60,6 +60,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 def _value(text: str) -> Any:
     if text.startswith("[") and text.endswith("]"):
         return text[1:-1].split(",")
+    if text in ("yes", "no"):
+        return text == "yes"
     return int(text) if text.isdigit() else text
 
 
@@ -154,6 +156,14 @@ class Script:
     @says(r"(\w+): vm (pause|unpause|suspend|resume|restore) VM")
     def turn(self, who: str, verb: str, vm: str) -> None:
         self._wish(who, f"vm_{verb}", {"vm": vm})
+
+    @says(r"(\w+): vm shelve VM( --offload)?")
+    def shelve(self, who: str, vm: str, offload: str | None) -> None:
+        self._wish(who, "vm_shelve", {"vm": vm, "offload": offload is not None})
+
+    @says(r"(\w+): vm unshelve VM")
+    def unshelve(self, who: str, vm: str) -> None:
+        self._wish(who, "vm_unshelve", {"vm": vm})
 
     @says(r"(\w+): vm resize VM((?: [\w.]+=\S+)+)")
     def resize(self, who: str, vm: str, size: str) -> None:

@@ -225,10 +225,13 @@ def _give_back(tx: Tx, item: Cleanup, state: CleanupState) -> None:
     lives = vm is not None and vm.live
     others = [other for other in tx.ask(OPEN_OF, instance=item.instance) if other.uuid != item.uuid]
     for volume in tx.ask(HELD_BY, instance=item.instance, cleanup=item.uuid):
+        if volume.kind == SNAPSHOT:  # it has an item of its own, and is no guest's
+            tx.delete(volume)
+            continue
         heir = next((other for other in others if _may_hold(tx, other, volume)), None)
         if heir is not None:
             tx.put(volume, cleanup=heir.uuid)
-        elif lives and volume.kind != SNAPSHOT:
+        elif lives:
             tx.put(volume, cleanup=None)  # it is being deleted elsewhere still
         elif state is CleanupState.DONE and isinstance(_remains(item), GuestFiles):
             tx.put(volume, cleanup=None)  # as long as a tombstone holds the disk

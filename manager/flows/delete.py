@@ -440,6 +440,8 @@ def _withdraw_unpublished(tx: Tx, vm: Instance) -> None:
 
 def _finish(tx: Tx, cfg: Settings, job: Job, vm: Instance, under_way: list[Job] | None) -> None:
     text = "; ".join(s.detail for s in job.steps) or "it was on no host"
+    if not job.steps and vm.vm_state is VmState.SHELVED_OFFLOADED:
+        text += f", its network was released at {vm.last_host}"
     _forget(tx, cfg, vm, text, job, under_way)
     jobs.end(tx, tx.get(Job, job.uuid), JobEvent.SUCCEED)
 

@@ -78,6 +78,8 @@ def bury(
     }
     if old is not None:
         fields["generation"] = max(old.generation, vm.generation)
+        if old.state is not state:
+            fields |= {"tries": 0, "answer": ""}
         return tx.swap(old, **fields)
     stone = Tombstone(
         uuid=tx.new_id(),

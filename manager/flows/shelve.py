@@ -286,6 +286,8 @@ def _gone(tx: Tx, vm: Instance) -> None:
     snapshots.unplace(tx, vm)
     # One that was unshelved elsewhere, in what a restored database has lost, is the VM.
     inventory.take_found(tx, tx.get(Instance, vm.uuid))
+    for host in inventory.hosts_showing(tx, vm.uuid):
+        tx.cast(host, "report_inventory")  # a leftover that runs there is stopped
 
 
 def let_go(tx: Tx, vm: Instance) -> Instance:

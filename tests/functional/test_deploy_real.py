@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def zone(pool: Path, template: Path, checksum: str, network: str) -> dict[str, A
     }
 
 
+def qemu_io(what: str, image: Path) -> str:
+    """Read or write what an image holds, also while a guest has it."""
+    words = ["qemu-io", *(["-r", "-U"] if what.startswith("read") else []), "-c", what]
+    done = subprocess.run([*words, str(image)], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
 @filtering
 def test_a_vm_has_the_name_address_and_disks_it_was_promised_and_they_are_gone_after_it(
     rabbit: RabbitMQ, postgres: Postgres, libvirt_qemu: Libvirtd, image: Image, tmp_path: Path
@@ -118,6 +126,26 @@ def test_a_vm_has_the_name_address_and_disks_it_was_promised_and_they_are_gone_a
             wait_until(lambda: near.reads("10.9.0.5", 80) == "web-1", 30, "its web page")
             assert near.reads("10.9.0.5", 81) is None
         assert len(list(pool.glob("*/*.disk*"))) == 2
+
+        # Shelved, and gone from its host, it is what it was when it is unshelved.
+        stage.done("vm", "stop", "web-1")
+        disks = sorted(pool.glob("*/*.disk*"))
+        for n, disk in enumerate(disks):
+            qemu_io(f"write -q -P {0x50 + n} 900M 64k", disk)
+        stage.done("vm", "shelve", "web-1", "--reason", "quiet season")
+        assert stage.vm("web-1")["vm_state"] == "SHELVED_OFFLOADED"
+        assert stage.vm("web-1")["snapshot"]["unshelve_on"] == "alpha"
+        assert not folder.exists()
+        assert [path.name for path in pool.iterdir()] == ["templates"]
+        store = folder.parent / "snapshots" / vm["uuid"]
+        assert len(list(store.glob("*/disk*.qcow2"))) == 2
+        wait_until(lambda: stage.host("alpha")["state"] == "UP", 30, "a host that may take it")
+        stage.done("vm", "unshelve", "web-1")
+        wait_until(lambda: "MUSTER GUEST UP" in console(), BOOT_S, "the guest is up again")
+        assert "MUSTER GUEST ADDRESS eth0 10.9.0.5/24" in console()
+        for n, disk in enumerate(sorted(pool.glob("*/*.disk*"))):
+            assert "failed" not in qemu_io(f"read -P {0x50 + n} 900M 64k", disk)
+        wait_until(lambda: not store.exists(), 30, "its snapshot is gone")
 
         stage.done("vm", "delete", "web-1")
         assert not folder.exists()

@@ -11,9 +11,10 @@ import pytest
 from common import messages as m
 from common.errors import DbRolledBack, MusterError, NotSupported
 from common.states import CommandState, HostState, PowerState, TaskState, TombstoneState, VmState
-from manager.flows import restore
+from manager.flows import cleanup, restore, snapshots
 from manager.store.cleanups import Cleanup, CleanupState
 from manager.store.commands import CommandRow
+from manager.store.engine import Tx
 from manager.store.events import Meta
 from manager.store.instances import Instance, Snapshot
 from manager.store.volumes import SNAPSHOT, Volume
@@ -1144,3 +1145,27 @@ def test_both_verbs_may_be_repeated_under_the_same_job(fleet: Fleet) -> None:
     (row,) = [c for c in fleet.rows(CommandRow) if c.kind == "shelve_vm"]
     assert row.state is CommandState.PUBLISHED
     assert agents
+
+
+def test_the_space_of_a_snapshot_goes_with_it_whatever_else_is_removed_from_its_pool(
+    keeping: Fleet,
+) -> None:
+    agents = placed(keeping)
+    shelve(keeping, agents)
+    uuid = keeping.vm().uuid
+    left = m.GuestFiles(instance=uuid, bearer=uuid, folders=("/kept",))
+
+    def owe_both(tx: Tx) -> None:
+        why = "not needed any more"
+        vm = tx.get(Instance, uuid)
+        cleanup.add(tx, keeping.cfg, vm, kind="files", remains=left, reason=why, pool="kept")
+        snapshots.drop(tx, keeping.cfg, tx.get(Instance, uuid), why)
+
+    keeping.store.run(owe_both)
+    keeping.tick()
+    for sent in keeping.publish():
+        if sent.method == "clean_up" and "snapshot" in sent.command.spec["remains"]:
+            agents[sent.host].succeed(sent.command, look=None)
+    assert keeping.rows(Volume, kind=SNAPSHOT) == []
+    (item,) = keeping.rows(Cleanup, state=CleanupState.OPEN)
+    assert item.kind == "files"

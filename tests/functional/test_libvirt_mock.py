@@ -24,7 +24,16 @@ from common.errors import (
     NotOurs,
     StaleCommand,
 )
-from common.messages import DiskSpec, GuestFiles, GuestReport, GuestSpec, NicSpec, RbdTarget
+from common.messages import (
+    DiskSpec,
+    GuestFiles,
+    GuestReport,
+    GuestSpec,
+    NicSpec,
+    RbdTarget,
+    SnapshotDisk,
+    SnapshotFiles,
+)
 from common.model import Backend
 from common.ownership import Mark
 from common.states import PowerState
@@ -35,6 +44,17 @@ from tests.wait import wait_until
 pytestmark = pytest.mark.real
 
 LARGE = GuestSpec(name="web-1", vcpus=8, memory_mib=512)
+BARE = GuestSpec(name="web-1", vcpus=1, memory_mib=128)
+
+
+def kept(guest: OwnedGuest) -> SnapshotFiles:
+    return SnapshotFiles(instance=guest.mark.instance, snapshot="s-1")
+
+
+def quietly(_phase: str) -> None:
+    """Told the phases of a snapshot."""
+
+
 VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "remark": lambda d, g: d.remark(g, 99),
     "start": lambda d, g: d.start(g),
@@ -49,6 +69,7 @@ VERBS: dict[str, Callable[[Driver, OwnedGuest], object]] = {
     "resize": lambda d, g: d.resize(g, LARGE, "key", lambda _phase: None),
     "confirm resize": lambda d, g: d.confirm_resize(g, LARGE, "key"),
     "revert resize": lambda d, g: d.revert_resize(g, LARGE, "key"),
+    "snapshot": lambda d, g: d.snapshot(g, BARE, kept(g), quietly),
     "destroy": lambda d, g: d.destroy(g),
 }
 
@@ -95,6 +116,34 @@ def test_a_guest_lives_its_whole_life(rig: Rig) -> None:
     assert rig.driver.look(guest.hypervisor_uuid) is None
     assert not rig.folder(guest).exists()
     rig.driver.destroy(guest)  # gone already: success
+
+
+def test_a_guest_that_is_off_is_copied_and_made_again_from_the_copy(rig: Rig) -> None:
+    disks = (DiskSpec(size_gib=1), DiskSpec(size_gib=2))
+    guest = rig.create(disks=disks)
+    files, spec = kept(guest), GuestSpec(name="web-1", vcpus=1, memory_mib=128, disks=disks)
+    rig.driver.start(guest)
+    with pytest.raises(HypervisorError, match="is not off"):
+        rig.driver.snapshot(guest, spec, files, rig.doing)
+    rig.driver.stop(guest, force=True, timeout_s=1)
+    rig.phases.clear()
+    rig.driver.snapshot(guest, spec, files, rig.doing)
+    assert rig.phases == ["snapshot"]
+    rig.driver.destroy(guest)
+    store = rig.instances / "snapshots" / guest.mark.instance / "s-1"
+    assert sorted(path.name for path in store.iterdir()) == ["disk0.qcow2", "disk1.qcow2"]
+    again = rig.create(
+        disks=tuple(
+            DiskSpec(
+                size_gib=n + 1,
+                snapshot=SnapshotDisk(instance=files.instance, snapshot=files.snapshot, n=n),
+            )
+            for n in range(2)
+        )
+    )
+    rig.driver.clean_up(files)
+    assert not store.parent.exists()
+    assert len(list(rig.folder(again).glob("*.disk*"))) == 2
 
 
 @pytest.mark.parametrize("running", [True, False])
