@@ -601,7 +601,9 @@ class Invariants:
             if guest in there or instance in excused | self._operators.let_be:
                 continue
             vm = live.get(instance)
-            if vm is None or not vm.made or vm.made[-1].bearer != guest:
+            # A start that was never begun is the last that was made: what is lost came before.
+            lost = vm.made if vm is not None and vm.missing else vm.made[-1:] if vm else ()
+            if guest not in {each.bearer for each in lost}:
                 found.append((f"a disk of {instance} is left at {place}", instance))
         return found
 

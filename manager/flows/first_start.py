@@ -35,6 +35,7 @@ from manager.flows import (
     placing,
     power,
     reap,
+    restore,
     snapshots,
 )
 from manager.flows import model as nouns
@@ -149,6 +150,10 @@ def pursue_due(tx: Tx, cfg: Settings) -> int:
             _fail(tx, job, vm, JobEvent.FAIL, code=OutcomeUnknown.code, error=told)
             continue
         if inventory.take_found(tx, vm):
+            continue
+        if told := restore.untold(tx, cfg, job.accepted_at):
+            soon = tx.now + dt.timedelta(seconds=max(0.2, cfg.manager.tick_interval))
+            tx.swap(job, check_at=soon, waiting_for=told)
             continue
         try:
             place(tx, cfg, job, vm, _refused(job))

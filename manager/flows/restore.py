@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from common.conf import Settings
 from common.errors import DbRolledBack, WrongState
 from common.messages import FloorEntry, Hello
-from common.states import TaskState, TombstoneState
+from common.states import HostState, TaskState, TombstoneState
 from manager.flows import found, jobs
 from manager.store import timeline
 from manager.store.engine import Tx
@@ -62,6 +62,23 @@ def rise(tx: Tx, cfg: Settings) -> None:
 def is_doubtful(tx: Tx) -> bool:
     """True while an agent is known to be ahead of this database, or may not have said so yet."""
     return timeline.is_doubted(tx) or noticed_at(tx) is not None
+
+
+def untold(tx: Tx, cfg: Settings, wished_at: dt.datetime) -> str:
+    """Who may still have to tell of guests that this database has forgotten; "" for nobody.
+
+    Of a wish from before it was put back: what a host has made for it may not be on record.
+    """
+    noticed, went_on = noticed_at(tx), timeline.went_on_at(tx)
+    if timeline.is_doubted(tx) or (noticed is not None and wished_at <= noticed):
+        return "agents to compare what they know with this database"
+    patience = dt.timedelta(seconds=cfg.manager.service_down_time)
+    if went_on is None or wished_at > went_on or tx.now >= went_on + patience:
+        return ""
+    for host in tx.all(Host, Host.__table__.c.state != HostState.DOWN):
+        if host.inventory_at is None or host.inventory_at <= went_on:
+            return f"{host.name} to show its guests, since a restore was accepted"
+    return ""
 
 
 def noticed_at(tx: Tx) -> dt.datetime | None:
@@ -179,6 +196,7 @@ def accept(tx: Tx, operator: str, reason: str) -> dict[str, Any]:
     timeline.advance(tx, above=marks.pop(ours.timeline, 0))
     for other, mark in marks.items():
         timeline.accept(tx, other, mark)
+    timeline.went_on(tx)
     tx.delete_where(AgentFloor)
     tx.delete_where(Rollback)
     stones = tx.all(Tombstone, T.state == TombstoneState.OPEN)

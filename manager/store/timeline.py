@@ -13,6 +13,7 @@ from manager.store.statements import MARK, TIMELINE, Query
 RISEN_AT = "mark_risen_at"
 ACCEPTED = "accepted:"
 DOUBTED_UNTIL = "doubted_until"
+ACCEPTED_AT = "restore_accepted_at"
 ALL = Query(Meta)
 
 
@@ -62,15 +63,33 @@ def age_s(tx: Tx) -> float:
 
 def doubt(tx: Tx, seconds: float) -> None:
     """This database may just have been put back; agents that know better have not said so yet."""
-    until = (tx.now + dt.timedelta(seconds=seconds)).isoformat()
-    if not tx.insert_if_new(Meta(key=DOUBTED_UNTIL, value=until)):
-        tx.put(Meta(key=DOUBTED_UNTIL, value=""), value=until)
+    _set(tx, DOUBTED_UNTIL, tx.now + dt.timedelta(seconds=seconds))
 
 
 def is_doubted(tx: Tx) -> bool:
     """True while agents may still have to compare what they know with this database."""
-    until = _value(tx, DOUBTED_UNTIL)
-    return until is not None and tx.now < dt.datetime.fromisoformat(until.value)
+    until = _time(tx, DOUBTED_UNTIL)
+    return until is not None and tx.now < until
+
+
+def went_on(tx: Tx) -> None:
+    """An operator has accepted that this database was put back."""
+    _set(tx, ACCEPTED_AT, tx.now)
+
+
+def went_on_at(tx: Tx) -> dt.datetime | None:
+    """When an operator has done so last, if one has."""
+    return _time(tx, ACCEPTED_AT)
+
+
+def _set(tx: Tx, key: str, when: dt.datetime) -> None:
+    if not tx.insert_if_new(Meta(key=key, value=when.isoformat())):
+        tx.put(Meta(key=key, value=""), value=when.isoformat())
+
+
+def _time(tx: Tx, key: str) -> dt.datetime | None:
+    row = _value(tx, key)
+    return None if row is None else dt.datetime.fromisoformat(row.value)
 
 
 def _value(tx: Tx, key: str) -> Meta | None:

@@ -34,8 +34,8 @@ def refused(done: Ran, code: int, *words: str) -> None:
     ("line", "words"),
     [
         ("bogus", "'bogus' is not a muster command"),
-        ("vm", "vm needs a verb (one of create, delete, "),
-        ("vm bogus", "'vm bogus' is not a muster command (one of create"),
+        ("vm", "vm needs a verb (one of "),
+        ("vm bogus", "'vm bogus' is not a muster command (one of "),
         ("vm li", "'vm li' is not a muster command"),
         ("help bogus", "'bogus' is not a muster command"),
         ("help vm bogus", "'vm bogus' is not a muster command"),

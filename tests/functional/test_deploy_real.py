@@ -136,7 +136,7 @@ def test_a_vm_has_the_name_address_and_disks_it_was_promised_and_they_are_gone_a
         assert stage.vm("web-1")["vm_state"] == "SHELVED_OFFLOADED"
         assert stage.vm("web-1")["snapshot"]["unshelve_on"] == "alpha"
         assert not folder.exists()
-        assert [path.name for path in pool.iterdir()] == ["templates"]
+        assert {path.name for path in pool.iterdir()} == {"templates", ".muster-pool"}
         store = folder.parent / "snapshots" / vm["uuid"]
         assert len(list(store.glob("*/disk*.qcow2"))) == 2
         wait_until(lambda: stage.host("alpha")["state"] == "UP", 30, "a host that may take it")
@@ -149,7 +149,7 @@ def test_a_vm_has_the_name_address_and_disks_it_was_promised_and_they_are_gone_a
 
         stage.done("vm", "delete", "web-1")
         assert not folder.exists()
-        assert [path.name for path in pool.iterdir()] == ["templates"]
+        assert {path.name for path in pool.iterdir()} == {"templates", ".muster-pool"}
         assert "muster-" not in libvirt_qemu.virsh("nwfilter-list")
         wait_until(
             lambda: not [f for f in stage.ask("doctor") if f["level"] != "INFO"],

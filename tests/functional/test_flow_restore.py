@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from common import messages as m
 from common.errors import EXIT_REFUSED, BadRequest, DbRolledBack, WrongState
 from common.states import HostState, JobState, PowerState, TaskState, TombstoneState, VmState
+from manager.flows import restore
 from manager.intake.hello import hello
 from manager.store.hosts import Host
 from manager.store.instances import Instance
@@ -405,3 +406,51 @@ def test_accepting_ends_the_start_of_a_vm_of_which_an_agent_knows_a_forgotten_on
     h2.session = greet(fleet, h2).session
     h2.beat(full=True)
     assert (fleet.vm().vm_state, fleet.vm().error) == (VmState.ACTIVE, "")
+
+
+def test_a_vm_is_not_tried_elsewhere_before_every_host_has_shown_its_guests_after_a_restore(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    h3 = ScriptedAgent(fleet, "h3").up()
+    fleet.ask("host_disable", host="h3")
+    vm, backup = being_tried_elsewhere(fleet, h1)
+    fleet.tick()
+    forgotten = start_of(fleet, vm).command
+    h2.carry_out(forgotten)
+
+    backup.put_back()
+    h2.mark = 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h2)
+    fleet.ask("host_enable", host="h3")
+    fleet.tick()
+    (job,) = fleet.rows(Job)
+    assert job.waiting_for == "agents to compare what they know with this database"
+    fleet.ask("db_accept_restore", operator="ann", reason="its floors were not told yet")
+    fleet.pass_(INTERVAL_S, h1, h3)
+    assert not [c for c in fleet.publish() if c.command.instance == vm.uuid]
+    (job,) = fleet.rows(Job)
+    assert job.waiting_for == "h2 to show its guests, since a restore was accepted"
+    h2.session = greet(fleet, h2).session
+    h2.beat(full=True)
+    fleet.pass_(INTERVAL_S, h1, h2, h3)
+    assert (fleet.vm().host, fleet.vm().vm_state) == ("h2", VmState.ACTIVE)
+    assert not [c for c in fleet.publish() if c.command.instance == vm.uuid]
+
+
+def test_a_host_that_stays_away_after_a_restore_does_not_hold_up_a_create_for_ever(
+    fleet: Fleet, h1: ScriptedAgent, h2: ScriptedAgent
+) -> None:
+    wished_at = fleet.clock.now()
+    h2.mark += 1000
+    with pytest.raises(DbRolledBack):
+        greet(fleet, h2)
+    fleet.ask("db_accept_restore", operator="ann", reason="the disk died")
+
+    def awaited() -> str:
+        return fleet.store.run(restore.untold, fleet.cfg, wished_at)
+
+    go_on(fleet, INTERVAL_S, h1)
+    assert "h2 to show its guests" in awaited()
+    go_on(fleet, fleet.cfg.manager.service_down_time, h1)
+    assert awaited() == ""

@@ -32,6 +32,11 @@ TOKYO = dt.timezone(dt.timedelta(hours=9))
 
 def value_of(annotation: Any, n: int) -> Any:
     """One that is hard to keep, another for each `n`."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        base, *metas = typing.get_args(annotation)
+        if any(getattr(meta, "pattern", None) for meta in metas):
+            return f"name-{n}"  # read back, it is checked as when it came
+        return value_of(base, n)
     if typing.get_origin(annotation) in (dict, tuple) and annotation is not Any:
         return some_of(annotation, n)
     simple: dict[Any, Callable[[], Any]] = {
@@ -63,7 +68,7 @@ def some_of(annotation: Any, n: int) -> Any:
 
 
 def row_of(kind: type[Any], n: int) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return kind(**{name: value_of(hints[name], n) for name in kind.__struct_fields__})
 
 
