@@ -42,8 +42,8 @@ class Reckoning:
         self._vms = {
             row.uuid: row
             for row in field.rows(
-                "SELECT uuid, name, host, vm_state, task_state, power_state, mac, deletion_owed"
-                " FROM instances"
+                "SELECT uuid, name, host, vm_state, task_state, power_state, mac, deletion_owed,"
+                " reserved FROM instances"
             )
         }
         self._guests = {host: field.hypervisors[host].guests() for host in field.hosts}
@@ -112,7 +112,8 @@ class Reckoning:
 
     def _macs(self) -> None:
         held = {row.mac: row.instance for row in self._field.rows("SELECT mac, instance FROM macs")}
-        wanted = {vm.mac: vm.uuid for vm in self._live().values()}
+        # One whose creation has failed holds nothing.
+        wanted = {vm.mac: vm.uuid for vm in self._live().values() if vm.reserved}
         for mac in held.keys() ^ wanted.keys():
             word = "lost" if mac in wanted else "held for nobody"
             self._found("leaked", f"the address {mac} is {word}", held.get(mac) or wanted.get(mac))

@@ -90,6 +90,7 @@ class Scene:
                     "power_state": PowerState.RUNNING.value,
                     "mac": "m",
                     "deletion_owed": False,
+                    "reserved": True,
                 }
             ],
             "commands": [
@@ -256,6 +257,12 @@ def test_a_lost_address_and_an_open_tombstone_leak(scene: Scene) -> None:
     scene.tables["macs"].clear()
     scene.tables["tombstones"] = [{"name": "web", "host": "b", "instance": "vm"}]
     assert kinds(scene) == ["leaked", "leaked"]
+
+
+def test_the_address_of_a_vm_whose_creation_has_failed_is_not_lost(scene: Scene) -> None:
+    scene.tables["macs"].clear()
+    scene.spoil("instances", reserved=False)
+    assert kinds(scene) == []
 
 
 def test_files_of_a_guest_that_is_gone_and_an_open_clean_up_item_leak(scene: Scene) -> None:
