@@ -224,8 +224,6 @@ def command_ended(
     unseen = command.state is CommandState.NOT_RUN and command.published_at is not None
     bury = decision.hold or unseen
     left_on = command.host if bury else None
-    if not bury:
-        vm = made.undone(tx, cfg, vm, command.generation)
     # Meanwhile a host that was left for being fenced may have been unfenced: it answers first.
     again = decision.next is rule.Next.SAME_HOST_AGAIN and not unclean(tx, vm.uuid)
     if decision.next in (rule.Next.NEXT_HOST, rule.Next.SAME_HOST_AGAIN) and not again:

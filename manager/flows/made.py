@@ -34,12 +34,6 @@ def record(
     return tx.swap(vm, made=(*vm.made, made))
 
 
-def undone(tx: Tx, cfg: Settings, vm: Instance, generation: int) -> Instance:
-    """The start at this generation has made nothing, or its own agent has removed it again."""
-    bearer = new_bearer(cfg.default.fleet_id, vm.uuid, generation)
-    return tx.swap(vm, made=tuple(made for made in vm.made if made.bearer != bearer))
-
-
 def on(vm: Instance, host: str) -> tuple[Made, ...]:
     """What was made for a VM on this host."""
     return tuple(made for made in vm.made if made.host == host)
