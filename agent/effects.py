@@ -214,28 +214,12 @@ class _Attempt:
 
     def run(self) -> Steps[None]:
         kind = self._command.kind
-        if kind is m.CommandKind.TERMINATE_INSTANCE:
-            yield from self._terminate()
-        elif self._work.mode is Mode.ABANDON:
+        if self._work.mode is Mode.ABANDON and kind is not m.CommandKind.TERMINATE_INSTANCE:
             yield from self._abandon()
-        elif kind is m.CommandKind.CLEAN_UP:
-            yield from self._clean_up()
-        elif kind is m.CommandKind.START_VM:
-            yield from self._start()
-        elif kind is m.CommandKind.STOP_VM:
-            yield from self._stop()
-        elif kind is m.CommandKind.REBOOT_VM:
-            yield from self._reboot()
-        elif kind is m.CommandKind.SHELVE_VM:
-            yield from self._shelve()
-        elif kind is m.CommandKind.RESIZE_VM:
-            yield from self._resize()
-        elif kind is m.CommandKind.REVERT_RESIZE:
-            yield from self._revert()
-        elif kind is m.CommandKind.CONFIRM_RESIZE:
-            yield from self._confirm()
-        else:
+        elif kind in _TURNS:
             yield from self._turn(_TURNS[kind])
+        else:
+            yield from _WAYS[kind](self)
 
     # start_vm
 
@@ -598,3 +582,16 @@ class _Attempt:
     def _polite(self, timeout_s: float) -> float:
         left = self._deadline - self._parts.runtime.monotonic()
         return max(0.0, min(timeout_s, left * POLITE_SHARE))
+
+
+_WAYS: dict[m.CommandKind, Callable[[_Attempt], Steps[None]]] = {
+    m.CommandKind.START_VM: _Attempt._start,
+    m.CommandKind.STOP_VM: _Attempt._stop,
+    m.CommandKind.REBOOT_VM: _Attempt._reboot,
+    m.CommandKind.SHELVE_VM: _Attempt._shelve,
+    m.CommandKind.RESIZE_VM: _Attempt._resize,
+    m.CommandKind.REVERT_RESIZE: _Attempt._revert,
+    m.CommandKind.CONFIRM_RESIZE: _Attempt._confirm,
+    m.CommandKind.CLEAN_UP: _Attempt._clean_up,
+    m.CommandKind.TERMINATE_INSTANCE: _Attempt._terminate,
+}

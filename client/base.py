@@ -12,6 +12,7 @@ from cliff.lister import Lister
 
 from client import follow, usage
 from client.output import Formatters, Worded, printable
+from client.rpc import operator
 from common.errors import MusterError
 
 if TYPE_CHECKING:
@@ -159,6 +160,31 @@ class ShowCommand(Command):
         self.tell(answer)
         others = [key for key in answer if key not in self.columns and key != "notices"]
         return self.one([*self.columns, *others], answer)
+
+
+class ChangeCommand(Command):
+    """Asks `method` to change one object at once, and prints it: there is no job to follow."""
+
+    columns: ClassVar[tuple[str, ...]]
+    method: ClassVar[str]
+    noun: ClassVar[str]
+    needs_reason: ClassVar[bool] = False
+
+    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
+        return self.columns
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_object(parser, self.noun)
+        add_reason(parser, required=self.needs_reason)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
+        asked = {self.noun: getattr(parsed_args, self.noun)}
+        answer = self.app.client.ask(
+            self.method, **asked, reason=parsed_args.reason, operator=operator()
+        )
+        return self.one(self.columns, answer)
 
 
 class JobCommand(Command):

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from client.base import (
-    Answer,
-    Command,
-    ListCommand,
-    Rows,
-    ShowCommand,
-    add_object,
-    add_reason,
-)
-from client.rpc import operator
+from client.base import Answer, ChangeCommand, ListCommand, ShowCommand
 
 
 class List(ListCommand):
@@ -57,27 +47,9 @@ class Show(ShowCommand):
     columns = List.columns
 
 
-class _Change(Command):
-    method: str
-    needs_reason = False
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        add_object(parser, "cleanup")
-        add_reason(parser, required=self.needs_reason)
-        return parser
-
-    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
-        return List.columns
-
-    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
-        answer = self.app.client.ask(
-            self.method,
-            cleanup=parsed_args.cleanup,
-            reason=parsed_args.reason,
-            operator=operator(),
-        )
-        return self.one(List.columns, answer)
+class _Change(ChangeCommand):
+    noun = "cleanup"
+    columns = List.columns
 
 
 class Retry(_Change):

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from client import usage
-from client.base import (
-    Answer,
-    Command,
-    ListCommand,
-    Rows,
-    ShowCommand,
-    add_object,
-    add_reason,
-)
-from client.rpc import operator
+from client.base import Answer, ChangeCommand, ListCommand, ShowCommand
 from common.states import TombstoneState
 
 
@@ -58,23 +48,10 @@ class Show(ShowCommand):
     columns = List.columns
 
 
-class Forget(Command):
+class Forget(ChangeCommand):
     """Give back all that a tombstone holds; it stays, and reaps should its host return"""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        add_object(parser, "tombstone")
-        add_reason(parser, required=True)
-        return parser
-
-    def columns_of(self, args: argparse.Namespace) -> Sequence[str]:
-        return List.columns
-
-    def take_action(self, parsed_args: argparse.Namespace) -> Rows:
-        answer = self.app.client.ask(
-            "tombstone_forget",
-            tombstone=parsed_args.tombstone,
-            reason=parsed_args.reason,
-            operator=operator(),
-        )
-        return self.one(List.columns, answer)
+    method = "tombstone_forget"
+    noun = "tombstone"
+    columns = List.columns
+    needs_reason = True

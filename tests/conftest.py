@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import hypothesis
 import pytest
 
 from agent.drivers.libvirt.ceph import libraries
 from common.errors import BadConfig
+from devstack.fleet import image_folder
+from devstack.image import Image, ImageError, build
 from devstack.parts.base import Part, PartMissing
 from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
@@ -46,14 +49,19 @@ def _required() -> bool:
     return os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1"
 
 
+def _missing(why: str) -> NoReturn:
+    """A skip on a laptop, with its reason, and a failure in CI."""
+    if _required():
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
+
+
 def started(make: Callable[[], Part]) -> Iterator[Part]:
     """The running part; when it is missing, a skip on a laptop and a failure in CI."""
     try:
         running = make().__enter__()
     except PartMissing as exc:
-        if _required():
-            pytest.fail(str(exc), pytrace=False)
-        pytest.skip(str(exc))
+        _missing(str(exc))
     try:
         yield running
     finally:
@@ -96,6 +104,15 @@ def libvirtd() -> Iterator[Part]:
 def libvirtd_near() -> Iterator[Part]:
     """A libvirtd of this session whose guests reach what listens on the machine's loopback."""
     yield from started(lambda: Libvirtd(apart=False))
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The guest that boots in a moment and tells what it was given."""
+    try:
+        return build(image_folder())
+    except ImageError as exc:
+        _missing(str(exc))
 
 
 @pytest.fixture

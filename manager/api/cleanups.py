@@ -78,7 +78,8 @@ def cleanup_forget(tx: Tx, _cfg: Settings, r: ask.CleanupForget) -> Any:
     if stone is not None:
         raise WrongState(
             f"{stone.name} is still to be deleted on {stone.host}",
-            f"if {stone.host} is gone for good: muster vm delete {stone.instance} --force --reason",
+            f"if {stone.host} is gone for good:"
+            f" muster vm delete {stone.instance} --force --reason TEXT",
         )
     return _item(tx, cleanup.forget(tx, cleanup.named(tx, r.cleanup), r.operator, r.reason))
 

@@ -353,7 +353,6 @@ def _places(tx: Tx, vm: Instance) -> list[str]:
         if host == vm.host or not _is_proven_gone(tx, host, vm.uuid, generation)
     }
     places = started | set(inventory.hosts_showing(tx, vm.uuid))
-    places |= leftovers.places(tx, vm)
     if vm.host is not None:
         places.add(vm.host)
     return sorted(places)

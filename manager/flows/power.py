@@ -39,9 +39,7 @@ def request(
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
     job = jobs.accept(tx, wish, verb_name, instance=vm.uuid, host=vm.host)
     if admission is verbs.Admission.ALREADY_THERE:
-        job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
-        job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
-        return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+        return jobs.end_at_once(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
     return _cast(tx, cfg, job, verb, vm, vm.host, force=force)
 
 
@@ -61,7 +59,7 @@ def require_settled(vm: Instance) -> None:
         raise WrongState(
             f"the resize of {vm.name} is {vm.resize.phase}, which {vm.host} has still to answer"
             f" ({vm.resize.error})",
-            f"wait until {vm.host} is back, or delete it",
+            f"it is tried again by itself: see muster host show {vm.host}, or delete {vm.name}",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.errors import WrongState
-from common.states import JobEvent, VmState
+from common.states import VmState
 from manager.flows import jobs, resize, restore, shelve
 from manager.flows.jobs import Wish
 from manager.flows.power import require_wanted
@@ -71,6 +71,4 @@ def _done(tx: Tx, wish: Wish, kind: str, vm: Instance, event: str, text: str) ->
     """A job that has ended at once, and an event with who wanted it and why."""
     job = jobs.accept(tx, wish, kind, instance=vm.uuid, host=vm.host)
     tx.event(event, vm.uuid, wish.operator, f"{vm.name}: {text} ({wish.reason})", job=job.uuid)
-    job = jobs.add_step(tx, job, text, None)
-    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "done")
-    return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+    return jobs.end_at_once(tx, job, text, None, "done")

@@ -127,9 +127,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, new: Shape) -> Job:
         )
     if new == old:
         job = jobs.accept(tx, wish, RESIZE, instance=vm.uuid, host=vm.host)
-        job = jobs.add_step(tx, job, f"{vm.name} has that size already", vm.host)
-        job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
-        return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+        return jobs.end_at_once(tx, job, f"{vm.name} has that size already", vm.host)
     _reserve(tx, vm, old, new)
     _use(tx, vm, new.offering)
     grown = _growth(old, new)

@@ -74,7 +74,6 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) -
     restore.require_none(tx, (vm.host,) if vm.host else ())
     power.require_wanted(vm)
     power.require_settled(vm)
-    power.require_settled(vm)
     if verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job) is not verbs.Admission.CAST:
         return _again(tx, cfg, wish, vm, offload=offload)
     if vm.host is None:
@@ -121,9 +120,7 @@ def _again(tx: Tx, cfg: Settings, wish: Wish, vm: Instance, *, offload: bool) ->
         vm = tx.swap(vm, task_state=TaskState.SHELVING, job=job.uuid)
         _leave(tx, cfg, vm, f"{wish.operator} has asked for it")
         return _wait(tx, cfg, job, vm)
-    job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
-    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
-    return jobs.end(tx, job, JobEvent.SUCCEED)
+    return jobs.end_at_once(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
 
 
 def command_ended(

@@ -68,7 +68,7 @@ def where(kept: Snapshot) -> str:
     """Where it lies, in words."""
     if kept.pool is not None:
         return f"in pool {kept.pool}"
-    return f"on {kept.host} alone" if kept.host is not None else "nowhere: there is nothing to copy"
+    return f"on {kept.host} alone" if kept.host is not None else "nowhere: it has none of its own"
 
 
 def shown(vm: Instance) -> dict[str, Any] | None:

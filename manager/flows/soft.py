@@ -106,9 +106,7 @@ def begin(tx: Tx, wish: Wish, job: Job, vm: Instance) -> Job:
 def done_already(tx: Tx, wish: Wish, vm: Instance) -> Job:
     """A soft delete of what is SOFT_DELETED: until when it is kept does not change."""
     job = jobs.accept(tx, wish, "delete", instance=vm.uuid, host=vm.host, strength=rule.SOFT)
-    job = jobs.add_step(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
-    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
-    return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+    return jobs.end_at_once(tx, job, f"{vm.name} is {vm.vm_state} already", vm.host)
 
 
 def pursue(tx: Tx, cfg: Settings, job: Job, vm: Instance, place: rule.Place | None) -> None:
@@ -303,17 +301,14 @@ def restore_vm(tx: Tx, wish: Wish, vm: Instance) -> Job:
     power.require_wanted(vm)
     verb = verbs.VERBS["restore"]
     admission = verbs.admit(verb, vm.name, vm.vm_state, vm.task_state, vm.job)
-    there = admission is verbs.Admission.ALREADY_THERE
-    if not there:
-        size = {"instances": 1, "vcpus": vm.vcpus, "memory_mib": vm.memory_mib}
-        limits.reserve(tx, vm.project, size)
-        tx.swap(vm, vm_state=verb.success, reclaim_at=None, error="")
+    if admission is verbs.Admission.ALREADY_THERE:
+        job = jobs.accept(tx, wish, "restore", instance=vm.uuid, host=vm.host)
+        return jobs.end_at_once(tx, job, f"{vm.name} is {vm.vm_state} already", None)
+    size = {"instances": 1, "vcpus": vm.vcpus, "memory_mib": vm.memory_mib}
+    limits.reserve(tx, vm.project, size)
+    tx.swap(vm, vm_state=verb.success, reclaim_at=None, error="")
     job = jobs.accept(tx, wish, "restore", instance=vm.uuid, host=vm.host)
-    name = f"{vm.name} is {vm.vm_state} already" if there else f"{vm.vm_state} -> {verb.success}"
-    job = jobs.add_step(tx, job, name, None)
-    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do" if there else "done")
-    if not there:
-        tx.event("instance.restore", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
-        for event in ("instance.restore.start", "instance.restore.end"):
-            notices.tell(tx, event, vm, job)
-    return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+    tx.event("instance.restore", vm.uuid, wish.operator, f"{vm.name}: {wish.reason or ''}")
+    for event in ("instance.restore.start", "instance.restore.end"):
+        notices.tell(tx, event, vm, job)
+    return jobs.end_at_once(tx, job, f"{vm.vm_state} -> {verb.success}", None, "done")

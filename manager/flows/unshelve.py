@@ -11,7 +11,7 @@ import datetime as dt
 from common.conf import Settings
 from common.errors import WrongState
 from common.messages import CommandKind, Result
-from common.states import CommandState, JobEvent, PowerState, TombstoneState, VmState
+from common.states import CommandState, PowerState, TombstoneState, VmState
 from manager.flows import (
     commands,
     first_start,
@@ -53,9 +53,7 @@ def request(tx: Tx, cfg: Settings, wish: Wish, vm: Instance) -> Job:
 
 def _nothing_to_do(tx: Tx, wish: Wish, vm: Instance, why: str) -> Job:
     job = jobs.accept(tx, wish, "unshelve", instance=vm.uuid, host=vm.host)
-    job = jobs.add_step(tx, job, why, vm.host)
-    job = jobs.end_step(tx, job, 0, JobEvent.SUCCEED, "nothing to do")
-    return jobs.end(tx, jobs.start(tx, job), JobEvent.SUCCEED)
+    return jobs.end_at_once(tx, job, why, vm.host)
 
 
 def _may_be_given_up(tx: Tx, vm: Instance) -> bool:

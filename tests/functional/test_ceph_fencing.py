@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from agent.drivers.libvirt.rbd import Images
 from common.conf.rbd import Rbd
 from common.messages import DiskSpec, RbdTarget
 from common.runtime import Runtime
-from devstack.fleet import Times, image_folder
-from devstack.image import Image, ImageError, build
+from devstack.fleet import Times
+from devstack.image import Image
 from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
@@ -33,16 +32,6 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BOOT_S = 120.0  # three seconds on an idle machine
 TIMES = Times(report_interval=1.0, service_down_time=30.0)
-
-
-@pytest.fixture(scope="module")
-def image() -> Image:
-    try:
-        return build(image_folder())
-    except ImageError as exc:
-        if os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1":
-            pytest.fail(str(exc), pytrace=False)
-        pytest.skip(str(exc))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -26,8 +25,7 @@ from common.messages import DiskSpec, GuestSpec, RbdTarget
 from common.model import TemplateFormat
 from common.ownership import Mark, new_bearer
 from common.states import PowerState
-from devstack.fleet import image_folder
-from devstack.image import Image, ImageError, bootable, build
+from devstack.image import Image, bootable
 from devstack.parts.ceph import Ceph
 from devstack.parts.libvirtd import Libvirtd
 from tests.functional.dying_agent import Host
@@ -37,16 +35,6 @@ from tests.wait import wait_until
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BOOT_S = 120.0  # three seconds on an idle machine
-
-
-@pytest.fixture(scope="module")
-def image() -> Image:
-    try:
-        return build(image_folder())
-    except ImageError as exc:
-        if os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1":
-            pytest.fail(str(exc), pytrace=False)
-        pytest.skip(str(exc))
 
 
 @pytest.fixture

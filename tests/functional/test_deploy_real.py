@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("libvirt")
 
-from devstack.fleet import Times, image_folder
-from devstack.image import Image, ImageError, bootable, build
+from devstack.fleet import Times
+from devstack.image import Image, bootable
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.postgres import Postgres
 from devstack.parts.rabbitmq import RabbitMQ
@@ -30,16 +30,6 @@ BOOT_S = 120.0  # three seconds on an idle machine
 # libvirt holds a guest while it makes or removes its filters; on busy machines that takes seconds.
 TIMES = Times(report_interval=2.0, service_down_time=30.0)
 KEY = base64.b64encode(b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(32)).decode()
-
-
-@pytest.fixture(scope="module")
-def image() -> Image:
-    try:
-        return build(image_folder())
-    except ImageError as exc:
-        if os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1":
-            pytest.fail(str(exc), pytrace=False)
-        pytest.skip(str(exc))
 
 
 def zone(pool: Path, template: Path, checksum: str, network: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import uuid
@@ -22,8 +21,7 @@ from common.errors import BadRequest, HypervisorError, TemplateInvalid
 from common.messages import DiskSpec, GuestSpec, ImageSource, NicSpec
 from common.model import Backend, Direction, Protocol, Rule, TemplateFormat
 from common.states import PowerState
-from devstack.fleet import image_folder
-from devstack.image import Image, ImageError, build
+from devstack.image import Image
 from devstack.parts.libvirtd import Libvirtd
 from devstack.parts.openvswitch import OpenVSwitch
 from tests.conftest import started
@@ -36,16 +34,6 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BOOT_S = 120.0  # three seconds on an idle machine
 MAC = "52:54:00:12:34:56"
-
-
-@pytest.fixture(scope="module")
-def image() -> Image:
-    try:
-        return build(image_folder())
-    except ImageError as exc:
-        if os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1":
-            pytest.fail(str(exc), pytrace=False)
-        pytest.skip(str(exc))
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from common.errors import HypervisorError, HypervisorUnavailable
 from common.messages import DiskSpec, NicSpec
 from common.runtime import Runtime
 from common.states import PowerState
-from devstack.fleet import image_folder
-from devstack.image import Image, ImageError, build
+from devstack.image import Image
 from devstack.parts.libvirtd import Libvirtd
 from tests.functional.libvirt_rig import Rig, at_work
 from tests.wait import wait_until
@@ -31,16 +30,6 @@ from tests.wait import wait_until
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BOOT_S = 120.0  # two seconds on an idle machine
-
-
-@pytest.fixture(scope="session")
-def image() -> Image:
-    try:
-        return build(image_folder())
-    except ImageError as exc:
-        if os.environ.get("CI") == "true" or os.environ.get("MUSTER_REQUIRE_REAL") == "1":
-            pytest.fail(str(exc), pytrace=False)
-        pytest.skip(str(exc))
 
 
 @pytest.fixture
